@@ -1,0 +1,206 @@
+"""The values that flow: what a dataset yields, what a layout writes, what a model reads.
+
+    Sample (parts)  --render-->  Sequence (ids + slots)  --pack-->  Batch (rows)
+
+A `Sample` is an ordered list of parts, `Text` or `Image`, each either *learned* (the model writes
+it) or *context* (the model reads it). Captioning, text-to-image, question answering, editing,
+interleaved documents and chat are all samples; no task has a class of its own.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Role = Literal["system", "user", "assistant"]
+
+
+class SampleError(ValueError):
+    """A sample that can't be what it claims to be; the message names the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of text. `role` is the speaker in a chat, or None in a plain document."""
+
+    text: str
+    learn: bool = False
+    role: Role | None = None
+
+    def __post_init__(self):
+        if not self.text:
+            raise SampleError("a Text part is empty; leave the part out instead")
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """An image as numbers: uint8 (height, width, 3), RGB."""
+
+    array: np.ndarray
+
+    def __post_init__(self):
+        a = self.array
+        if a.dtype != np.uint8 or a.ndim != 3 or a.shape[2] != 3 or 0 in a.shape:
+            raise SampleError(f"pixels must be uint8 (height, width, 3), got {a.dtype} {a.shape}")
+
+    def __eq__(self, other):
+        return isinstance(other, Pixels) and np.array_equal(self.array, other.array)
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """One level of codes: `ids` int32 (positions, depth); `grid` (rows, columns) if it has one."""
+
+    ids: np.ndarray
+    grid: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        ids = np.ascontiguousarray(self.ids, dtype=np.int32)
+        if ids.ndim != 2 or 0 in ids.shape:
+            raise SampleError(f"codes must be (positions, depth), got shape {ids.shape}")
+        if self.grid is not None and self.grid[0] * self.grid[1] != len(ids):
+            raise SampleError(f"a grid of {self.grid} holds {self.grid[0] * self.grid[1]} positions, got {len(ids)}")
+        object.__setattr__(self, "ids", ids)
+
+    def __eq__(self, other):
+        return isinstance(other, Level) and self.grid == other.grid and np.array_equal(self.ids, other.ids)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What a discrete image tokenizer yields: one or more levels, in the order they are written.
+
+    A VQ grid is one level of depth 1; 1-D tokens are a level without a grid; residual or product
+    codes are a level of depth d; semantic-then-pixel codes are two levels.
+    """
+
+    levels: tuple[Level, ...]
+
+    @staticmethod
+    def of_grid(ids) -> "Codes":
+        """Codes of one level and depth 1 from a (rows, columns) array."""
+        ids = np.asarray(ids)
+        return Codes((Level(ids.reshape(-1, 1), (int(ids.shape[0]), int(ids.shape[1]))),))
+
+    @staticmethod
+    def of_line(ids) -> "Codes":
+        """Codes of one level and depth 1 without a grid, from a (positions,) array."""
+        return Codes((Level(np.asarray(ids).reshape(-1, 1)),))
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """What a continuous tokenizer or a vision encoder yields: float32 (positions, channels)."""
+
+    array: np.ndarray
+    grid: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if self.array.ndim != 2 or 0 in self.array.shape:
+            raise SampleError(f"latents must be (positions, channels), got shape {self.array.shape}")
+
+    def __eq__(self, other):
+        return isinstance(other, Latents) and self.grid == other.grid and np.array_equal(self.array, other.array)
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image at one stage of its way: pixels as found, codes or latents once tokenized."""
+
+    content: Pixels | Codes | Latents
+    learn: bool = False
+    role: Role | None = None
+
+
+Part = Text | Image
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Parts in reading order. Build with `sample(...)`, which joins texts that belong together."""
+
+    parts: tuple[Part, ...]
+
+    def __post_init__(self):
+        if not self.parts:
+            raise SampleError("a sample has no parts")
+        for a, b in zip(self.parts, self.parts[1:]):
+            if isinstance(a, Text) and isinstance(b, Text) and (a.learn, a.role) == (b.learn, b.role):
+                raise SampleError(f"two adjacent texts of one speaker: {a.text!r}, {b.text!r}; join them")
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(p for p in self.parts if isinstance(p, Image))
+
+
+def sample(*parts: Part) -> Sample:
+    """A Sample of `parts`, adjacent texts of the same speaker and use joined."""
+    joined: list[Part] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if isinstance(part, Text) and isinstance(last, Text) and (last.learn, last.role) == (part.learn, part.role):
+            joined[-1] = Text(last.text + part.text, part.learn, part.role)
+        else:
+            joined.append(part)
+    return Sample(tuple(joined))
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """A run of positions whose payload is not (only) an id.
+
+    `space` names the codebook or the continuous space; `payload` is int32 (length, depth) codes,
+    float32 (length, channels) latents or features, or the pixels still to be encoded in the step.
+    """
+
+    start: int
+    length: int
+    space: str
+    learn: bool
+    payload: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Sequence:
+    """One document as the model sees it.
+
+    ids     int32 (T,)  what is read
+    learn   bool (T,)   whether the id at this position is a target (predicted from those before)
+    slots               payloads beside the ids, none for plain codes in a shared table
+    """
+
+    ids: np.ndarray
+    learn: np.ndarray
+    slots: tuple[Slot, ...] = ()
+
+    def __post_init__(self):
+        if self.ids.shape != self.learn.shape or self.ids.ndim != 1:
+            raise SampleError(f"ids {self.ids.shape} and learn {self.learn.shape} must be one equal length")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Packed rows: several documents side by side, kept apart by `document`.
+
+    ids        int64 (B, T)  padded with `pad`; never a negative number
+    targets    int64 (B, T)  the id that follows in the same document; only read where `learn`
+    learn      bool (B, T)   whether the *target* at this position is supervised
+    position   int64 (B, T)  counts from 0 in every document
+    document   int64 (B, T)  counts from 1 in every row; 0 is padding
+    image      bool (B, T)   whether the target is an image position, for separate losses
+    slots                    (row, slot), `start` counted in the row
+    samples                  how many documents, so that none is lost uncounted
+    """
+
+    ids: np.ndarray
+    targets: np.ndarray
+    learn: np.ndarray
+    position: np.ndarray
+    document: np.ndarray
+    image: np.ndarray
+    slots: tuple[tuple[int, Slot], ...] = ()
+    samples: int = 0
+    pixels: np.ndarray | None = field(default=None)
