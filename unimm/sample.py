@@ -124,6 +124,8 @@ class Sample:
     def __post_init__(self):
         if not self.parts:
             raise SampleError("a sample has no parts")
+        if len({part.role is None for part in self.parts}) > 1:
+            raise SampleError("some parts have a role and some have none; a sample is a chat or a document")
         for a, b in zip(self.parts, self.parts[1:]):
             if isinstance(a, Text) and isinstance(b, Text) and (a.learn, a.role) == (b.learn, b.role):
                 raise SampleError(f"two adjacent texts of one speaker: {a.text!r}, {b.text!r}; join them")

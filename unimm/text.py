@@ -1,0 +1,125 @@
+"""Strings to text ids and back. Control tokens are never written here: a user's "<s>" stays three characters."""
+
+from pathlib import Path
+from typing import Iterable, Protocol, Sequence
+
+
+class TextError(ValueError):
+    """A text tokenizer that can't be read or trained."""
+
+
+class TextTokenizer(Protocol):
+    size: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class BytesTokenizer:
+    """UTF-8 bytes as ids: stands in where a run has not trained its own tokenizer yet."""
+
+    size = 256
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+SPACE = "\u2581"  # SentencePiece's own sign for a space
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model. Exact both ways: `decode(encode(text)) == text` for any text."""
+
+    def __init__(self, model: bytes):
+        import sentencepiece
+
+        self.model = model
+        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor.LoadFromSerializedProto(model)
+        self.size = self._processor.vocab_size()
+        self._space = [self._processor.PieceToId(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        self._known: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        if text not in self._known:
+            if len(self._known) > 100_000:  # a cache for texts that repeat, not a leak for those that don't
+                self._known.clear()
+            self._known[text] = self._encode(text)
+        return list(self._known[text])
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TextError(f"the text {text!r} is not valid Unicode: {error.reason}") from None
+        first, *rest = text.split(SPACE)  # a literal U+2581 must not come back as a space: its bytes don't
+        ids = self._processor.EncodeAsIds(first)
+        for piece in rest:
+            ids = ids + self._space + self._processor.EncodeAsIds(piece)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.DecodeIds([int(i) for i in ids])
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(self.model)
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
+    """A unigram model of at most `vocab_size` pieces, 256 of them bytes, so that no text is unknown."""
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    texts = [t for t in texts if t.strip()]
+    if not texts:
+        raise TextError("there is no text to train the text tokenizer on; the recipe's data yields none")
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size, hard_vocab_limit=False,
+        model_type="unigram", byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, add_dummy_prefix=False, unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1,
+        minloglevel=2, num_threads=1)
+    return SentencePieceTokenizer(model.getvalue())
+
+
+class PretrainedTokenizer:
+    """The tokenizer of a published model, with special-token text in prompts kept as plain text."""
+
+    def __init__(self, path: str):
+        file = Path(path) / "tokenizer.json"
+        if file.is_file():
+            from tokenizers import Tokenizer
+
+            self._tokenizer = Tokenizer.from_file(str(file))
+        elif Path(path).exists():
+            raise TextError(f"{path}: no tokenizer.json in this folder; save a fast transformers tokenizer there")
+        else:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(path).backend_tokenizer
+        self._tokenizer.encode_special_tokens = True
+        self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token the release already has, or None."""
+        return self._tokenizer.token_to_id(token)
+
+
+def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
+    if not path.is_file():
+        raise TextError(f"{path}: no such text tokenizer; the run's first stage trains it")
+    try:
+        return SentencePieceTokenizer(path.read_bytes())
+    except RuntimeError:
+        raise TextError(f"{path}: not a SentencePiece model; restore the file or train the run anew") from None
