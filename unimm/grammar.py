@@ -1,0 +1,202 @@
+"""What a written image is, position by position, and which ids may come next.
+
+A `Plan` spells out one image of one size as fixed ids and runs of codes. All plans of a layout
+together make an `Automaton`: a table from (state, id) to state, so that any number of rows, each at
+its own place, advance in one indexing operation.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from unimm.config.check import ConfigError
+from unimm.config.tokens import Grid, ImageLayout, LevelLayout, Line, UpTo
+from unimm.vocab import Vocab, fill
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Ids that stand as they are: markers, and literal text such as Emu3's "64*64"."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """`length` positions of a level from its position `start`; below `shortest` the image may not end."""
+
+    level: int
+    space: str
+    start: int
+    length: int
+    shortest: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One image of one size: pieces in order, and each level's grid. The first piece is fixed."""
+
+    size: tuple[int, int]
+    pieces: tuple[Fixed | Run, ...]
+    grids: tuple[tuple[int, int] | None, ...]
+
+    @property
+    def header(self) -> tuple[int, ...]:
+        """The ids before the first code: what a text-to-image prompt ends with."""
+        return self.pieces[0].ids
+
+    def lengths(self, level: int) -> tuple[int, int]:
+        """The least and the most positions of a level."""
+        runs = [p for p in self.pieces if isinstance(p, Run) and p.level == level]
+        return sum(r.shortest for r in runs), sum(r.length for r in runs)
+
+
+def make_plan(image: ImageLayout, size: tuple[int, int], pixels_per_code: int,
+              ids: Callable[[str], tuple[int, ...]]) -> Plan:
+    """Spell out an image of `size` (rows, columns); `ids` turns a filled template into ids."""
+    def spelled(template: str) -> tuple[int, ...]:
+        return ids(fill(template, size, pixels_per_code))
+
+    pieces: list[Fixed | Run] = [Fixed(spelled(image.begin))]
+    grids = []
+    for number, level in enumerate(image.levels):
+        grid, runs = _level(number, level, size, spelled(level.row_end))
+        pieces += [Fixed(spelled(level.before)), *runs, Fixed(spelled(level.after))]
+        grids.append(grid)
+    pieces.append(Fixed(spelled(image.end)))
+    return Plan(size, _joined(pieces), tuple(grids))
+
+
+def _level(number: int, level: LevelLayout, size, row_end: tuple[int, ...]):
+    match level.shape:
+        case Line(length=n):
+            return None, [Run(number, level.space, 0, n, n)]
+        case UpTo(longest=n, shortest=k):
+            return None, [Run(number, level.space, 0, n, k)]
+        case Grid(scale=s):
+            h, w = size[0] * s, size[1] * s
+    if level.row_ends == "none":
+        return (h, w), [Run(number, level.space, 0, h * w, h * w)]
+    rows = [piece for y in range(h) for piece in (Run(number, level.space, y * w, w, w), Fixed(row_end))]
+    return (h, w), rows if level.row_ends == "after" else rows[:-1]
+
+
+def _joined(pieces: list[Fixed | Run]) -> tuple[Fixed | Run, ...]:
+    """Neighbouring fixed pieces as one, empty ones left out."""
+    joined: list[Fixed | Run] = []
+    for piece in pieces:
+        if isinstance(piece, Fixed) and not piece.ids:
+            continue
+        if isinstance(piece, Fixed) and joined and isinstance(joined[-1], Fixed):
+            joined[-1] = Fixed(joined[-1].ids + piece.ids)
+        else:
+            joined.append(piece)
+    return tuple(joined)
+
+
+class Automaton:
+    """Which ids may follow, for many rows at once.
+
+    States are integers; TEXT is between images, DONE after an end marker. `kinds[k]` names what the
+    ids of `sets[k]` are ("text", "marker", or a codebook's name), so that a sampler can ask the
+    right head and the right temperature.
+    """
+
+    TEXT, DONE = 0, 1
+
+    def __init__(self, vocab: Vocab, plans: list[Plan], ends: list[int], pad: int, by_count: bool,
+                 placeholders: dict[str, int]):
+        self.labels: dict[int | str, int] = {"text": 0}
+        self._edges: list[dict[int, int]] = [{}, {}]
+        for plan in plans:
+            self._insert(plan, by_count)
+        fixed = {key: label for key, label in self.labels.items() if isinstance(key, int)}
+        self.label_of = self._label_ids(vocab, ends + [pad], placeholders)
+        for key in fixed:
+            if vocab.is_text[key]:
+                self._edges[self.TEXT].setdefault(self.labels[key], self.TEXT)
+        self._edges[self.TEXT][0] = self.TEXT
+        for end in ends:
+            self._edges[self.TEXT][self.labels[end]] = self.DONE
+        self._edges[self.DONE][self.labels[pad]] = self.DONE
+        self._tabulate(vocab)
+
+    def _label(self, key: int | str) -> int:
+        return self.labels.setdefault(key, len(self.labels))
+
+    def _edge(self, state: int, label: int, last: bool) -> int:
+        """Follow or make the edge; the last one of an image leads back to TEXT."""
+        edges = self._edges[state]
+        if label not in edges:
+            edges[label] = self.TEXT if last else len(self._edges)
+            if not last:
+                self._edges.append({})
+        elif (edges[label] == self.TEXT) != last:
+            raise ConfigError("one size's image is the beginning of another's; add row ends or a size to the layout")
+        return edges[label]
+
+    def _insert(self, plan: Plan, by_count: bool) -> None:
+        pieces = plan.pieces[:-1] if by_count and isinstance(plan.pieces[-1], Fixed) else plan.pieces
+        steps = [(p, k) for p in pieces for k in range(len(p.ids) if isinstance(p, Fixed) else p.length)]
+        state, early = self.TEXT, []
+        for n, (piece, k) in enumerate(steps):
+            last = n == len(steps) - 1
+            if isinstance(piece, Fixed):
+                label = self._label(piece.ids[k])
+                target = self._edge(state, label, last)
+                for shorter in early:
+                    self._edges[shorter][label] = target
+                early = []
+            else:
+                if k >= piece.shortest and piece.shortest < piece.length:
+                    early.append(state)
+                target = self._edge(state, self._label(piece.space), last)
+            state = target
+
+    def _label_ids(self, vocab: Vocab, others: list[int], placeholders: dict[str, int]) -> np.ndarray:
+        label_of = np.full(vocab.size, -1, np.int32)
+        label_of[vocab.is_text] = 0
+        for name, r in vocab.ranges.items():
+            if name in self.labels:
+                label_of[r.start:r.stop] = self.labels[name]
+        for name, i in placeholders.items():
+            if name in self.labels:
+                label_of[i] = self.labels[name]
+        for i in [k for k in self.labels if isinstance(k, int)] + others:
+            label_of[i] = self._label(i)
+        return label_of
+
+    def _tabulate(self, vocab: Vocab) -> None:
+        self.table = np.full((len(self._edges), len(self.labels)), -1, np.int32)
+        for state, edges in enumerate(self._edges):
+            self.table[state, list(edges)] = list(edges.values())
+        kinds_by_label = {n: key if isinstance(key, str) else "marker" for key, n in self.labels.items()}
+        known: dict[tuple[int, ...], int] = {}
+        self.sets: list[np.ndarray] = []
+        self.kinds: list[str] = []
+        self.set_of = np.zeros(len(self._edges), np.int32)
+        for state, edges in enumerate(self._edges):
+            key = tuple(sorted(edges))
+            if key not in known:
+                known[key] = len(self.sets)
+                self.sets.append(np.flatnonzero(np.isin(self.label_of, key)))
+                names = [kinds_by_label[n] for n in key]
+                self.kinds.append("text" if 0 in key else next((n for n in names if n != "marker"), "marker"))
+            self.set_of[state] = known[key]
+
+    def advance(self, states: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """The states (B,) after the ids (B,). Raises ValueError for an id that was not allowed."""
+        labels = self.label_of[ids]
+        following = np.where(labels >= 0, self.table[states, np.maximum(labels, 0)], -1)
+        if (following < 0).any():
+            row = int(np.argmax(following < 0))
+            raise ValueError(f"id {int(np.asarray(ids)[row])} in row {row} may not stand there")
+        return following
+
+    def after(self, ids) -> int:
+        """The state behind an image's header."""
+        state = np.array([self.TEXT])
+        for i in ids:
+            state = self.advance(state, np.array([i]))
+        return int(state[0])

@@ -1,0 +1,118 @@
+"""Recipes: load a file, apply typed overrides, write the resolved result as JSON."""
+
+import contextlib
+import difflib
+import io
+import re
+import runpy
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+from unimm.config import data, images, model, stages, tokens
+from unimm.config.check import ConfigError
+from unimm.config.recipe import Recipe, Sampling
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """The recipe of a .py file, of a resolved .json, or of a run folder.
+
+    Raises ConfigError, worded for the person who wrote the file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "recipe.json"
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such recipe; give a recipe file such as recipes/demo.py, or a run's folder")
+    if path.suffix == ".json":
+        return recipe_from_json(path.read_text(encoding="utf-8"), str(path))
+    if path.suffix != ".py":
+        raise ConfigError(f"{path}: a recipe is a .py file or a resolved .json")
+    found = _execute(path).get("recipe")
+    if not isinstance(found, Recipe):
+        raise ConfigError(f"{path}: defines no `recipe = Recipe(...)`")
+    return found
+
+
+def _execute(path: Path) -> dict:
+    beside = str(Path.cwd())
+    sys.path.insert(0, beside)  # recipes name each other as recipes.x, from the project's root
+    try:
+        return runpy.run_path(str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except TypeError as error:
+        raise ConfigError(f"{path}: {_explained(str(error))}") from None
+    except SyntaxError as error:
+        raise ConfigError(f"{path}:{error.lineno}: {error.msg}") from None
+    except (ImportError, NameError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    finally:
+        sys.path.remove(beside)
+
+
+def _explained(message: str) -> str:
+    """A constructor's complaint about a field, with the field that was probably meant."""
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    if not found:
+        return message
+    name, wrong = found.groups()
+    known = next(([f.name for f in fields(c)] for c in _config_classes() if c.__name__ == name), [])
+    close = difflib.get_close_matches(wrong, known, n=1)
+    meant = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}"
+    return f"{name} has no field {wrong!r}; {meant}"
+
+
+def _config_classes() -> list[type]:
+    here = [v for module in (data, images, model, stages, tokens) for v in vars(module).values()]
+    return [Recipe, Sampling] + [v for v in here if isinstance(v, type) and is_dataclass(v)]
+
+
+def apply_overrides(recipe: Recipe, arguments: list[str], command: str) -> Recipe:
+    """The recipe with typed dotted overrides such as `--stages.sft.steps 100`.
+
+    Raises ConfigError naming an unknown field and the nearest known one, or a value out of range.
+    `--help` prints every field and exits.
+    """
+    if not arguments:
+        return recipe
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(tyro.conf.AvoidSubcommands[Recipe], default=recipe, args=arguments, prog=command)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_one_line(said.getvalue())) from None
+
+
+def _one_line(boxed: str) -> str:
+    """A tyro error box as one line."""
+    lines = [line.strip("│ ").strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", boxed).splitlines()]
+    lines = [line for line in lines if line and line[0] not in "╭╰─" and "full helptext" not in line]
+    problem = lines[0] if lines else "the overrides could not be read"
+    if "Perhaps you meant:" in lines:
+        suggestion = lines[lines.index("Perhaps you meant:") + 1].split(" ")[0]
+        return f"{problem}; did you mean {suggestion}?"
+    return " ".join([problem, *[line for line in lines[1:3] if not line.startswith("--")]])
+
+
+def recipe_to_json(recipe: Recipe) -> str:
+    """Every field of the recipe, defaults included: what a run saves and a report shows."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Recipe).dump_json(recipe, indent=2).decode()
+
+
+def recipe_from_json(text: str, where: str) -> Recipe:
+    """The inverse of `recipe_to_json`; refuses unknown fields and wrong types with their place."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Recipe).validate_json(text, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"])
+        raise ConfigError(f"{where}: {place}: {first['msg']}") from None
