@@ -1,0 +1,81 @@
+"""The language model: a stock transformers causal LM, its table extended by the rows of markers and codes."""
+
+from typing import assert_never
+
+import torch
+
+from unimm.config.check import ConfigError
+from unimm.config.model import Backbone, FreshBackbone, PretrainedBackbone, SharedTable
+from unimm.model.attention import use_packed_attention
+from unimm.vocab import Vocab
+
+
+def build_backbone(config: Backbone, vocab: Vocab, image_in: SharedTable, code_vectors: dict[str, torch.Tensor]):
+    """A transformers causal LM with `vocab.rows` rows, all new rows initialised.
+
+    code_vectors  float32 (codes, dim) by codebook name, read where rows start as 'codebook'
+    """
+    match config:
+        case FreshBackbone():
+            backbone, known = _fresh(config, vocab.rows), 0
+        case PretrainedBackbone(path=path):
+            from transformers import AutoModelForCausalLM
+
+            backbone = AutoModelForCausalLM.from_pretrained(path)
+            known = backbone.get_input_embeddings().weight.shape[0]
+            if vocab.rows > known:
+                # Our own initialisation follows; the built-in one needs the mean of all old rows twice.
+                backbone.resize_token_embeddings(vocab.rows, mean_resizing=False)
+        case _:
+            assert_never(config)
+    use_packed_attention(backbone)
+    init_rows(backbone, vocab, known, image_in, code_vectors)
+    return backbone
+
+
+def _fresh(config: FreshBackbone, rows: int):
+    shape = dict(
+        vocab_size=rows, hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads, intermediate_size=config.mlp, head_dim=config.width // config.heads,
+        max_position_embeddings=32768, tie_word_embeddings=False, use_cache=False,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    match config.family:
+        case "qwen3":
+            from transformers import Qwen3Config, Qwen3ForCausalLM
+
+            return Qwen3ForCausalLM(Qwen3Config(**shape))
+        case "llama":
+            from transformers import LlamaConfig, LlamaForCausalLM
+
+            return LlamaForCausalLM(LlamaConfig(**shape))
+        case _:
+            assert_never(config.family)
+
+
+@torch.no_grad()
+def init_rows(backbone, vocab: Vocab, known: int, image_in: SharedTable, code_vectors: dict[str, torch.Tensor]) -> None:
+    """Start the rows from `known` on, in and out. Raises ConfigError where 'codebook' lacks vectors."""
+    tables = [backbone.get_input_embeddings().weight]
+    if backbone.get_output_embeddings() is not None and backbone.get_output_embeddings().weight is not tables[0]:
+        tables.append(backbone.get_output_embeddings().weight)
+    for table in tables:
+        old, new = table[:known], table[known:vocab.rows]
+        spread = float(old.std(0).mean()) if known else backbone.config.initializer_range
+        if image_in.rows == "mean" and known:
+            new.copy_(old.mean(0) + spread * torch.randn_like(new))
+        else:
+            new.normal_(0.0, spread)
+        if image_in.rows == "codebook":
+            for r in vocab.ranges.values():
+                if r.shared:
+                    table[r.start:r.stop] = _projected(r.name, code_vectors, table.shape[1], spread).to(table)
+
+
+def _projected(name: str, code_vectors: dict[str, torch.Tensor], width: int, spread: float) -> torch.Tensor:
+    """Codes' own vectors, centred, through a random projection to `width` with the table's spread."""
+    if name not in code_vectors:
+        raise ConfigError(f"image_in.rows is 'codebook', but codebook {name!r} has no vectors; use 'mean' or 'normal'")
+    vectors = code_vectors[name].float()
+    vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp_min(1e-6)
+    return vectors @ torch.randn(vectors.shape[1], width) * (spread / vectors.shape[1] ** 0.5)

@@ -1,0 +1,53 @@
+"""A packed batch through the language model to losses, text and image apart."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from unimm.loss import Losses, token_losses
+from unimm.model.attention import documents_of
+from unimm.sample import Batch
+from unimm.vocab import Vocab
+
+
+class UnifiedModel(nn.Module):
+    """The backbone with what reads and writes images. forward(Batch) -> Losses.
+
+    backbone      a transformers causal LM that attends through `unimm.model.attention`
+    image_weight  weight of an image position in the loss, text having 1
+    """
+
+    def __init__(self, backbone: nn.Module, vocab: Vocab, image_weight: float = 1.0):
+        super().__init__()
+        self.backbone = backbone
+        self.vocab = vocab
+        self.image_weight = image_weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.get_input_embeddings().weight.device
+
+    def hidden(self, ids: torch.Tensor, position: torch.Tensor, document: torch.Tensor) -> torch.Tensor:
+        """The last hidden states (B, T, width) of packed rows."""
+        return self.backbone.model(
+            input_ids=ids, position_ids=position, documents=documents_of(document), use_cache=False).last_hidden_state
+
+    def forward(self, batch: Batch) -> Losses:
+        """Mean weighted cross-entropy over the learned positions; parts "text" and "image" in nats per token."""
+        ids, targets, learn, position, document, image = (
+            torch.from_numpy(np.ascontiguousarray(x)).to(self.device) for x in
+            (batch.ids, batch.targets, batch.learn, batch.position, batch.document, batch.image))
+        hidden = self.hidden(ids, position, document)
+        image = image[learn]
+        losses = token_losses(hidden[learn], self.backbone.lm_head, targets[learn])
+        weights = torch.where(image, self.image_weight, 1.0)
+        # A rank without a learned position still runs the head, on nothing: every rank runs every module.
+        total = (losses * weights).sum() / weights.sum().clamp_min(1.0)
+        parts = {name: (losses.detach()[which].sum(), which.sum()) for name, which in
+                 (("text", ~image), ("image", image))}
+        return Losses(total, parts)
+
+    def describe(self) -> list[str]:
+        """What of the vocabulary is new, for the table before step 1."""
+        codes = ", ".join(f"{r.name} {r.start}..{r.stop - 1}" for r in self.vocab.ranges.values())
+        return [f"{self.vocab.rows:,} rows: {self.vocab.text_size:,} text, {len(self.vocab.special)} markers, codes {codes}"]
