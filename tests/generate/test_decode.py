@@ -1,0 +1,118 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ten_systems import TEN
+
+from unimm.config.model import FreshBackbone, SharedTable
+from unimm.config.recipe import Sampling
+from unimm.generate.choose import choose
+from unimm.generate.decode import Request, decode, image_request
+from unimm.grammar import Automaton
+from unimm.model.backbone import build_backbone
+from unimm.sample import Text
+
+LAYOUT = TEN["emu3"].build()
+AUTOMATON = LAYOUT.automaton()
+GREEDY = Sampling(temperature=0.0, guidance=1.0)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    torch.manual_seed(0)
+    made = build_backbone(FreshBackbone(width=16, layers=2, heads=4, kv_heads=2, mlp=32), LAYOUT.vocab,
+                          SharedTable(rows="normal"), {})
+    for parameter in made.parameters():
+        parameter.data.mul_(6.0)
+    return made.eval()
+
+
+def images(n: int, guides: bool = True) -> list[Request]:
+    """Rows of different prompts, lengths and sizes, so that each is at its own place."""
+    return [image_request(LAYOUT, AUTOMATON, (Text("x" * (1 + k % 4)),), LAYOUT.config.sizes[k % 3], guides, seed=k)
+            for k in range(n)]
+
+
+def slow(backbone, request: Request, sampling: Sampling) -> list[int]:
+    """One row, one branch at a time, no cache, full logits: what the loop must equal."""
+    state, written = request.start, []
+    rng = np.random.default_rng(request.seed)
+
+    def logits(prompt):
+        return backbone(torch.tensor([prompt.ids.tolist() + written])).logits[0, -1]
+
+    while state != Automaton.TEXT or not written:
+        allowed = AUTOMATON.sets[AUTOMATON.set_of[state]]
+        if len(allowed) == 1:
+            pick = allowed[0]
+        else:
+            u, c = logits(request.unconditional), logits(request.prompt)
+            scores = (u + sampling.guidance * (c - u))[torch.as_tensor(allowed)]
+            if sampling.temperature == 0:
+                pick = allowed[int(scores.argmax())]
+            else:
+                p = torch.softmax(scores.double() / sampling.temperature, -1).detach().numpy()
+                pick = allowed[int(np.searchsorted(p.cumsum(), rng.random() * p.sum(), side="right"))]
+        written.append(int(pick))
+        state = int(AUTOMATON.advance(np.array([state]), np.array([pick]))[0])
+    return written
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_guided_rows_equal_two_passes_without_cache_each_row_alone(backbone, temperature):
+    """Defect 14: decoding constrained by row 0 only; defect 15: guidance as two forwards."""
+    sampling = Sampling(guidance=2.5, temperature=temperature)
+    requests = images(6)
+    decode(backbone, LAYOUT, AUTOMATON, requests, sampling)
+    for request in requests:
+        assert request.ids == slow(backbone, request, sampling)
+
+
+def test_text_equals_transformers_own_greedy_generation(backbone):
+    prompts = [LAYOUT.prompt((Text(t, role="user"),)) for t in ("hello", "a", "what is this?")]
+    requests = [Request(p, limit=12) for p in prompts]
+    decode(backbone, LAYOUT, AUTOMATON, requests, GREEDY)
+    allowed = AUTOMATON.sets[AUTOMATON.set_of[Automaton.TEXT]].tolist()
+    stops = {LAYOUT.eos, LAYOUT.vocab.special["<end>"], LAYOUT.vocab.special["<|image start|>"]}
+    for request in requests:
+        ids = torch.tensor([request.prompt.ids.tolist()])
+        made = backbone.generate(ids, max_new_tokens=12, do_sample=False, use_cache=False, pad_token_id=LAYOUT.pad_id,
+                                 attention_mask=torch.ones_like(ids), eos_token_id=sorted(stops),
+                                 prefix_allowed_tokens_fn=lambda *_: allowed)
+        assert request.ids == made[0, ids.shape[1]:].tolist()
+
+
+def test_a_seed_gives_the_same_image_at_any_batch_size(backbone):
+    sampling = Sampling(guidance=2.0, temperature=1.0, top_k=20, top_p=0.9)
+    together, alone = images(7), images(7)
+    decode(backbone, LAYOUT, AUTOMATON, together, sampling)
+    decode(backbone, LAYOUT, AUTOMATON, alone, sampling, batch=1)
+    assert [r.ids for r in together] == [r.ids for r in alone]
+    others = [replace(r, seed=r.seed + 100, ids=[]) for r in images(7)]
+    decode(backbone, LAYOUT, AUTOMATON, others, sampling)
+    assert [r.ids for r in together] != [r.ids for r in others]
+
+
+def test_text_stops_at_its_limit_at_its_end_and_where_an_image_begins(backbone):
+    begin = LAYOUT.vocab.special["<|image start|>"]
+    requests = [Request(LAYOUT.prompt((Text(t),)), seed=k, limit=9) for k, t in enumerate("abcdefgh" * 8)]
+    decode(backbone, LAYOUT, AUTOMATON, requests, Sampling(text_temperature=8.0))
+    enders = {LAYOUT.eos, LAYOUT.vocab.special["<end>"], begin}
+    for r in requests:
+        assert 1 <= len(r.ids) <= 9
+        assert not enders & set(r.ids[:-1])
+        assert len(r.ids) == 9 or r.ids[-1] in enders
+    assert any(len(r.ids) < 9 for r in requests) and any(len(r.ids) == 9 for r in requests)
+
+
+def test_chosen_ids_follow_the_distribution_within_top_k_and_top_p():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(4000, 4)
+    uniform = (np.arange(4000) + 0.5) / 4000
+    np.testing.assert_allclose(np.bincount(choose(logits, uniform, 1.0), minlength=4) / 4000, [0.5, 0.3, 0.15, 0.05], atol=1e-3)
+    assert set(choose(logits, uniform, 1.0, top_k=2)) == {0, 1}
+    assert set(choose(logits, uniform, 1.0, top_p=0.79)) == {0, 1}
+    assert set(choose(logits, uniform, 1.0, top_p=0.81)) == {0, 1, 2}
+    assert set(choose(logits, uniform, 1.0, top_p=0.01)) == {0}
+    assert set(choose(logits, uniform, 0.0)) == {0}
+    assert choose(logits[:1], np.array([1.0 - 1e-12]), 1.0)[0] == 3
