@@ -1,11 +1,11 @@
 """A packed batch through the language model to losses, text and image apart."""
 
-import numpy as np
 import torch
 from torch import nn
 
-from unimm.loss import Losses, token_losses
+from unimm.losses import Losses
 from unimm.model.attention import documents_of
+from unimm.model.cross_entropy import token_losses
 from unimm.sample import Batch
 from unimm.vocab import Vocab
 
@@ -35,7 +35,7 @@ class UnifiedModel(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """Mean weighted cross-entropy over the learned positions; parts "text" and "image" in nats per token."""
         ids, targets, learn, position, document, image = (
-            torch.from_numpy(np.ascontiguousarray(x)).to(self.device) for x in
+            torch.as_tensor(x, device=self.device) for x in
             (batch.ids, batch.targets, batch.learn, batch.position, batch.document, batch.image))
         hidden = self.hidden(ids, position, document)
         image = image[learn]
@@ -45,9 +45,4 @@ class UnifiedModel(nn.Module):
         total = (losses * weights).sum() / weights.sum().clamp_min(1.0)
         parts = {name: (losses.detach()[which].sum(), which.sum()) for name, which in
                  (("text", ~image), ("image", image))}
-        return Losses(total, parts)
-
-    def describe(self) -> list[str]:
-        """What of the vocabulary is new, for the table before step 1."""
-        codes = ", ".join(f"{r.name} {r.start}..{r.stop - 1}" for r in self.vocab.ranges.values())
-        return [f"{self.vocab.rows:,} rows: {self.vocab.text_size:,} text, {len(self.vocab.special)} markers, codes {codes}"]
+        return Losses(total, parts, weights.sum(), int((document > 0).sum()))

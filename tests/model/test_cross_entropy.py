@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from unimm.loss import token_losses
+from unimm.model.cross_entropy import token_losses
 
 
 def test_token_losses_equal_a_float64_loop_whatever_the_chunk():

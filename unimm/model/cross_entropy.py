@@ -1,7 +1,6 @@
-"""Losses as sums with counts, so that parts average rightly over chunks, steps and ranks."""
+"""Cross-entropy at the supervised positions only, in chunks: full logits never exist."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,14 +8,6 @@ from torch.utils.checkpoint import checkpoint
 
 CHUNK = 2048
 """Positions whose logits exist at one time: 2048 x 164,000 ids x 4 bytes = 1.3 GB at Emu3's vocabulary."""
-
-
-@dataclass(frozen=True)
-class Losses:
-    """total: scalar to minimise. parts: name -> (sum, count), both detached scalars, for the log."""
-
-    total: torch.Tensor
-    parts: dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def token_losses(hidden: torch.Tensor, head: Callable, targets: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:

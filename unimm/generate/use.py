@@ -1,0 +1,93 @@
+"""What people do with a trained system: draw pictures from prompts, answer in a chat.
+
+The command line, the chat and the scores all go through these two functions, with the same defaults.
+"""
+
+from collections.abc import Sequence as Many
+from dataclasses import replace
+
+import numpy as np
+
+from unimm.config.recipe import Sampling
+from unimm.generate.decode import Request, decode, image_request
+from unimm.grammar import Automaton
+from unimm.images.tokenizer import to_codes, to_pixels
+from unimm.sample import Codes, Image, Part, Pixels, Text
+from unimm.stream.pixels import fit
+from unimm.system import System
+
+
+class PromptError(ValueError):
+    """A prompt that the model can't read."""
+
+
+def encoded(system: System, parts: Many[Part]) -> tuple[Part, ...]:
+    """The parts with pixels turned to codes by the system's tokenizer, cut to its size."""
+    images = [p for p in parts if isinstance(p, Image) and isinstance(p.content, Pixels)]
+    size = system.recipe.image_tokenizer.image
+    codes = iter(to_codes(system.tokenizer, [fit(p.content.array, size) for p in images]) if images else [])
+    return tuple(replace(p, content=next(codes)) if p in images else p for p in parts)
+
+
+def draw(system: System, contexts: Many[Many[Part]], seeds: Many[int], sampling: Sampling | None = None,
+         guided: bool = True) -> list[np.ndarray]:
+    """One picture, uint8 (height, width, 3), after each context (a caption, or a chat with an instruction).
+
+    Raises PromptError for an empty prompt.
+    """
+    if any(not parts for parts in contexts):
+        raise PromptError("the prompt is empty; say what to draw")
+    automaton = system.layout.automaton()
+    requests = [image_request(system.layout, automaton, encoded(system, parts), None, guided, seed)
+                for parts, seed in zip(contexts, seeds, strict=True)]
+    decode(system.model.backbone, system.layout, automaton, requests, sampling or system.recipe.sampling)
+    codes = [written_image(system, r) for r in requests]
+    return to_pixels(system.tokenizer, codes)
+
+
+def written_image(system: System, request: Request) -> Codes:
+    """The codes of the image that a request ended with."""
+    ids = np.concatenate([request.prompt.ids, request.ids])
+    return system.layout.parse(ids, slots=request.prompt.slots).images[-1].content
+
+
+def answer(system: System, contexts: Many[Many[Part]], sampling: Sampling | None = None, seed: int = 0) -> list[str]:
+    """The text that follows each context, as far as its end."""
+    sampling = sampling or system.recipe.sampling
+    requests = _texts(system, contexts, sampling, seed)
+    return [system.layout.text.decode([i for i in r.ids if system.layout.vocab.is_text[i]]) for r in requests]
+
+
+def _texts(system: System, contexts: Many[Many[Part]], sampling: Sampling, seed: int) -> list[Request]:
+    requests = [Request(system.layout.prompt(encoded(system, parts)), seed=seed + n, limit=sampling.text_length)
+                for n, parts in enumerate(contexts)]
+    decode(system.model.backbone, system.layout, system.layout.automaton(), requests, sampling)
+    return requests
+
+
+def reply(system: System, parts: Many[Part], sampling: Sampling | None = None, seed: int = 0) -> list[Text | Image]:
+    """What the assistant says next in a chat: text, or text and a picture where the model begins one.
+
+    Raises PromptError where the chat does not fit the positions the model was trained on.
+    """
+    sampling = sampling or system.recipe.sampling
+    parts = encoded(system, parts)
+    _check_length(system, parts)
+    request = _texts(system, [parts], sampling, seed)[0]
+    layout = system.layout
+    said = layout.text.decode([i for i in request.ids if layout.vocab.is_text[i]])
+    spoken: list[Text | Image] = [Text(said, role="assistant")] if said else []
+    begins = {plan.header[0] for plan in layout.write_plans.values()}
+    if request.ids and request.ids[-1] in begins:
+        picture = draw(system, [(*parts, *spoken)], [seed], sampling)[0]
+        spoken.append(Image(Pixels(picture), role="assistant"))
+    return spoken
+
+
+def _check_length(system: System, parts: tuple[Part, ...]) -> None:
+    longest = max(s.seq_len for s in system.recipe.stages.values() if s.objective == "next_token")
+    length = len(system.layout.prompt(parts))
+    if length >= longest:
+        raise PromptError(f"the conversation is {length} tokens long, but the model was trained on at most {longest}; "
+                          "start a new one or send fewer images")
+

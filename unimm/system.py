@@ -1,0 +1,87 @@
+"""Recipe -> System: the one place where parts are put together, fresh or from a run's folder.
+
+    runs/demo/
+      recipe.json        the resolved recipe
+      text.model         the text tokenizer, where the run trained it
+      image_tokenizer/   the trained image tokenizer, its fingerprint in codes' manifests
+      codes/NAME/        each dataset's images as codes
+      STAGE/             checkpoints, metrics.jsonl, previews
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_never
+
+from unimm.config.check import ConfigError
+from unimm.config.recipe import Recipe
+from unimm.config.stages import NextToken
+from unimm.config.tokens import PretrainedText, SentencePieceText
+from unimm.layout import Layout
+from unimm.recipe import load_recipe
+from unimm.text import BytesTokenizer, PretrainedTokenizer, TextTokenizer, load_sentencepiece
+
+if TYPE_CHECKING:
+    from unimm.images.tokenizer import ImageTokenizer
+    from unimm.model.unified import UnifiedModel
+
+TEXT_FILE, TOKENIZER_FOLDER, RECIPE_FILE = "text.model", "image_tokenizer", "recipe.json"
+
+
+@dataclass(frozen=True)
+class System:
+    """Everything that is needed to read and write: what `unimm sample`, `chat` and `eval` work with."""
+
+    recipe: Recipe
+    folder: Path
+    layout: Layout
+    tokenizer: "ImageTokenizer"
+    model: "UnifiedModel"
+    checkpoint: Path
+
+
+def text_of(recipe: Recipe, folder: Path | None) -> TextTokenizer:
+    """The recipe's text tokenizer; without a run's folder, bytes stand in for one that is still to be trained."""
+    match recipe.text:
+        case PretrainedText(path=path):
+            return PretrainedTokenizer(path)
+        case SentencePieceText():
+            return BytesTokenizer() if folder is None else load_sentencepiece(folder / TEXT_FILE)
+        case _:
+            assert_never(recipe.text)
+
+
+def layout_of(recipe: Recipe, text: TextTokenizer) -> Layout:
+    return Layout(recipe.layout, text, recipe.codebooks, recipe.continuous, recipe.special_ids)
+
+
+def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image_weight: float = 1.0) -> "UnifiedModel":
+    """The language model as the recipe starts it, its new rows initialised. Draws from torch's random state."""
+    from unimm.model.backbone import build_backbone
+    from unimm.model.unified import UnifiedModel
+
+    vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
+    return UnifiedModel(build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors), layout.vocab, image_weight)
+
+
+def open_run(folder: str | Path) -> System:
+    """A trained run, with the newest whole checkpoint of its latest language stage.
+
+    Raises ConfigError where the folder is no run or has no trained model yet; TextError, TokenizerError
+    and CheckpointError where a part of it is damaged.
+    """
+    from unimm import checkpoint
+    from unimm.images.tokenizer import load_tokenizer
+
+    folder = Path(folder)
+    if not (folder / RECIPE_FILE).is_file():
+        raise ConfigError(f"{folder}: not a run (no {RECIPE_FILE}); give the folder that `unimm train` wrote, such as runs/demo")
+    recipe = load_recipe(folder)
+    stages = [name for name, stage in recipe.stages.items() if isinstance(stage, NextToken)]
+    found = next((path for name in reversed(stages) if (path := checkpoint.newest(folder / name))), None)
+    if found is None:
+        raise ConfigError(f"{folder}: no language model yet; continue with: unimm train {folder}")
+    layout = layout_of(recipe, text_of(recipe, folder))
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    model = new_model(recipe, layout, tokenizer)
+    checkpoint.load_weights(found, model)
+    return System(recipe, folder, layout, tokenizer.eval(), model.eval(), found)
