@@ -10,7 +10,6 @@ import numpy as np
 
 from unimm.config.recipe import Sampling
 from unimm.generate.decode import Request, decode, image_request
-from unimm.grammar import Automaton
 from unimm.images.tokenizer import to_codes, to_pixels
 from unimm.sample import Codes, Image, Part, Pixels, Text
 from unimm.stream.pixels import fit
