@@ -38,6 +38,7 @@ CELLS = {
 PLACES = SIDES | CELLS
 CORNERS = {"in the corners": frozenset((x, y) for x in (8, 24) for y in (8, 24))}
 GROUP_PLACES = SIDES | CORNERS
+REGIONS = PLACES | CORNERS
 
 
 def join(*words: str) -> str:
@@ -125,7 +126,7 @@ class Reference:
             self.size in ("", t.size)
             and self.colour in ("", t.colour)
             and self.shape in ("", t.shape)
-            and (not self.place or (t.x, t.y) in PLACES[self.place])
+            and (not self.place or (t.x, t.y) in REGIONS[self.place])
         )
 
     def within(self, scene: Scene) -> int:
