@@ -169,7 +169,7 @@ class Question:
 
 
 # An evaluation list is drawn until it is full; this many fruitless draws in a row mean that it can't be.
-_PATIENCE = 200_000
+_PATIENCE = 20_000
 
 
 def _distinct(draws: Iterable, count: int, key, what: str) -> list:

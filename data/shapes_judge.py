@@ -62,13 +62,14 @@ _LAYOUTS = tuple(tuple(POSITIONS.index(p) for p in layout) for group in LAYOUTS.
 
 
 def _quadrants(blocks: np.ndarray) -> np.ndarray:
-    """Light per quadrant of blocks (..., 16, 16, 3): (..., 4)."""
+    """Blocks (n, 16, 16, 3) cut into quadrants: (n, 4, 192), contiguous so that sums are fast."""
     half = BLOCK // 2
-    split = blocks.reshape(*blocks.shape[:-3], 2, half, 2, half, 3)
-    return split.sum((-4, -2, -1)).reshape(*blocks.shape[:-3], 4)
+    split = blocks.reshape(-1, 2, half, 2, half, 3).swapaxes(2, 3)
+    return np.ascontiguousarray(split).reshape(-1, 4, half * half * 3)
 
 
-_TEMPLATE_LIGHT = _quadrants(_TEMPLATES)  # (sprites, 4)
+_QUADRANTS = _quadrants(_TEMPLATES)  # (sprites, 4, 192)
+_TEMPLATE_LIGHT = _QUADRANTS.sum(2)  # (sprites, 4)
 
 
 def _light(picture: np.ndarray) -> np.ndarray:
@@ -81,11 +82,12 @@ def _light(picture: np.ndarray) -> np.ndarray:
 
 def _explain(light: np.ndarray) -> list[tuple[int, int, float, float]]:
     """(position, sprite, overlap, gap) of every thing in the layout that explains most of the light."""
-    blocks = np.stack([light[y - 8 : y + 8, x - 8 : x + 8] for x, y in POSITIONS])  # (9, 16, 16, 3)
-    own = _quadrants(blocks)  # (9, 4)
-    differ = _quadrants(np.abs(blocks[:, None] - _TEMPLATES[None]))  # (9, sprites, 4)
+    blocks = _quadrants(np.stack([light[y - 8 : y + 8, x - 8 : x + 8] for x, y in POSITIONS]))  # (9, 4, 192)
+    own = blocks.sum(2)  # (9, 4)
+    differ = blocks[:, None] - _QUADRANTS  # (9, sprites, 4, 192)
+    differ = np.abs(differ, out=differ).sum(3)  # (9, sprites, 4)
     # |a - b| = a + b - 2 min(a, b), so both sums follow from the difference.
-    added = own[:, None] + _TEMPLATE_LIGHT[None]
+    added = own[:, None] + _TEMPLATE_LIGHT
     common, union = (added - differ) / 2, (added + differ) / 2
     overlap = common.sum(2) / union.sum(2)  # (9, sprites)
     best, rows = overlap.argmax(1), np.arange(len(POSITIONS))
