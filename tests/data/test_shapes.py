@@ -1,0 +1,235 @@
+"""The world, its words and the split; every truth is recomputed here from the scene alone."""
+
+import re
+from collections import Counter
+from itertools import chain, islice
+from random import Random
+
+import numpy as np
+import pytest
+
+from data import shapes
+from data.shapes_judge import read_scene
+from data.shapes_words import ANSWERS, CAPTION_KINDS, QUESTION_TYPES, ask, caption, edit
+from data.shapes_world import COLOURS, HELDOUT_PAIRS, KINDS, LOOKS, SHAPES, SIZES, Scene, Thing, draw, random_scene
+from unimm.sample import Image, Text
+
+STRANGE = re.compile("|".join(f"{colour} {shape}" for colour, shape in HELDOUT_PAIRS))
+
+
+def texts(samples):
+    return [part.text for s in samples for part in s.parts if isinstance(part, Text)]
+
+
+def picked(phrase, scene):
+    """The things a referring phrase fits, word by word."""
+    words = phrase.split(" at ")[0].split(" in the ")[0].split()
+    return [
+        t for t in scene.things if all(w in ("thing", t.size, t.colour, t.shape) for w in words) and here(phrase, t)
+    ]
+
+
+def here(phrase, thing):
+    """Whether the place words of a phrase, if any, are true of the thing."""
+    place = set(re.findall(r"\b(top|bottom|left|right|center)\b", phrase))
+    rows = {"top": thing.y == 8, "bottom": thing.y == 24, "left": thing.x == 8, "right": thing.x == 24}
+    if not all(rows[word] for word in place - {"center"}):
+        return False
+    free = [axis for axis, names in ((thing.x, {"left", "right"}), (thing.y, {"top", "bottom"})) if not names & place]
+    return "center" not in place or all(axis == 16 for axis in free)
+
+
+def test_a_scene_keeps_one_order_and_refuses_overlap():
+    a, b = Thing("red", "circle", "small", 8, 24), Thing("blue", "cross", "large", 24, 8)
+    assert Scene((a, b)) == Scene((b, a)) and Scene((a, b)).key == Scene((b, a)).key
+    with pytest.raises(ValueError, match="blocks apart"):
+        Scene((a, Thing("blue", "cross", "large", 16, 16)))
+    with pytest.raises(ValueError, match="on the lattice"):
+        Scene((Thing("blue", "cross", "large", 9, 16),))
+
+
+def test_different_scenes_draw_different_pictures():
+    rng = Random(0)
+    scenes = {s.key: s for s in (random_scene(kind, rng, LOOKS) for kind in KINDS * 1000)}
+    assert len({draw(s).tobytes() for s in scenes.values()}) == len(scenes)
+
+
+def test_no_shape_fills_more_than_its_block_and_mirrors_in_x():
+    for thing in (Thing(c, f, z, 16, 16) for c in COLOURS for f in SHAPES for z in SIZES):
+        picture = draw(Scene((thing,)))
+        assert (picture == picture[:, ::-1]).all() and picture.max() == 255
+        assert not picture[:8].any() and not picture[24:].any() and not picture[:, :8].any()
+
+
+@pytest.mark.parametrize("make", [shapes.pairs, shapes.chats, shapes.edits])
+def test_a_dataset_depends_on_its_seed_alone(make):
+    first, again, other = list(make(60, 1)), list(make(60, 1)), list(make(60, 2))
+    assert len(first) == 60 and first == again and first != other
+    assert first[:20] == list(make(20, 1))
+
+
+def test_samples_mark_what_is_learned():
+    pair, chat, change = (next(make(1, 0)) for make in (shapes.pairs, shapes.chats, shapes.edits))
+    assert [type(p) for p in pair.parts] == [Image, Text]
+    assert [type(p) for p in change.parts] == [Image, Text, Image]
+    assert [p.learn for p in change.parts] == [False, False, True]
+    assert [p.role for p in change.parts] == ["user", "user", "assistant"]
+    turns = chat.parts[1:]
+    assert chat.parts[0].role == "user" and all((q.role, q.learn) == ("user", False) for q in turns[::2])
+    assert all((a.role, a.learn) == ("assistant", True) for a in turns[1::2])
+
+
+def test_no_evaluation_scene_or_string_occurs_in_training():
+    train = chain(shapes.pairs(20_000, 0), shapes.chats(5_000, 0), shapes.edits(5_000, 0))
+    keys = shapes.training_keys(train)
+    changes = shapes.evaluation_edits(300, 0)
+    questions = shapes.evaluation_questions(100, 0)
+    scenes = shapes.evaluation_scenes(1500, 0) + [q.scene for q in questions]
+    scenes += [s for e in changes for s in (e.before, e.after)]
+    prompts = [p for kind in (*CAPTION_KINDS, "heldout_pairs") for p in shapes.evaluation_prompts(kind, 300, 0)]
+    prompts += [e.instruction for e in changes]
+    assert shapes.leakage(keys, scenes, prompts) == {"scenes": 0, "texts": 0}
+
+
+def test_leakage_counts_what_did_leak():
+    scenes, train = shapes.evaluation_scenes(5, 0), list(shapes.pairs(50, 0))
+    leaked = [type(train[0])((Image(shapes.Pixels(draw(s))), Text("a leak"))) for s in scenes[:2]]
+    keys = shapes.training_keys(train + leaked)
+    assert shapes.leakage(keys, scenes, ["a leak", "no leak"]) == {"scenes": 2, "texts": 1}
+
+
+def test_heldout_pairs_occur_in_no_training_text_and_no_training_scene():
+    samples = [*shapes.pairs(4000, 3), *shapes.chats(2000, 3), *shapes.edits(2000, 3)]
+    assert not [text for text in texts(samples) if STRANGE.search(text)]
+    pictures = [image.content.array for s in samples[::20] for image in s.images]
+    looks = {thing.look for picture in pictures for thing in read_scene(picture).things}
+    assert looks == set(LOOKS) - HELDOUT_PAIRS
+    assert all(STRANGE.search(prompt) for prompt in shapes.evaluation_prompts("heldout_pairs", 300, 0))
+
+
+@pytest.mark.parametrize("kind", CAPTION_KINDS)
+def test_there_are_300_unseen_prompts_of_each_kind_of_seen_pairs(kind):
+    prompts = shapes.evaluation_prompts(kind, 300, 0)
+    assert len(set(prompts)) == 300 and not [p for p in prompts if STRANGE.search(p)]
+
+
+def test_asking_for_more_prompts_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="found only"):
+        shapes.evaluation_prompts("count", 100_000, 0)
+
+
+def test_paraphrases_share_a_side_of_the_split():
+    rng = Random(0)
+    for _ in range(300):
+        scene = random_scene("pair", rng)
+        text = caption(scene, rng, "relation")[1]
+        for said, turned in (("above", "below"), ("below", "above"), ("left of", "right of"), ("right of", "left of")):
+            if f" {said} " in text:
+                a, b = text.split(f" {said} ")
+                assert shapes.is_evaluation_prompt(f"{b} {turned} {a}") == shapes.is_evaluation_prompt(text)
+    assert shapes.is_evaluation_prompt("paint the cross red") == shapes.is_evaluation_prompt("turn the cross red")
+
+
+def test_the_split_takes_the_fractions_it_names():
+    rng = Random(0)
+    scenes = {s.key: s for s in (random_scene("pair", rng) for _ in range(6000))}
+    share = np.mean([shapes.is_evaluation_scene(s) for s in scenes.values()])
+    assert abs(share - shapes.EVALUATION_SCENES) < 0.02
+    captions = {caption(s, rng, "two")[1] for s in scenes.values()}
+    assert abs(np.mean([shapes.is_evaluation_prompt(c) for c in captions]) - shapes.EVALUATION_PROMPTS) < 0.02
+
+
+def answer(kind, question, scene):
+    """The answer to a question, recomputed from its words."""
+    if kind == "count":
+        singular = re.sub(r"(cross)es|(circle|square|triangle|thing)s", r"\1\2", question)
+        found = picked(singular.removeprefix("how many ").removesuffix(" are there?"), scene)
+        return ("no", "one", "two", "three", "four")[len(found)]
+    if kind == "existence":
+        return "yes" if picked(question.removeprefix("is there a ").removesuffix("?"), scene) else "no"
+    if kind == "relation":
+        first, second = re.fullmatch("where is the (.*) from the (.*)\\?", question).groups()
+        (a,), (b,) = picked(first, scene), picked(second, scene)
+        holds = {"left": b.x - a.x > 8, "right": a.x - b.x > 8, "above": b.y - a.y > 8, "below": a.y - b.y > 8}
+        (only,) = [name for name, true in holds.items() if true]
+        return only
+    (thing,) = picked(question.split(" is the ")[1].removesuffix("?"), scene)
+    return {"colour": thing.colour, "shape": thing.shape, "size": thing.size}[kind]
+
+
+def test_every_answer_is_right():
+    rng, asked = Random(0), Counter()
+    for _ in range(2000):
+        scene = random_scene(rng.choice(KINDS), rng)
+        for kind in QUESTION_TYPES:
+            found = ask(kind, scene, rng)
+            if found:
+                asked[kind] += 1
+                assert answer(kind, found[0], scene) == found[1], (scene.key, found)
+    assert all(asked[kind] > 200 for kind in QUESTION_TYPES)
+
+
+def test_evaluation_questions_are_right_distinct_and_balanced():
+    questions = shapes.evaluation_questions(120, 0)
+    assert all(answer(q.type, q.question, q.scene) == q.answer for q in questions)
+    assert len({(q.scene.key, q.question) for q in questions}) == 120 * len(QUESTION_TYPES)
+    counts = Counter((q.type, q.answer) for q in questions)
+    assert counts == {(kind, a): 120 // len(answers) for kind, answers in ANSWERS.items() for a in answers}
+
+
+def test_training_answers_are_balanced_and_no_chat_repeats_a_question():
+    answers = Counter()
+    for chat in shapes.chats(3000, 0):
+        turns = [part.text for part in chat.parts[1:]]
+        assert len(set(turns[::2])) == len(turns[::2]) <= shapes.QUESTIONS_PER_CHAT
+        answers.update((q.split()[0], a) for q, a in zip(turns[::2], turns[1::2]) if not q.startswith("what"))
+    for first in ("how", "is", "where"):
+        group = [n for (word, _), n in answers.items() if word == first]
+        assert max(group) - min(group) <= shapes.ANSWER_LEAD, (first, answers)
+
+
+def test_what_is_asked_for_and_absent_shares_a_colour_or_a_shape_with_something_there():
+    rng, absent = Random(1), 0
+    for _ in range(3000):
+        scene = random_scene("pair", rng)
+        found = ask("existence", scene, rng)
+        if found and found[1] == "no":
+            absent += 1
+            assert any(word in found[0] for thing in scene.things for word in thing.look)
+    assert absent > 500
+
+
+def test_an_edit_changes_the_thing_it_names_and_nothing_else():
+    rng, operations = Random(0), Counter()
+    made = (edit(random_scene(rng.choice(("single", "pair")), rng), rng) for _ in range(6000))
+    for e in chain(filter(None, made), shapes.evaluation_edits(100, 0)):
+        operations[e.operation] += 1
+        (old,), new = set(e.before.things) - set(e.after.things), set(e.after.things) - set(e.before.things)
+        words = re.sub(r"^(take away|\w+) the ", "", e.instruction)
+        who = re.sub(r"( into a| with a| to| a)? \w+$", "", words) if e.operation != "remove" else words
+        assert picked(who, e.before) == [old], (e, who)
+        if e.operation == "remove":
+            assert not new and len(e.after.things) == 1
+            continue
+        (new,) = new
+        field = {"recolour": "colour", "reshape": "shape", "resize": "size"}[e.operation]
+        changed = [f for f in ("colour", "shape", "size", "x", "y") if getattr(old, f) != getattr(new, f)]
+        assert changed == [field] and e.instruction.endswith(getattr(new, field))
+    assert all(operations[o] > 300 for o in ("recolour", "reshape", "resize", "remove"))
+
+
+def test_captions_are_mixed_by_their_weights():
+    kinds = Counter()
+    for text in texts(shapes.pairs(4000, 0)):
+        if re.search(r" (above|below|left of|right of) ", text):
+            kinds["relation"] += 1
+        else:
+            kinds["two" if " and " in text else "count" if re.search("two|three|four", text) else "single"] += 1
+    assert all(abs(kinds[kind] / 4000 - weight) < 0.03 for kind, weight in shapes.CAPTION_WEIGHTS.items())
+
+
+def test_training_shows_every_seen_look_size_and_place():
+    shown = {thing for scene, _ in islice(shapes._captioned(0), 6000) for thing in scene.things}
+    # The centre leaves no room for a second thing, so some looks are held out there.
+    aside = {thing for thing in shown if (thing.x, thing.y) != (16, 16)}
+    assert len(aside) == (len(LOOKS) - len(HELDOUT_PAIRS)) * len(SIZES) * 8
