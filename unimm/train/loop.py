@@ -1,0 +1,297 @@
+"""One stage, from its first step or its newest checkpoint to its last step; one loop for every objective.
+
+    batch --module--> Losses --engine--> gradients --> clip --> update --> metrics, preview, checkpoint
+"""
+
+import dataclasses
+import math
+import random
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from unimm import checkpoint
+from unimm.config.stages import Stage
+from unimm.losses import Losses
+from unimm.train import ranks
+from unimm.train.engine import Engine, NotFinite, TrainError, build_engine, check_engine, per_step
+from unimm.train.progress import Log, Progress, Window, parameter_table, teller
+from unimm.train.schedule import multiplier
+
+
+class Stream(Protocol):
+    """Where batches come from. `state` is small JSON, alike on all ranks, as of the last batch given out."""
+
+    def next(self): ...
+
+    def state(self) -> dict: ...
+
+    def restore(self, state: dict) -> None: ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage trains and on what.
+
+    module    called with a batch (its numpy arrays as tensors on this rank's device), gives Losses
+    batches   this rank's share of each optimizer step
+    preview   called on rank 0 every `preview_every` steps and at the end (not under ZeRO-3), module in eval
+              mode, without gradients; may return scalars for the metrics; can't disturb training's randomness
+    new_rows  parameter name -> how many of its rows are new and must learn
+    recipe    the resolved recipe as JSON values, kept in every checkpoint
+    """
+
+    module: nn.Module
+    batches: Stream
+    preview: Callable[[int], Mapping[str, float] | None] | None = None
+    new_rows: dict[str, int] = field(default_factory=dict)
+    recipe: dict = field(default_factory=dict)
+
+
+class Interrupted(Exception):
+    """The stage was stopped by a signal after saving; `code` is the exit code, 128 + the signal's number."""
+
+    def __init__(self, signum: int, path: Path, again: str):
+        super().__init__(f"stopped by {signal.Signals(signum).name}, saved as {path}\ncontinue with: {again}")
+        self.code = 128 + signum
+        self.path = path
+
+
+def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", again: str | None = None,
+              engine: Literal["auto", "deepspeed", "plain"] = "auto") -> Path:
+    """Train `work.module` in place to the stage's last step; returns the final checkpoint.
+
+    Continues from the newest whole checkpoint in `folder`, if any. Every rank calls this together.
+    `again` is the command that continues after an interruption; by default this process's own.
+
+    Raises TrainError (nothing trains, uneven shares, NaN), CheckpointError, Interrupted.
+    """
+    ranks.start()
+    check_engine(stage, ranks.world())
+    _check_trains(work)
+    say = teller()
+    found = _find(folder, say)
+    if found and checkpoint.read_state(found)["step"] >= stage.steps:
+        checkpoint.load_weights(found, work.module)
+        say(f"{name}: already done, {found}")
+        return found
+    _seed(stage.seed + ranks.rank())
+    if found:
+        checkpoint.load_weights(found, work.module)
+    work.module.to(ranks.device())
+    _announce(work, stage, name, say)
+    run = _Run(work, stage, folder, name, build_engine(work.module, stage, engine))
+    if found:
+        run.restore(found)
+        say(f"{name}: continuing after step {run.step} from {found}")
+    run.begin()
+    with _Signals() as signals:
+        while run.step < stage.steps:
+            stop = run.one_step(signals.received)
+            done = run.step == stage.steps
+            if done or stop or run.step % stage.save_every == 0:
+                run.save()
+            if stop and not done:
+                raise Interrupted(stop, run.saved, again or _own_command())
+    run.close()
+    return run.saved
+
+
+class _Run:
+    """A stage under way: the engine and everything that moves with the step."""
+
+    def __init__(self, work: Work, stage: Stage, folder: Path, name: str, engine: Engine):
+        self.work, self.stage, self.folder, self.name, self.engine = work, stage, folder, name, engine
+        self.step = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self.window = Window()
+        self.saved: Path | None = None
+
+    def begin(self) -> None:
+        self.log = Log(self.folder, self.step) if ranks.rank() == 0 else None
+        self.clock = self.logged_at = time.monotonic()
+        self.seconds_before = self.seconds
+        self.logged_tokens = self.tokens
+        self.progress = Progress(self.name, self.step, self.stage.steps)
+
+    def one_step(self, received: int) -> int:
+        """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0."""
+        self.work.module.train()
+        factor = multiplier(self.stage.schedule, self.step, self.stage.steps)
+        self.engine.set_rate(factor)
+        losses: Losses = self.engine(tensors(self.work.batches.next(), ranks.device()))
+        stop, share = self._agree(losses, received)
+        self.engine.backward(losses.total if share == 1 else losses.total * share)
+        try:
+            norm = self.engine.step()
+        except NotFinite as error:
+            raise self._not_finite(str(error)) from None
+        self.step += 1
+        self._count(losses, norm)
+        if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
+            self._write(self.stage.optimizer.lr * factor)
+        if self.step % self.stage.preview_every == 0 or self.step == self.stage.steps:
+            self._preview()
+        return stop
+
+    def _agree(self, losses: Losses, received: int) -> tuple[int, float]:
+        """One collective a step: the signal to stop, and this rank's share of the mean over ranks. Raises NotFinite."""
+        world, loss, weight = ranks.world(), float(losses.total.detach()), float(losses.weight)
+        finite = math.isfinite(loss)
+        sums = ranks.total([weight, float(losses.tokens), float(not finite), float(received == signal.SIGINT),
+                            float(received == signal.SIGTERM)])
+        if sums[2]:
+            raise self._not_finite(f"the loss is {loss}" if not finite else "another rank's loss is not finite")
+        self.tokens += int(sums[1])
+        stop = signal.SIGINT if sums[3] else signal.SIGTERM if sums[4] else 0
+        return stop, 1.0 if world == 1 else weight * world / sums[0]
+
+    def _not_finite(self, what: str) -> NotFinite:
+        kept = f"the newest checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
+        return NotFinite(f"{self.name}, step {self.step + 1}: {what}; no weight was changed by it and {kept}. "
+                         "Lower optimizer.lr or optimizer.clip, or look at this step's data")
+
+    def _count(self, losses: Losses, norm: float) -> None:
+        self.window.add("loss", losses.total.detach() * losses.weight, losses.weight)
+        for part, (value, count) in losses.parts.items():
+            self.window.add(f"loss/{part}", value, count)
+        self.window.add("grad_norm", norm)
+
+    def _write(self, lr: float) -> None:
+        means = self.window.means()
+        now = time.monotonic()
+        self.seconds = self.seconds_before + now - self.clock
+        rate = (self.tokens - self.logged_tokens) / max(now - self.logged_at, 1e-9)
+        self.logged_at, self.logged_tokens = now, self.tokens
+        values = {"seconds": round(self.seconds, 3), "lr": lr, **means, "tokens": self.tokens,
+                  "tokens_per_second": round(rate, 1)}
+        self._log(values)
+        if ranks.rank() == 0:
+            self.progress.show(self.step, values)
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        if self.log:
+            self.log.write(self.step, dict(values))
+
+    def _preview(self) -> None:
+        if self.work.preview is None or ranks.rank() > 0 or self.stage.zero == 3:  # no rank has whole weights then
+            return
+        before = checkpoint.random_state()
+        self.work.module.eval()
+        with torch.no_grad():
+            values = self.work.preview(self.step)
+        checkpoint.set_random_state(before)
+        if values:
+            self._log({f"preview/{name}": value for name, value in values.items()})
+
+    def save(self) -> None:
+        self.seconds = self.seconds_before + time.monotonic() - self.clock
+        shard = {"engine": self.engine.state(), "random": checkpoint.random_state(), "window": self.window.sums}
+        state = {"stage": self.name, "stream": self.work.batches.state(), "tokens": self.tokens, "seconds": self.seconds}
+        peers = checkpoint.Ranks(ranks.rank(), ranks.world(), ranks.barrier)
+        with self.engine.whole():
+            self.saved = checkpoint.save(self.folder, self.step, self.work.module, shard, state, self.work.recipe,
+                                         self.stage.keep, peers)
+
+    def restore(self, path: Path) -> None:
+        """Everything but the weights, which were loaded before the engine was built. Raises CheckpointError."""
+        state = checkpoint.read_state(path)
+        if state["stage"] != self.name or state["world"] != ranks.world():
+            raise checkpoint.CheckpointError(
+                f"{path} was saved by stage {state['stage']!r} on {state['world']} processes, this is {self.name!r} "
+                f"on {ranks.world()}; continue it as it was, or train into another folder")
+        shard = checkpoint.load_shard(path, ranks.rank())
+        self.engine.restore(shard["engine"] or checkpoint.load_shard(path, 0)["engine"])
+        self.work.batches.restore(state["stream"])
+        self.window.sums = {name: both.to(ranks.device()) for name, both in shard["window"].items()}
+        self.step, self.tokens, self.seconds, self.saved = state["step"], state["tokens"], state["seconds"], path
+        checkpoint.set_random_state(shard["random"])
+
+    def close(self) -> None:
+        if self.log:
+            self.log.close()
+
+
+class _Signals:
+    """Notes the first SIGINT or SIGTERM instead of dying of it. A second Ctrl-C in a lone process stops at once."""
+
+    def __enter__(self):
+        self.received = 0
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame) -> None:
+        if not self.received:
+            teller()("\nfinishing the step and saving" + ("; Ctrl-C again stops at once" if ranks.world() == 1 else ""))
+        elif ranks.world() == 1 and number == signal.SIGINT:  # a launcher repeats the signal, a person means it
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def tensors(batch, device: torch.device):
+    """A batch with its numpy arrays as tensors on `device`; a dataclass, a tuple or a dict, one level deep."""
+    def move(value):
+        return torch.from_numpy(value).to(device, non_blocking=True) if isinstance(value, np.ndarray) else value
+
+    if dataclasses.is_dataclass(batch):
+        return dataclasses.replace(batch, **{f.name: move(getattr(batch, f.name)) for f in dataclasses.fields(batch)})
+    if isinstance(batch, dict):
+        return {name: move(value) for name, value in batch.items()}
+    return tuple(move(value) for value in batch)
+
+
+def _check_trains(work: Work) -> None:
+    frozen = {name for name, p in work.module.named_parameters() if not p.requires_grad}
+    if len(frozen) == sum(1 for _ in work.module.named_parameters()):
+        raise TrainError("nothing trains in this stage: every parameter is frozen")
+    for name, rows in work.new_rows.items():
+        if name in frozen:
+            raise TrainError(f"{rows} new rows of {name} could never learn: it is frozen in this stage; let it train")
+
+
+def _find(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """Rank 0's choice of the checkpoint to continue from; damaged ones are reported and set aside."""
+    found = None
+    if ranks.rank() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainError(f"can't write into {folder}: {error.strerror}") from error
+
+        def damaged(path: Path, why: str) -> None:
+            say(f"{why}; kept as {checkpoint.set_aside(path).name}, looking for an older one")
+
+        found = checkpoint.newest(folder, damaged)
+    return ranks.from_first(found)
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def _announce(work: Work, stage: Stage, name: str, say: Callable[[str], None]) -> None:
+    count, unit = per_step(stage)
+    world = ranks.world()
+    say("\n".join(parameter_table(work.module, work.new_rows)))
+    say(f"{name}: {stage.steps} steps of {count} {unit} = {world} processes x {count // world} {unit}, "
+        f"{stage.precision}, zero {stage.zero}, {stage.optimizer.kind} lr {stage.optimizer.lr:g}")
+
+
+def _own_command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,0 +1,129 @@
+"""What a run tells: the table before step 1, metrics.jsonl and TensorBoard, the progress line."""
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from unimm.train import ranks
+
+
+class Window:
+    """Sums and counts of named values since the last metrics line, weighted averages when it is due.
+
+    Kept as float64 tensors where the values are, so that a GPU is not waited for at every step.
+    """
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, value: Tensor | float, count: Tensor | float = 1.0) -> None:
+        both = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=ranks.device()).detach() for v in (value, count)])
+        self.sums[name] = self.sums[name] + both if name in self.sums else both
+
+    def means(self) -> dict[str, float]:
+        """The averages over all ranks, and a fresh start. A name that one rank lacks counts as 0 of 0 there."""
+        everyone = ranks.gather({name: both.tolist() for name, both in self.sums.items()})
+        totals = defaultdict(lambda: [0.0, 0.0])
+        for sums in everyone:
+            for name, (value, count) in sums.items():
+                totals[name][0] += value
+                totals[name][1] += count
+        self.sums = {}
+        return {name: value / count for name, (value, count) in totals.items() if count}
+
+
+class Log:
+    """metrics.jsonl, one flat object a line, and TensorBoard where it is installed."""
+
+    def __init__(self, folder: Path, step: int):
+        """Continue at `step`: lines of later steps, written before a crash, are dropped."""
+        self.path = folder / "metrics.jsonl"
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        part = self.path.with_name("metrics.jsonl.part")
+        part.write_text("".join(kept))
+        os.replace(part, self.path)
+        self.board = None
+        if importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+        for name, value in values.items():
+            if self.board:
+                self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.board:
+            self.board.close()
+
+
+class Progress:
+    """One line that rewrites itself on a terminal; about twenty lines and one a minute in a log."""
+
+    def __init__(self, name: str, start: int, steps: int):
+        self.name, self.start, self.steps = name, start, steps
+        self.began = time.monotonic()
+        self.live = sys.stdout.isatty()
+        self.next_step, self.next_time = start, self.began
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """After `step` steps; `values` is the newest metrics line."""
+        now = time.monotonic()
+        due = self.live or step >= self.next_step or now >= self.next_time or step == self.steps
+        if not due:
+            return
+        self.next_step, self.next_time = step + max(1, self.steps // 20), now + 60
+        rate = (step - self.start) / max(now - self.began, 1e-9)
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name.startswith("loss"))
+        line = (f"{self.name} {step}/{self.steps}  {losses}  {values['tokens_per_second']:,.0f} tok/s  "
+                f"{rate:.2f} steps/s  {clock((self.steps - step) / max(rate, 1e-9))} left")
+        end = "" if self.live and step < self.steps else "\n"
+        print(f"\r\033[K{line}" if self.live else line, end=end, flush=True)
+
+
+def clock(seconds: float) -> str:
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    return f"{whole // 60}:{whole % 60:02d}"
+
+
+def parameter_table(module: nn.Module, new_rows: dict[str, int]) -> list[str]:
+    """Lines that say, part by part, how many parameters there are and which of them train."""
+    parts: dict[str, list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    for name, p in module.named_parameters():
+        parts[_part_of(name)].append((name, p))
+    width = max(len(part) for part in parts)
+    lines = [f"{'part':<{width}}  {'parameters':>14}  {'trains':>14}"]
+    for part, members in parts.items():
+        size = sum(p.numel() for _, p in members)
+        trains = sum(p.numel() for _, p in members if p.requires_grad)
+        note = "".join(f"  {new_rows[name]:,} new rows" for name, _ in members if name in new_rows)
+        lines.append(f"{part:<{width}}  {size:>14,}  {f'{trains:,}' if trains else 'frozen':>14}{note}")
+    size = sum(p.numel() for p in module.parameters())
+    trains = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return lines + [f"{'total':<{width}}  {size:>14,}  {trains:>14,}"]
+
+
+def _part_of(name: str) -> str:
+    """The block list a parameter is in ("model.layers" of "model.layers.0.mlp.weight"), else its module."""
+    path = name.split(".")
+    numbered = [i for i, piece in enumerate(path) if piece.isdigit()]
+    return ".".join(path[: numbered[0]] if numbered else path[:-1]) or name
+
+
+def teller() -> Callable[[str], None]:
+    """`print` on rank 0, silence elsewhere."""
+    return (lambda text: print(text, flush=True)) if ranks.rank() == 0 else (lambda text: None)

@@ -1,0 +1,88 @@
+"""The processes of a run: which one this is, how they agree, how they leave.
+
+A launcher (torchrun and its like) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT;
+without them this is the only process and no port is opened.
+"""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def device() -> torch.device:
+    """This rank's GPU where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def start(alone: bool = False) -> None:
+    """Join the other ranks; with `alone`, make a group of one too, as DeepSpeed wants one. Idempotent."""
+    if dist.is_initialized():
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group(backend)
+    elif alone:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def barrier() -> None:
+    if world() > 1:
+        dist.barrier()
+
+
+def total(values: list[float]) -> list[float]:
+    """The element-wise sum over ranks, in float64."""
+    if world() == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=device())
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def from_first(value):
+    """Rank 0's `value`, on every rank."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value) -> list:
+    """Every rank's `value`, in order of rank."""
+    if world() == 1:
+        return [value]
+    values = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def leave(code: int = 0) -> None:
+    """End a launched worker; in a process without a launcher, only close the group.
+
+    About one in seven gloo workers aborts in the interpreter's teardown after its work is done, and the
+    launcher then reports a failure; so workers skip that teardown.
+    """
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or world() > 1
+    if dist.is_initialized():
+        if code == 0:
+            barrier()
+        dist.destroy_process_group()
+    if launched:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
