@@ -1,0 +1,114 @@
+"""Image files as numbers: whatever Pillow opens becomes uint8 (height, width, 3) RGB, or is refused with one line.
+
+    file, bytes or picture --open--> size checked --decode--> 8 bits a channel --> upright --> on white --> RGB
+
+Refused: what is cut short or damaged, what would need too much memory, and what is no picture. A page of an
+animation or of a TIFF is the first. Colour profiles are ignored and CMYK is converted without one.
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 2**26
+"""Largest picture: 67 million pixels, 200 MB as RGB. Checked on the header: a 0.5 MB PNG of
+13,000 x 13,000 otherwise costs 1.3 GB and 9 s, which Pillow's own limit lets pass."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
+"""What is opened. Not EPS, for which Pillow starts Ghostscript on the file: data is not to be run."""
+
+DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+class ImageError(ValueError):
+    """An image that can't be used; the message says which and why in one line."""
+
+
+def load_pixels(source: str | Path | bytes | Image.Image, where: str) -> np.ndarray:
+    """uint8 (height, width, 3) of a file, of a file's bytes or of a Pillow image.
+
+    `where` names the image in messages. Raises ImageError(f"{where}: why"), and nothing else.
+    """
+    try:
+        image = source if isinstance(source, Image.Image) else _open(source)
+        _check_size(image)
+        return _decode(image)
+    except ImageError as why:
+        raise ImageError(f"{where}: {why}") from why
+    # Decoders meet damage with OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
+    # IndexError, ... A picture is data: whatever it makes a decoder do, the run goes on without it.
+    except Exception as why:
+        text = " ".join(str(why).split()) or type(why).__name__
+        raise ImageError(f"{where}: damaged or cut short ({text})") from why
+
+
+def fit(array: np.ndarray, size: int) -> np.ndarray:
+    """The largest centred square of uint8 (H, W, 3), resized to (size, size, 3) with antialiasing."""
+    height, width = array.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = array[top:top + side, left:left + side]
+    if side == size:
+        return np.ascontiguousarray(square)
+    return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _open(source: str | Path | bytes) -> Image.Image:
+    data = source if isinstance(source, bytes) else _read(source)
+    if not data:
+        raise ImageError("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes Pillow finds suspicious; the limit here is lower
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as why:
+        raise ImageError("not an image, or of an unknown format, or cut short") from why
+    except Image.DecompressionBombError as why:
+        raise ImageError(f"more than {MAX_PIXELS:,} pixels, too large to decode safely") from why
+
+
+def _read(path: str | Path) -> bytes:
+    path = Path(path)
+    if not path.is_file():
+        raise ImageError("a folder, not an image" if path.is_dir() else f"no file {path}")
+    try:
+        return path.read_bytes()
+    except OSError as why:
+        raise ImageError(f"can't be read: {why.strerror}") from why
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width} x {height} is more than {MAX_PIXELS:,} pixels; make it smaller")
+    if min(width, height) < 2:
+        # Tracking pixels and spacers of web pages: their square is one colour, and a caption beside
+        # it would teach that words mean nothing.
+        raise ImageError(f"{width} x {height} pixels shows nothing but one colour")
+
+
+def _decode(image: Image.Image) -> np.ndarray:
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries set it, and half a picture is grey
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image.load()
+        image = ImageOps.exif_transpose(_eight_bits(image))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits, for Pillow's own conversion clips everything above 255 to white."""
+    if image.mode in DEEP_GREY or (image.mode == "I" and image.format == "PPM"):  # which Pillow scales to 16 bits
+        grey = np.asarray(image).astype(np.uint32)
+        eight = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # 65535 / 255 = 257
+        eight.info["exif"] = image.getexif().tobytes() if image.getexif() else b""
+        return eight
+    if image.mode in ("I", "F"):
+        raise ImageError(f"{image.mode} pixels (32 bits) have no known range; save it with 8 or 16 bits a channel")
+    return image

@@ -1,0 +1,255 @@
+"""A recipe's data as samples: the one place that knows what each kind of source looks like inside.
+
+    config Source --rows--> Row --images opened, parts marked--> Item(key, sample, problem)
+
+A bad row is an Item with a problem: it is counted and named, never fatal. A dataset that can't be what the recipe
+says (absent, wrong column, not JSON, cut short) is a SourceError.
+
+    pair        (image, text), neither learned: a stage's `task` says which of them is
+    chat        parts in order with their speakers; what the assistant says or draws is learned
+    text alone  one learned text
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, assert_never
+
+import numpy as np
+
+from unimm.config.data import ChatJsonl, Emoji, ImageFolder, ParquetFiles, Shapes, Source, WebDatasetTars
+from unimm.sample import Image, Part, Pixels, Role, Sample, SampleError, Text, sample
+from unimm.stream.pixels import ImageError, load_pixels
+from unimm.stream.rows import (
+    MissingColumn,
+    Row,
+    SourceError,
+    find_files,
+    json_rows,
+    missing,
+    parquet_columns,
+    parquet_rows,
+    parse,
+    tar_rows,
+)
+
+IMAGES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
+ROLES = ("system", "user", "assistant")
+
+
+class Item(NamedTuple):
+    """One row of a source: its sample, or the reason why there is none."""
+
+    key: str
+    """Stable and unique in its source: the same row has the same key in every run."""
+    sample: Sample | None
+    problem: str | None
+
+
+class RowError(ValueError):
+    """A row that makes no sample; becomes the problem of its Item."""
+
+
+def open_source(source: Source, start: int = 0, step: int = 1) -> Iterator[Item]:
+    """Items of a source in its own order: all of them, or numbers start, start + step, ... of them.
+
+    Rows that are not asked for are not decoded, so `step` processes share a source, and a run resumes, at little
+    cost. Raises SourceError at once where no file is, later where a file turns out to be no such dataset.
+    """
+    match source:
+        case Shapes() | Emoji():
+            return islice(_built_in(source), start, None, step)
+        case ImageFolder(path=path):
+            return _items(json_rows([_metadata(path)]), _metadata_row, start, step)
+        case ChatJsonl(path=path):
+            return _items(json_rows(find_files(path, (".jsonl",))), _jsonl_row, start, step)
+        case ParquetFiles(path=path):
+            files = find_files(path, (".parquet",))
+            rows = parquet_rows(files, _parquet_columns(source, files[0]))
+            return _items(rows, lambda row: _parquet_row(row, source), start, step)
+        case WebDatasetTars(path=path, text=text):
+            rows = tar_rows(find_files(path, (".tar", ".tar.gz", ".tgz")))
+            return _items(rows, lambda row: _tar_row(row, text), start, step)
+        case _:
+            assert_never(source)
+
+
+def _built_in(source: Shapes | Emoji) -> Iterator[Item]:
+    match source:
+        case Emoji(size=size):
+            from data import emoji
+
+            for made in emoji.pairs(size):
+                yield Item(f"emoji:{made.parts[1].text}", made, None)
+        case Shapes(part=part, count=number, seed=seed):
+            from data import shapes
+
+            make = {"pairs": shapes.pairs, "chats": shapes.chats, "edits": shapes.edits}[part]
+            for index, made in enumerate(make(number, seed)):
+                yield Item(f"shapes-{part}-{seed}:{index}", made, None)
+        case _:
+            assert_never(source)
+
+
+def _items(rows: Iterator[Row], read: Callable[[Row], Sample], start: int, step: int) -> Iterator[Item]:
+    """A column missing from the first row is missing from the dataset, whichever rows are asked for; one missing
+    from a later row is that row's problem."""
+    for number, row in enumerate(rows):
+        mine = number >= start and (number - start) % step == 0
+        if not mine and number > 0:
+            continue
+        try:
+            made, problem = read(row), None
+        except MissingColumn as why:
+            if number == 0:
+                raise
+            made, problem = None, str(why)
+        except (RowError, ImageError, SampleError) as why:
+            made, problem = None, f"{row.key}: {why}"
+        if mine:
+            yield Item(row.key, made, problem)
+
+
+def _metadata(path: str) -> Path:
+    folder = Path(path).expanduser()
+    file = folder / "metadata.jsonl"
+    if not folder.is_dir():
+        raise SourceError(f"{path}: {'a file, not a folder of images' if folder.is_file() else 'not found'}")
+    if not file.is_file():
+        raise SourceError(f'{path}: no metadata.jsonl; write one line {{"file_name": "1.png", "text": "..."}} an image')
+    return file
+
+
+def _metadata_row(row: Row) -> Sample:
+    row = parse(row)
+    for column in ("file_name", "text"):
+        if column not in row.value:
+            raise missing(column, row.value, row.key)
+    return _pair(row.value["file_name"], row.value["text"], row)
+
+
+def _jsonl_row(row: Row) -> Sample:
+    row = parse(row)
+    match row.value:
+        case {"messages": messages}:
+            return _chat(messages, row.value.get("images"), row)
+        case {"image": image, "text": text} | {"file_name": image, "text": text}:
+            return _pair(image, text, row)
+        case {"text": text}:
+            return Sample((Text(_text(text), learn=True),))
+        case _:
+            raise missing("messages", row.value, row.key)
+
+
+def _parquet_columns(source: ParquetFiles, file: Path) -> list[str]:
+    """The columns to read: a chat and its images, or a pair, or text alone where `image` is ''."""
+    present = parquet_columns(file)
+    if "messages" in present:
+        return [column for column in ("messages", "images") if column in present]
+    wanted = [column for column in (source.image, source.text) if column]
+    for column in wanted:
+        if column not in present:
+            raise missing(column, present, str(file))
+    return wanted
+
+
+def _parquet_row(row: Row, source: ParquetFiles) -> Sample:
+    match row.value:
+        case {"messages": messages}:
+            return _chat(messages, row.value.get("images"), row)
+        case _ if source.image:
+            return _pair(row.value[source.image], row.value[source.text], row)
+        case _:
+            return Sample((Text(_text(row.value[source.text]), learn=True),))
+
+
+def _tar_row(row: Row, extension: str) -> Sample:
+    members = {name: data for name, data in row.value.items() if name != "__key__"}
+    stem = row.value["__key__"]
+    image = next((name for name in IMAGES if name in members), None)
+    if extension not in members:
+        raise missing(extension, members, f"{row.key} ({stem})", what="member with the extension")
+    if image is None:
+        raise RowError(f"{stem} has no image; it has: {', '.join(members)}")
+    try:
+        text = members[extension].decode()
+        found = json.loads(text) if extension == "json" else text
+    except ValueError as why:
+        raise RowError(f"{stem}.{extension}: not {'JSON' if extension == 'json' else 'UTF-8 text'}: {why}") from why
+    if isinstance(found, dict):  # img2dataset writes "caption"
+        found = found.get("text", found.get("caption"))
+    return _pair({"bytes": members[image], "path": f"{stem}.{image}"}, found, row)
+
+
+def _pair(image: Any, text: Any, row: Row) -> Sample:
+    text = _text(text)  # before the image, which costs more
+    return Sample((Image(Pixels(_pixels(image, row))), Text(text)))
+
+
+def _chat(messages: Any, images: Any, row: Row) -> Sample:
+    """Messages as parts. A part {"type": "image"} without an image of its own takes the next of `images`."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise RowError("messages must be a list of {role, content}")
+    waiting = list(images or [])
+    parts: list[Part] = []
+    before = None
+    for message in messages:
+        role = message.get("role")
+        if role not in ROLES:
+            raise RowError(f"role {role!r} must be one of: {', '.join(ROLES)}")
+        if role == before:
+            raise RowError(f"two messages of {role!r} in a row; join them")
+        before = role
+        parts += _message(message.get("content"), role, waiting, row)
+    if waiting:
+        raise RowError(f'{len(waiting)} images have no place; mark each with a part {{"type": "image"}}')
+    if not any(part.learn for part in parts):
+        raise RowError("the assistant says nothing, so there is nothing to learn")
+    return sample(*parts)
+
+
+def _message(content: Any, role: Role, waiting: list, row: Row) -> Iterator[Part]:
+    learn = role == "assistant"
+    content = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(content, list):
+        raise RowError(f"content must be a text or a list of parts, got {content!r:.60}")
+    for part in content:
+        match part:
+            case {"type": "text", "text": ""}:
+                pass
+            case {"type": "text", "text": text}:
+                yield Text(_text(text), learn, role)
+            case {"type": "image"}:
+                image = part.get("image") or part.get("path") or (waiting.pop(0) if waiting else None)
+                yield Image(Pixels(_pixels(image, row)), learn, role)
+            case _:
+                raise RowError(f'a part must be {{"type": "text", ...}} or {{"type": "image", ...}}, got {part!r:.60}')
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(f"its text must be a text with something in it, got {value!r:.60}")
+    return value
+
+
+def _pixels(image: Any, row: Row) -> np.ndarray:
+    """uint8 (H, W, 3) of a path, of bytes, or of datasets' {"bytes", "path"}; bytes in JSON are base64."""
+    match image:
+        case {"bytes": bytes(data)}:
+            return load_pixels(data, image.get("path") or "its image")
+        case {"bytes": str(data)}:
+            try:
+                return load_pixels(base64.b64decode(data, validate=True), image.get("path") or "its image")
+            except binascii.Error as why:
+                raise RowError(f"its image's bytes are not base64: {why}") from why
+        case bytes():
+            return load_pixels(image, "its image")
+        case str(path) | {"path": str(path)} if "://" in path:
+            raise RowError(f"{path} is an address; images are read from files, so download it first")
+        case str(path) | {"path": str(path)} if path:
+            return load_pixels(row.file.parent / path, path)
+        case _:
+            raise RowError(f"its image must be a path or bytes, got {image!r:.60}")
