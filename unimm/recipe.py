@@ -1,14 +1,13 @@
 """Recipes: load a file, apply typed overrides, write the resolved result as JSON."""
 
-import contextlib
 import difflib
-import io
 import re
 import runpy
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+from unimm.arguments import read_arguments
 from unimm.config import data, images, model, stages, tokens
 from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe, Sampling
@@ -71,32 +70,14 @@ def _config_classes() -> list[type]:
 def apply_overrides(recipe: Recipe, arguments: list[str], command: str) -> Recipe:
     """The recipe with typed dotted overrides such as `--stages.sft.steps 100`.
 
-    Raises ConfigError naming an unknown field and the nearest known one, or a value out of range.
+    Raises ArgumentError naming an unknown field and the nearest known one, or a value out of range.
     `--help` prints every field and exits.
     """
     if not arguments:
         return recipe
-    import tyro
+    from tyro.conf import AvoidSubcommands
 
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(tyro.conf.AvoidSubcommands[Recipe], default=recipe, args=arguments, prog=command)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ConfigError(_one_line(said.getvalue())) from None
-
-
-def _one_line(boxed: str) -> str:
-    """A tyro error box as one line."""
-    lines = [line.strip("│ ").strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", boxed).splitlines()]
-    lines = [line for line in lines if line and line[0] not in "╭╰─" and "full helptext" not in line]
-    problem = lines[0] if lines else "the overrides could not be read"
-    if "Perhaps you meant:" in lines:
-        suggestion = lines[lines.index("Perhaps you meant:") + 1].split(" ")[0]
-        return f"{problem}; did you mean {suggestion}?"
-    return " ".join([problem, *[line for line in lines[1:3] if not line.startswith("--")]])
+    return read_arguments(AvoidSubcommands[Recipe], arguments, command, default=recipe)
 
 
 def recipe_to_json(recipe: Recipe) -> str:

@@ -243,10 +243,12 @@ class _Signals:
 
 
 def tensors(batch, device: torch.device):
-    """A batch with its numpy arrays as tensors on `device`; a dataclass, a tuple or a dict, one level deep."""
+    """A batch with its numpy arrays as tensors on `device`; an array, or a dataclass, tuple or dict, one level deep."""
     def move(value):
         return torch.from_numpy(value).to(device, non_blocking=True) if isinstance(value, np.ndarray) else value
 
+    if isinstance(batch, np.ndarray):
+        return move(batch)
     if dataclasses.is_dataclass(batch):
         return dataclasses.replace(batch, **{f.name: move(getattr(batch, f.name)) for f in dataclasses.fields(batch)})
     if isinstance(batch, dict):

@@ -1,0 +1,5 @@
+"""`python -m unimm`, and `torchrun --nproc-per-node N -m unimm train ...`."""
+
+from unimm.cli import main
+
+main()

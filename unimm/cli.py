@@ -1,0 +1,198 @@
+"""unimm show | train | encode | sample | chat | eval: each a small class; heavy imports wait for their command."""
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, assert_never
+
+from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+
+from unimm.arguments import read_arguments
+from unimm.config.check import ConfigError
+from unimm.config.recipe import Recipe, Sampling
+from unimm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Show:
+    """Print a recipe: its axes, its stages, one rendered sample per task with what is learned marked."""
+
+    recipe: Positional[Path]
+    """A recipe file such as recipes/demo.py, or a run's folder."""
+    json: bool = False
+    """Print the resolved recipe as JSON instead."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe's stages in order, or go on where an interrupted run stopped.
+
+    Any field of the recipe can be overridden: --stages.sft.steps 100 --sampling.guidance 2
+    """
+
+    recipe: Positional[Path]
+    """A recipe file, or the folder of a run to continue."""
+    out: Path | None = None
+    """The run's folder; runs/NAME by default."""
+    stage: str | None = None
+    """Stop after this stage."""
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Turn the pixels of a run's datasets into codes, once, with the run's trained image tokenizer."""
+
+    run: Positional[Path]
+    data: str | None = None
+    """Only this dataset of the recipe."""
+
+
+@dataclass(frozen=True)
+class SamplingChange:
+    """Differences from the sampling settings that the run was saved with."""
+
+    guidance: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def of(self, sampling: Sampling) -> Sampling:
+        return replace(sampling, **{name: value for name, value in vars(self).items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw pictures: a labelled grid and single PNGs."""
+
+    run: Positional[Path]
+    prompts: Positional[tuple[str, ...]]
+    n: Annotated[int, arg(aliases=["-n"])] = 4
+    """Pictures per prompt."""
+    seed: int = 0
+    out: Path | None = None
+    """Where to write; RUN/samples by default."""
+    sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Talk with a trained run in the terminal; name image files in what you say, and it writes image files."""
+
+    run: Positional[Path]
+    seed: int = 0
+    out: Path | None = None
+    """Where its pictures go; RUN/chat by default."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Score a trained run and write report.html and report.json into its folder."""
+
+    run: Positional[Path]
+    count: int = 200
+    """Prompts, questions and scenes of each kind."""
+    seed: int = 0
+
+
+Command = (
+    Annotated[Show, subcommand("show")] | Annotated[Train, subcommand("train")] | Annotated[Encode, subcommand("encode")]
+    | Annotated[Sample, subcommand("sample")] | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The `unimm` command. Bad input ends in one line on stderr and exit code 2; an interruption in 128 + signal."""
+    code = 0
+    try:
+        code = run(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"unimm: {error}", file=sys.stderr)
+        code = 2
+    except OSError as error:
+        print(f"unimm: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("\nunimm: interrupted", file=sys.stderr)
+        code = 130
+    if "torch" in sys.modules:
+        from unimm.train import ranks
+
+        ranks.leave(code)
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Do one command; the exit code."""
+    command, rest = parse(arguments)
+    match command:
+        case Show(recipe=path, json=as_json):
+            return _show(load(path, rest), as_json)
+        case Train():
+            return _train(command, rest)
+        case Encode(run=folder, data=data):
+            from unimm.pipeline import encode_run
+
+            encode_run(load(folder, rest), folder, data)
+        case Sample():
+            from unimm.serve.files import sample_to_files
+
+            _none(rest)
+            sample_to_files(command.run, command.prompts, command.n, command.seed, command.out, command.sampling.of)
+        case Chat():
+            from unimm.serve.terminal import chat_in_terminal
+
+            _none(rest)
+            chat_in_terminal(command.run, command.seed, command.out)
+        case Eval(run=folder, count=count, seed=seed):
+            from unimm.evaluate.run import evaluate
+            from unimm.system import open_run
+
+            _none(rest)
+            evaluate(open_run(folder), count=count, seed=seed)
+        case _:
+            assert_never(command)
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[Command, list[str]]:
+    """The command, and the options that it does not know: overrides of the recipe."""
+    return read_arguments(Command, arguments or ["--help"], "unimm", return_unknown_args=True,
+                          description="Train and run language models that read and write images as tokens.")
+
+
+def load(path: Path, overrides: list[str]) -> Recipe:
+    from unimm.recipe import apply_overrides, load_recipe
+
+    return apply_overrides(load_recipe(path), overrides, f"unimm train {path}")
+
+
+def _none(rest: list[str]) -> None:
+    if rest:
+        raise ConfigError(f"unknown option {rest[0]}; see --help for what this command takes")
+
+
+def _show(recipe: Recipe, as_json: bool) -> int:
+    if as_json:
+        from unimm.recipe import recipe_to_json
+
+        print(recipe_to_json(recipe))
+        return 0
+    from unimm.show import show
+
+    for line in show(recipe, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ):
+        print(line)
+    return 0
+
+
+def _train(command: Train, rest: list[str]) -> int:
+    recipe = load(command.recipe, rest)
+    from unimm.pipeline import train_run
+    from unimm.train.loop import Interrupted
+
+    folder = command.out or (command.recipe if command.recipe.is_dir() else Path("runs") / recipe.name)
+    try:
+        train_run(recipe, folder, command.stage)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.code
+    return 0

@@ -1,0 +1,22 @@
+"""Training the image tokenizer: pixels in, losses out, through the same loop as the language model."""
+
+import torch
+from torch import nn
+
+from unimm.images.tokenizer import ImageTokenizer
+from unimm.losses import Losses
+
+
+class Reconstruction(nn.Module):
+    """forward(uint8 (B, H, W, 3)) -> Losses: the sum of the tokenizer's named losses, each reported apart."""
+
+    def __init__(self, tokenizer: ImageTokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, pixels: torch.Tensor) -> Losses:
+        images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        found = self.tokenizer(images)
+        n = len(pixels)
+        parts = {name: (loss.detach() * n, n) for name, loss in found.losses.items()}
+        return Losses(sum(found.losses.values()), parts, float(n), n)

@@ -1,0 +1,231 @@
+"""A recipe from nothing to a trained run: text tokenizer, stages in order, codes where a stage needs them.
+
+Every step leaves its result in the run's folder and is skipped where that is already there, so the same
+command starts a run, continues it, and does nothing once it is done.
+"""
+
+import json
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from unimm.config.check import ConfigError
+from unimm.config.recipe import Recipe
+from unimm.config.stages import NextToken, Reconstruct
+from unimm.config.tokens import SentencePieceText
+from unimm.images.reconstruct import Reconstruction
+from unimm.images.tokenizer import build_tokenizer, fingerprint, load_tokenizer, save_tokenizer, to_codes
+from unimm.layout import Layout
+from unimm.recipe import recipe_from_json, recipe_to_json
+from unimm.sample import Text
+from unimm.stream.batches import Batches
+from unimm.stream.encode import Plan, Progress, encode
+from unimm.stream.mixture import Mixture
+from unimm.stream.pixel_batches import PixelBatches, images_of
+from unimm.stream.shards import Shards, open_shards
+from unimm.stream.sources import open_source
+from unimm.system import RECIPE_FILE, TEXT_FILE, TOKENIZER_FOLDER, System, layout_of, new_model, text_of
+from unimm.text import train_sentencepiece
+from unimm.train import ranks
+from unimm.train.loop import Work, run_stage
+from unimm.train.progress import teller
+
+SECONDS = "seconds.json"
+
+
+def train_run(recipe: Recipe, folder: Path, last: str | None = None) -> None:
+    """Bring a run to the end of its stages, or of the stage `last`. Every rank calls this together.
+
+    Raises ConfigError, SourceError, TrainError and their like, each one line; Interrupted after a signal.
+    """
+    if last is not None and last not in recipe.stages:
+        raise ConfigError(f"no stage {last!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.stages)}")
+    ranks.start()
+    _begin(recipe, folder)
+    if isinstance(recipe.text, SentencePieceText):
+        with timed(folder, "text"):
+            _text_tokenizer(recipe, folder)
+    previous = None
+    for name, stage in recipe.stages.items():
+        match stage:
+            case Reconstruct():
+                with timed(folder, name):
+                    _train_tokenizer(recipe, folder, name, stage)
+            case NextToken():
+                with timed(folder, "encode"):
+                    encode_run(recipe, folder, stages=[name])
+                with timed(folder, name):
+                    previous = _train_language(recipe, folder, name, stage, previous)
+        if name == last:
+            break
+    teller()(f"trained: {folder}\nnext: unimm eval {folder}  |  unimm sample {folder} \"a prompt\"  |  unimm chat {folder}")
+
+
+@contextmanager
+def timed(folder: Path, name: str):
+    """Add the seconds of this step, also of an interrupted one, to the run's account."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        if ranks.rank() == 0:
+            path = folder / SECONDS
+            seconds = json.loads(path.read_text()) if path.is_file() else {}
+            seconds[name] = seconds.get(name, 0.0) + time.monotonic() - began
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(seconds, indent=1))
+            os.replace(part, path)
+
+
+def _begin(recipe: Recipe, folder: Path) -> None:
+    """Claim the folder for this recipe. Raises ConfigError where it can't be written or holds another one."""
+    path = folder / RECIPE_FILE
+    if ranks.rank() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not path.is_file():
+                path.write_text(recipe_to_json(recipe))
+        except OSError as error:
+            raise ConfigError(f"can't write into {folder}: {error.strerror}; choose another folder with --out") from None
+    ranks.barrier()
+    old = recipe_from_json(path.read_text(), str(path))
+    if old != recipe:
+        names = [name for name in vars(recipe) if getattr(old, name) != getattr(recipe, name)]
+        raise ConfigError(f"{folder} holds a run of another recipe (other {', '.join(names)}); "
+                          f"choose another folder with --out, or delete this one")
+
+
+def _text_tokenizer(recipe: Recipe, folder: Path) -> None:
+    """Train the text tokenizer on the first texts of every dataset, evenly."""
+    path = folder / TEXT_FILE
+    if ranks.rank() == 0 and not path.is_file():
+        share = -(-recipe.text.texts // len(recipe.data))
+        texts: list[str] = []
+        for source in recipe.data.values():
+            found: list[str] = []
+            for item in open_source(source):
+                found += [p.text for p in item.sample.parts if isinstance(p, Text)] if item.sample else []
+                if len(found) >= share:
+                    break
+            texts += found
+        tokenizer = train_sentencepiece(texts, recipe.text.vocab_size)
+        part = path.with_suffix(".part")
+        tokenizer.save(part)
+        os.replace(part, path)
+        teller()(f"text tokenizer: {tokenizer.size} pieces from {len(texts):,} texts -> {path}")
+    ranks.barrier()
+
+
+def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct) -> None:
+    """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
+    import torch
+
+    from unimm.previews import preview_reconstructions
+
+    target = folder / TOKENIZER_FOLDER
+    if (target / "config.json").is_file():
+        teller()(f"{name}: already done, {target}")
+        return
+    torch.manual_seed(stage.seed)
+    tokenizer = build_tokenizer(recipe.image_tokenizer)
+    check_codebook(recipe, tokenizer.size)
+    datasets = []
+    for use in stage.mix:
+        images, skipped = images_of(open_source(recipe.data[use.data]), recipe.image_tokenizer.image)
+        teller()(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
+        datasets.append(images)
+    batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(), ranks.world())
+    work = Work(Reconstruction(tokenizer), batches,
+                preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
+                recipe=json.loads(recipe_to_json(recipe)))
+    run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}")
+    if ranks.rank() == 0:
+        save_tokenizer(tokenizer, target)
+        teller()(f"{name}: image tokenizer {fingerprint(tokenizer)[:12]} -> {target}")
+    ranks.barrier()
+
+
+def check_codebook(recipe: Recipe, size: int) -> None:
+    """Refuse a recipe whose codebook is not the one its tokenizer makes."""
+    name = recipe.image_tokenizer.codebook
+    book = next((b for b in recipe.codebooks if b.name == name), None)
+    if book is None or book.size != size:
+        stated = f"has {book.size} codes" if book else "is missing"
+        raise ConfigError(f"codebook {name!r} {stated}, but the image tokenizer's quantizer makes {size}; state that size")
+
+
+def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: list[str] | None = None) -> None:
+    """Encode the datasets that language stages read (all of them, those of some stages, or one)."""
+    if not (folder / TOKENIZER_FOLDER).is_dir():
+        raise ConfigError(f"{folder}: no trained image tokenizer yet; train it first: unimm train {folder}")
+    if only is not None and only not in recipe.data:
+        raise ConfigError(f"no data {only!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.data)}")
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER).eval()
+    needed = [use.data for name, stage in recipe.stages.items() if isinstance(stage, NextToken)
+              and (stages is None or name in stages) for use in stage.mix]
+    for name in [only] if only else dict.fromkeys(needed):
+        _encode(recipe, folder, name, tokenizer)
+    ranks.barrier()
+
+
+def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
+    source = recipe.data[name]
+    plan = Plan(source=json.loads(recipe_to_json(recipe))["data"][name], fingerprint=fingerprint(tokenizer),
+                size=tokenizer.size, pixels=recipe.image_tokenizer.image)
+    told = [time.monotonic()]
+
+    def report(p: Progress) -> None:
+        if time.monotonic() - told[0] > 5:
+            told[0] = time.monotonic()
+            left = f", {p.eta:.0f} s left" if p.eta is not None else ""
+            teller()(f"encode {name}: {p.rows:,} rows, {p.rate:,.0f} rows/s{left}")
+
+    target = folder / "codes" / name
+    manifest = encode(open_source(source), lambda images: to_codes(tokenizer, images), plan, target, rank=ranks.rank(),
+                      world=ranks.world(), total=getattr(source, "count", None), progress=report)
+    if manifest:
+        counts = manifest["counts"]
+        skipped = f", {counts['skipped']} skipped (see {target / 'manifest.json'})" if counts["skipped"] else ""
+        teller()(f"encode {name}: {counts['samples']:,} samples, {counts['images']:,} images -> {target}{skipped}")
+
+
+def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, previous: Path | None) -> Path:
+    """One stage of the language model, from the previous stage's weights; its final checkpoint."""
+    import torch
+
+    from unimm import checkpoint
+    from unimm.previews import preview_drawings
+
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER).eval()
+    check_codebook(recipe, tokenizer.size)
+    layout = layout_of(recipe, text_of(recipe, folder))
+    torch.manual_seed(stage.seed)
+    model = new_model(recipe, layout, tokenizer, stage.image_weight)
+    if previous is not None:
+        checkpoint.load_weights(previous, model)
+    shards = {use.data: open_shards(folder / "codes" / use.data, fingerprint(tokenizer)) for use in stage.mix}
+    batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
+    system = System(recipe, folder, layout, tokenizer, model, folder)
+    work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),
+                new_rows=_new_rows(recipe, layout), recipe=json.loads(recipe_to_json(recipe)))
+    for line in model.describe():
+        teller()(f"{name}: {line}")
+    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}")
+
+
+def _new_rows(recipe: Recipe, layout: Layout) -> dict[str, int]:
+    """How many rows of the table in and out must learn: all of a fresh model's, those added to a published one."""
+    known = 0 if recipe.backbone.kind == "fresh" else layout.vocab.text_size
+    rows = layout.vocab.rows - known
+    return {"backbone.model.embed_tokens.weight": rows, "backbone.lm_head.weight": rows} if rows else {}
+
+
+def _prompts(shards: dict[str, Shards], stage: NextToken, count: int = 8) -> list[str]:
+    """Captions from the stage's own pairs for its previews."""
+    drawn = [use.data for use in stage.mix if use.task == "t2i"]
+    if not drawn:
+        return []
+    pairs = shards[drawn[0]]
+    found = [p.text for i in range(min(count, len(pairs))) for p in pairs[i].parts if isinstance(p, Text)]
+    return found[:count]

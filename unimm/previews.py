@@ -1,0 +1,41 @@
+"""What a run shows of itself while it trains: reconstructions, and drawings of its own captions."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from unimm.generate.use import draw
+from unimm.images.measure import measure
+from unimm.images.tokenizer import ImageTokenizer, to_codes, to_pixels
+from unimm.pictures import grid, write_png
+from unimm.sample import Text
+from unimm.system import System
+
+Preview = Callable[[int], dict[str, float] | None]
+
+
+def _target(folder: Path, step: int) -> Path:
+    (folder / "previews").mkdir(parents=True, exist_ok=True)
+    return folder / "previews" / f"step-{step:08d}.png"
+
+
+def preview_reconstructions(tokenizer: ImageTokenizer, images: np.ndarray, folder: Path) -> Preview:
+    """Pictures above what comes back of them, and the measures of all `images` for the metrics."""
+    def preview(step: int) -> dict[str, float]:
+        shown = list(images[:8])
+        again = to_pixels(tokenizer, to_codes(tokenizer, shown))
+        write_png(_target(folder, step), grid(shown + again))
+        return {f"preview/{name}": value for name, value in measure(tokenizer, list(images)).items()
+                if isinstance(value, (int, float))}
+
+    return preview
+
+
+def preview_drawings(system: System, prompts: list[str], folder: Path) -> Preview | None:
+    """Drawings of the same few prompts, so that a row of files shows the learning; None without prompts."""
+    def preview(step: int) -> None:
+        pictures = draw(system, [[Text(p)] for p in prompts], list(range(len(prompts))))
+        write_png(_target(folder, step), grid(pictures, prompts, columns=4))
+
+    return preview if prompts else None

@@ -1,0 +1,137 @@
+"""`unimm show`: a recipe as a person reads it: its axes, its stages, one rendered sample per task."""
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+
+import numpy as np
+
+from unimm.config.data import Emoji, Shapes, Source
+from unimm.config.recipe import Recipe
+from unimm.config.tokens import Line, UpTo
+from unimm.layout import Layout
+from unimm.sample import Codes, Image, Latents, Level, Pixels, Sample, Text, sample
+from unimm.stream.tasks import as_task
+from unimm.system import layout_of, text_of
+
+BOLD, GREEN, DIM, PLAIN = "\033[1m", "\033[1;32m", "\033[2m", "\033[0m"
+
+
+def show(recipe: Recipe, colour: bool) -> Iterator[str]:
+    """The lines that `unimm show RECIPE` prints."""
+    bold, dim, plain = (BOLD, DIM, PLAIN) if colour else ("", "", "")
+    layout = layout_of(recipe, text_of(recipe, None))
+    yield f"{bold}{recipe.name}{plain}  {recipe.about}"
+    yield ""
+    for axis, value in axes(recipe, layout).items():
+        yield f"  {axis:<16}{value}"
+    yield ""
+    yield f"{bold}stages{plain}"
+    for name, stage in recipe.stages.items():
+        mix = " + ".join(f"{use.weight:g} {use.data}" + (f" as {use.task}" if use.task != "as_is" else "") for use in stage.mix)
+        size = f"{stage.batch} images" if stage.objective == "reconstruct" else f"{stage.rows} rows x {stage.seq_len} tokens"
+        yield f"  {name:<12}{stage.objective:<13}{stage.steps:,} steps of {size}, {described(stage.optimizer, every=False)}, {stage.precision}"
+        yield f"  {'':<12}{dim}{mix}{plain}"
+    yield ""
+    learned = f"{GREEN}learned{PLAIN}" if colour else "«learned»"
+    note = "; text as bytes, for the run trains its own tokenizer" if recipe.text.kind == "sentencepiece" else ""
+    yield f"{bold}samples{plain}  {learned} and read{note}; the codes stand for any"
+    for title, example in examples(recipe, layout):
+        yield f"  {bold}{title}{plain}"
+        yield f"    {rendered(layout, example, colour)}"
+
+
+def described(config, every: bool = True) -> str:
+    """A config value as `kind field=value ...`; without `every`, fields at their defaults are left out."""
+    shown = [f"{f.name}={getattr(config, f.name)}" for f in fields(config)
+             if f.name != "kind" and (every or getattr(config, f.name) != f.default)]
+    return " ".join([config.kind, *shown])
+
+
+def axes(recipe: Recipe, layout: Layout) -> dict[str, str]:
+    """The system on its seven axes, and what they add up to."""
+    tokenizer, c = recipe.image_tokenizer, recipe.layout
+    levels = ", ".join(f"{level.space} ({level.shape.kind})" for level in c.write.levels)
+    codes = ", ".join(f"{r.name} {r.codes:,}" + (f" x {r.depth}" if r.depth > 1 else "") + f" from id {r.start:,}"
+                      for r in layout.vocab.ranges.values())
+    side = f"{tokenizer.image} x {tokenizer.image} px, {(tokenizer.image // tokenizer.downsample) ** 2} codes"
+    return {
+        "image tokenizer": f"{tokenizer.kind}, {side}",
+        "quantizer": described(tokenizer.quantizer),
+        "image in": described(recipe.image_in),
+        "image out": described(recipe.image_out),
+        "layout": f"{c.write.begin} {levels} {c.write.end}, ends by {c.write.stop}, unconditional: {c.unconditional}",
+        "decoder": "the image tokenizer's own",
+        "backbone": described(recipe.backbone),
+        "text": described(recipe.text),
+        "vocabulary": f"{layout.vocab.rows:,} rows: {layout.vocab.text_size:,} text, {len(layout.vocab.special)} markers; {codes}",
+    }
+
+
+def examples(recipe: Recipe, layout: Layout) -> Iterator[tuple[str, Sample]]:
+    """One sample for each dataset and task that a stage of the language model uses."""
+    seen = {}
+    for stage in recipe.stages.values():
+        for use in stage.mix if stage.objective == "next_token" else ():
+            seen.setdefault((use.data, use.task), None)
+    for data, task in seen:
+        given = _coded(_first(recipe.data[data], layout), layout)
+        yield f"{data}, {task}", as_task(task, data, given)
+
+
+def _first(source: Source, layout: Layout) -> Sample:
+    """A dataset's first sample where it is built in; an invented one where files would have to be opened."""
+    match source:
+        case Shapes(part=part, seed=seed):
+            from data import shapes
+
+            return next(iter({"pairs": shapes.pairs, "chats": shapes.chats, "edits": shapes.edits}[part](1, seed)))
+        case Emoji():
+            return Sample((Image(Pixels(np.zeros((1, 1, 3), np.uint8))), Text("grinning face")))
+        case _ if source.kind == "chat_jsonl":
+            return sample(Image(_codes(layout), role="user"), Text("what is this?", role="user"),
+                          Text("a red circle", True, "assistant"))
+        case _:
+            return sample(Image(_codes(layout)), Text("a red circle"))
+
+
+def _coded(given: Sample, layout: Layout) -> Sample:
+    return Sample(tuple(replace(p, content=_codes(layout)) if isinstance(p, Image) else p for p in given.parts))
+
+
+def _codes(layout: Layout) -> Codes | Latents:
+    """Codes of the layout's first size, counting up."""
+    plan, levels = next(iter(layout.write_plans.values())), []
+    for number, (level, grid) in enumerate(zip(layout.config.write.levels, plan.grids)):
+        n = plan.lengths(number)[0] if isinstance(level.shape, (Line, UpTo)) else grid[0] * grid[1]
+        if level.space in layout.continuous:
+            return Latents(np.zeros((n, layout.continuous[level.space].channels), np.float32), grid)
+        book = layout.vocab.ranges[level.space]
+        levels.append(Level(np.arange(n * book.depth).reshape(n, book.depth) % book.codes, grid))
+    return Codes(tuple(levels))
+
+
+def rendered(layout: Layout, example: Sample, colour: bool) -> str:
+    """The sequence in words, learned tokens green, or in «» where there is no colour; long runs of codes shortened."""
+    sequence = layout.render(example)
+    words: list[tuple[str, bool]] = []
+    text: list[int] = []
+    is_text, is_code, run = layout.vocab.is_text, layout.vocab.is_code, 0
+
+    def flush(learn: bool) -> None:
+        if text:
+            words.append((layout.text.decode(text), learn))
+            text.clear()
+
+    for at, (i, learn) in enumerate(zip(sequence.ids.tolist(), sequence.learn.tolist())):
+        if text and (not is_text[i] or learn != sequence.learn[at - 1]):
+            flush(bool(sequence.learn[at - 1]))
+        run = run + 1 if is_code[i] else 0
+        if is_text[i]:
+            text.append(i)
+        elif run <= 4:
+            words.append((layout.name(i), learn))
+        elif at + 1 == len(sequence) or not is_code[sequence.ids[at + 1]]:
+            words.append((f"... {layout.name(i)}", learn))
+    flush(bool(sequence.learn[-1]))
+    mark = (lambda w: f"{GREEN}{w}{PLAIN}") if colour else (lambda w: f"«{w}»")
+    return " ".join(mark(word) if learn else word for word, learn in words)
