@@ -7,8 +7,10 @@ the folder: shard n belongs to rank n % world, and whoever finds every shard don
 
 import hashlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 
@@ -57,9 +59,9 @@ class Progress:
     skipped: int
     seconds: float
     rate: float
-    """Rows per second, kept ones included."""
+    """Source rows per second since the first that was encoded, other ranks' rows included."""
     eta: float | None
-    """Seconds left; None where the total is unknown."""
+    """Seconds left; None where the total is unknown, or nothing was encoded yet."""
 
 
 @dataclass
@@ -68,21 +70,28 @@ class _Tally:
 
     report: Callable[[Progress], None]
     total: int | None
-    start: float = field(default_factory=time.monotonic)
     rows: int = 0
     samples: int = 0
     images: int = 0
     skipped: int = 0
+    start: float | None = None
+    passed: int = 0
+    """Rows that were done before the clock started: they would flatter the rate."""
+
+    def begin(self) -> None:
+        """Start the clock at the first row that is encoded."""
+        if self.start is None:
+            self.start, self.passed = time.monotonic(), self.rows
 
     def send(self) -> None:
-        seconds = time.monotonic() - self.start
-        rate = self.rows / max(seconds, 1e-9)
-        eta = None if self.total is None else max(self.total - self.rows, 0) / max(rate, 1e-9)
+        seconds = time.monotonic() - self.start if self.start is not None else 0.0
+        rate = (self.rows - self.passed) / max(seconds, 1e-9)
+        eta = max(self.total - self.rows, 0) / rate if self.total is not None and rate else None
         self.report(Progress(self.rows, self.total, self.samples, self.images, self.skipped, seconds, rate, eta))
 
 
 def encode(
-    items: Iterable[Item],
+    open_items: Callable[[Callable[[int], bool]], Iterable[Item]],
     to_codes: Callable[[list[np.ndarray]], list[Codes]],
     plan: Plan,
     folder: str | Path,
@@ -92,27 +101,48 @@ def encode(
     total: int | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> dict | None:
-    """Encode `items` into `folder`; start it again after any interruption and it goes on.
+    """Encode a source into `folder`; start it again after any interruption and it goes on.
 
+    `open_items(wanted)` yields an Item for every row of the source, in order; one for which `wanted(row number)`
+    is False needs its key only, so that nothing is decoded that another process has, or that is done.
     `to_codes` takes uint8 (pixels, pixels, 3) images. Bad items are skipped and listed with their reasons.
     Returns the manifest, or None while other ranks are still at work. A folder that is already finished
-    and whole is returned as it is. Raises ShardError for another plan's folder, a source that changed
-    under a half-done encode, or a source without a single usable row; DiskError for a folder that can't be written.
+    and whole is returned as it is. Raises ShardError for another plan's folder, a source that changed under
+    a half-done encode, or a source without a single usable row; DiskError for a folder that can't be written.
     """
     folder = Path(folder)
     if finished := _begin(folder, plan, rank):
         return finished
+
+    @cache
+    def kept(number: int) -> dict | None:
+        """The facts of a shard that an earlier run finished, if it is whole."""
+        side = read_sealed(_path(folder, number).with_suffix(".json"))
+        return side if side and not problem_of(folder, side) else None
+
+    def wanted(row: int) -> bool:
+        number = row // plan.rows
+        return number % world == rank and kept(number) is None
+
     tally = _Tally(progress, total)
-    iterator, number = iter(items), 0
-    while (first := next(iterator, None)) is not None:
-        rows = chain([first], islice(iterator, plan.rows - 1))
-        if number % world == rank:
-            _one_shard(folder, number, rows, to_codes, plan, tally)
+    items, number = iter(open_items(wanted)), 0
+    while (first := next(items, None)) is not None:
+        keys = hashlib.sha256()
+        rows = _noted(chain([first], islice(items, plan.rows - 1)), keys, tally)
+        if wanted(number * plan.rows):
+            _write(_path(folder, number), rows, keys, to_codes, plan, tally)
         else:
-            tally.rows += sum(1 for _ in rows)
+            deque(rows, maxlen=0)  # reads to the end
+            if number % world == rank and keys.hexdigest() != kept(number)["keys"]:
+                raise ShardError(f"the source changed since {_path(folder, number)} was encoded; "
+                                 f"delete {folder} and encode again")
         tally.send()
         number += 1
     return _finish(folder, plan, number, rank)
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"codes-{number:05d}.arrow"
 
 
 def _begin(folder: Path, plan: Plan, rank: int) -> dict | None:
@@ -131,31 +161,22 @@ def _begin(folder: Path, plan: Plan, rank: int) -> dict | None:
     return manifest
 
 
-def _one_shard(folder: Path, number: int, rows: Iterator[Item], to_codes, plan: Plan, tally: _Tally) -> None:
-    """Encode one range of rows, or only read past it if its shard is there and whole."""
-    path = folder / f"codes-{number:05d}.arrow"
-    side = read_sealed(path.with_suffix(".json"))
-    keys = hashlib.sha256()
-    if side is not None and problem_of(folder, side) is None:
-        for item in rows:
-            keys.update(item.key.encode() + b"\n")
-            tally.rows += 1
-        if keys.hexdigest() != side["keys"]:
-            raise ShardError(f"the source changed since {path} was encoded; delete {folder} and encode again")
-        return
-    drafts, images, skipped, problems = _encode_rows(_watched(rows, keys, tally), to_codes, plan, tally)
-    facts = write_shard(path, _with_codes(drafts, images), plan.size)
-    write_sealed(path.with_suffix(".json"), facts | {
-        "rows": len(drafts) + skipped, "keys": keys.hexdigest(), "skipped": skipped, "problems": problems,
-    })  # fmt: skip
-
-
-def _watched(rows: Iterator[Item], keys, tally: _Tally) -> Iterator[Item]:
-    """The rows, each noted as it passes."""
+def _noted(rows: Iterator[Item], keys, tally: _Tally) -> Iterator[Item]:
+    """The rows as they come, their keys hashed and their number counted."""
     for item in rows:
         keys.update(item.key.encode() + b"\n")
         tally.rows += 1
         yield item
+
+
+def _write(path: Path, rows: Iterator[Item], keys, to_codes, plan: Plan, tally: _Tally) -> None:
+    """Encode one shard; its side file, written last, says that it is done."""
+    tally.begin()
+    drafts, codes, skipped, problems = _encode_rows(rows, to_codes, plan, tally)
+    facts = write_shard(path, _with_codes(drafts, codes), plan.size)
+    write_sealed(path.with_suffix(".json"), facts | {
+        "rows": len(drafts) + skipped, "keys": keys.hexdigest(), "skipped": skipped, "problems": problems,
+    })  # fmt: skip
 
 
 def _encode_rows(rows: Iterator[Item], to_codes, plan: Plan, tally: _Tally):
@@ -171,7 +192,7 @@ def _encode_rows(rows: Iterator[Item], to_codes, plan: Plan, tally: _Tally):
     def flush(count: int) -> None:
         codes.extend(to_codes(waiting[:count]))
         del waiting[:count]
-        tally.images = tally.images + count
+        tally.images += count
         tally.send()
 
     for item in rows:
@@ -212,7 +233,7 @@ def _finish(folder: Path, plan: Plan, shards: int, rank: int) -> dict | None:
 
     Two processes may both find them; they write the same bytes, each under one rename.
     """
-    sides = [read_sealed(folder / f"codes-{number:05d}.json") for number in range(shards)]
+    sides = [read_sealed(_path(folder, number).with_suffix(".json")) for number in range(shards)]
     if any(side is None for side in sides):
         return None
     problems = [problem for side in sides for problem in side["problems"]][:LISTED]

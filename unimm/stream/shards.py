@@ -86,7 +86,7 @@ def write_shard(path: Path, rows: list[tuple[str, Sample]], size: int) -> dict:
                 runs.append(level.ids.reshape(-1))
                 levels.append((k, *level.ids.shape, *(level.grid or (0, 0))))
         images += len(sample.images)
-        code_ends.append(code_ends[-1] + sum(l.ids.size for i in sample.images for l in i.content.levels))
+        code_ends.append(code_ends[-1] + sum(v.ids.size for image in sample.images for v in image.content.levels))
         level_ends.append(len(levels))
     if code_ends[-1] >= 2**31:
         raise ShardError(f"{path.name} would hold {code_ends[-1]} codes; encode with fewer samples per shard")
