@@ -191,7 +191,8 @@ def test_two_real_processes_hold_the_halves_and_know_the_whole_state(tmp_path):
     assert [process.wait() for process in running] == [0, 0]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     alone = batches(stage(mix=MIX))
-    assert [a + b for a, b in zip(first["ids"], second["ids"], strict=True)] == [alone.next().ids.tolist() for _ in range(3)]
+    both = [a + b for a, b in zip(first["ids"], second["ids"], strict=True)]
+    assert both == [alone.next().ids.tolist() for _ in range(3)]
     assert first["state"] == second["state"] == alone.state()
 
 
