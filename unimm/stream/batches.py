@@ -1,0 +1,159 @@
+"""Packed batches for the language model, the same at any number of ranks.
+
+    mixture[i] --layout.render--> Sequence --lane: best fit--> row of seq_len tokens --> Batch
+
+A global batch has `rows` lanes. Lane b owns the mixture's indices b, b + rows, b + 2 rows, ... and packs
+its own rows from them, so no lane depends on another and rank r simply holds rows / world neighbouring lanes.
+The state of a lane is its next index and the few indices that wait for a row with room for them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from unimm.config.check import ConfigError
+from unimm.config.stages import NextToken
+from unimm.layout import Layout, LayoutError
+from unimm.sample import Batch, Sequence
+from unimm.stream.mixture import Mixture, same_stream
+from unimm.stream.tasks import can_drop_context
+
+LOOKAHEAD = 16
+"""Documents a lane may choose from. The oldest opens the next row, so none waits longer than 16 rows."""
+
+GIVE_UP = 1000
+"""So many samples in a row that are too long mean that none will fit."""
+
+
+class TooLong(ValueError):
+    """A sample is longer than a row; the message names it, both lengths and the remedy."""
+
+
+@dataclass
+class _Lane:
+    """One row of every batch. Indices count in the mixture."""
+
+    next: int
+    dropped: int = 0
+    waiting: dict[int, Sequence] = field(default_factory=dict)
+    """Documents that wait for room by index, the oldest first. The indices are state; what they render to is not."""
+
+
+class Batches:
+    """This rank's rows of an endless stream of batches.
+
+    `gather` brings a value of every rank to every rank, in order of rank (`torch.distributed.all_gather_object`
+    in a list); `state` calls it once, so with several ranks all of them must ask for the state together.
+    Raises ConfigError where the rows can't be shared evenly.
+    """
+
+    def __init__(self, mixture: Mixture, layout: Layout, stage: NextToken, rank: int = 0, world: int = 1,
+                 gather: Callable[[list], list[list]] = lambda own: [own]):
+        if stage.rows % world:
+            raise ConfigError(f"rows is {stage.rows}, which {world} processes can't share evenly; "
+                              f"make it a multiple of {world}")
+        self.mixture, self.layout, self.stage, self.gather = mixture, layout, stage, gather
+        self.is_code = layout.vocab.is_code
+        per_rank = stage.rows // world
+        self.own = slice(rank * per_rank, (rank + 1) * per_rank)
+        self.lanes = [_Lane(b) for b in range(stage.rows)[self.own]]
+
+    @property
+    def dropped(self) -> int:
+        """Samples of this rank's lanes left out so far because they were too long."""
+        return sum(lane.dropped for lane in self.lanes)
+
+    def next(self) -> Batch:
+        """The next batch's rows: see `unimm.sample.Batch`, B = rows / world, T = seq_len."""
+        rows = [self._row(lane) for lane in self.lanes]
+        return make_batch(rows, self.stage.seq_len, self.layout.pad_id, self.is_code)
+
+    def state(self) -> dict:
+        """Where every lane of every rank is, as small JSON."""
+        own = [[lane.next, lane.dropped, *lane.waiting] for lane in self.lanes]
+        return {**self._plan(), "lanes": [lane for lanes in self.gather(own) for lane in lanes]}
+
+    def restore(self, state: dict) -> None:
+        """Go on from a state, which may have been taken at another number of ranks.
+
+        Raises ConfigError where the stream of that state was another one.
+        """
+        same_stream(self._plan(), state)
+        self.lanes = [
+            _Lane(following, dropped, {index: self._render(index) for index in waiting})
+            for following, dropped, *waiting in state["lanes"][self.own]
+        ]
+
+    def _plan(self) -> dict:
+        return {**self.mixture.facts(), "rows": self.stage.rows, "seq_len": self.stage.seq_len,
+                "drop_context": self.stage.drop_context}
+
+    def _row(self, lane: _Lane) -> list[Sequence]:
+        """The documents of one row: the oldest waiting one, then always the longest that still fits."""
+        row: list[Sequence] = []
+        room = self.stage.seq_len
+        while (choice := self._choose(lane, room, first=not row)) is not None:
+            row.append(lane.waiting.pop(choice))
+            room -= len(row[-1])
+        return row
+
+    def _choose(self, lane: _Lane, room: int, first: bool) -> int | None:
+        """The index of the waiting document that fills `room` best, the older of equals; None if none fits."""
+        self._fill(lane)
+        if first:
+            return next(iter(lane.waiting))
+        fitting = (index for index, document in lane.waiting.items() if len(document) <= room)
+        return max(fitting, key=lambda index: len(lane.waiting[index]), default=None)
+
+    def _fill(self, lane: _Lane) -> None:
+        missed = 0
+        while len(lane.waiting) < LOOKAHEAD:
+            index, lane.next = lane.next, lane.next + self.stage.rows
+            document = self._render(index)
+            if document is not None:
+                lane.waiting[index] = document
+                continue
+            lane.dropped, missed = lane.dropped + 1, missed + 1
+            if missed == GIVE_UP:
+                raise TooLong(f"{GIVE_UP} samples in a row were longer than {self.stage.seq_len} tokens, "
+                              f"the last of them {self.mixture[index].key}; raise seq_len")
+
+    def _render(self, index: int) -> Sequence | None:
+        """The document at an index of the mixture; None if it is too long and such are dropped."""
+        key, sample = self.mixture[index]
+        unconditional = can_drop_context(sample) and self.mixture.chance(index) < self.stage.drop_context
+        try:
+            document = self.layout.render(sample, unconditional)
+        except LayoutError as error:
+            raise LayoutError(f"{key}: {error}") from None
+        if len(document) <= self.stage.seq_len:
+            return document
+        if self.stage.too_long == "refuse":
+            raise TooLong(f"{key} is {len(document)} tokens long, a row is {self.stage.seq_len}; "
+                          f"raise seq_len, or set too_long to 'drop' to leave such samples out and count them")
+        return None
+
+
+def make_batch(rows: list[list[Sequence]], seq_len: int, pad: int, is_code: np.ndarray) -> Batch:
+    """Lay out documents row by row; `is_code` bool (vocabulary,) says which ids are image positions."""
+    shape = (len(rows), seq_len)
+    ids, targets = np.full(shape, pad, np.int64), np.full(shape, pad, np.int64)
+    position, document = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    learn, image = np.zeros(shape, bool), np.zeros(shape, bool)
+    slots = []
+    for r, row in enumerate(rows):
+        start = 0
+        for number, sequence in enumerate(row, 1):
+            end = start + len(sequence)
+            last = end - 1  # its target would be the next document's first id: padding, never learned
+            visual = is_code[sequence.ids]
+            for slot in sequence.slots:
+                visual[slot.start : slot.start + slot.length] = True
+                slots.append((r, replace(slot, start=start + slot.start)))
+            ids[r, start:end] = sequence.ids
+            targets[r, start:last], learn[r, start:last] = sequence.ids[1:], sequence.learn[1:]
+            image[r, start:last] = visual[1:]
+            position[r, start:end], document[r, start:end] = np.arange(len(sequence)), number
+            start = end
+    return Batch(ids, targets, learn, position, document, image, tuple(slots), sum(map(len, rows)))

@@ -1,0 +1,65 @@
+"""Small JSON files that notice damage, and files that appear whole or not at all."""
+
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class DiskError(ValueError):
+    """A file or folder that can't be written; the message names it, the system's reason and the remedy."""
+
+
+@contextmanager
+def writing(path: Path):
+    """Say in one line which path could not be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"can't write {path}: {error.strerror}; free the disk or choose another folder") from None
+
+
+def replace_file(path: Path, content, aside: str = "") -> None:
+    """Write `content` (bytes or a buffer) aside, then put it at `path` in one step that survives a power cut.
+
+    Processes that may write one path at the same time need an `aside` of their own, such as their rank.
+    Its name is the same after a restart, so that no leftovers gather.
+    """
+    draft = path.with_name(f"{path.name}.{aside}tmp")
+    with writing(path):
+        with open(draft, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sealed(path: Path, facts: dict, aside: str = "") -> None:
+    """Write `facts` with a hash of themselves under "seal"."""
+    text = json.dumps(facts | {"seal": _seal(facts)}, indent=1, ensure_ascii=False)
+    replace_file(path, text.encode(), aside)
+
+
+def read_sealed(path: Path) -> dict | None:
+    """The facts without their seal; None if the file is missing, cut short or changed."""
+    try:
+        facts = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(facts, dict) or facts.pop("seal", None) != _seal(facts):
+        return None
+    return facts
+
+
+def _seal(facts: dict) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
