@@ -330,7 +330,7 @@ def test_a_missing_path_is_named_at_once(tmp_path):
             open_source(kind(path=absent))
     with pytest.raises(SourceError, match="no file matches the pattern"):
         open_source(ParquetFiles(path=absent + "/*.parquet"))
-    with pytest.raises(SourceError, match="the folder holds no .parquet file"):
+    with pytest.raises(SourceError, match=r"the folder holds no \.parquet file"):
         open_source(ParquetFiles(path=str(tmp_path)))
 
 
