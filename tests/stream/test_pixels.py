@@ -96,7 +96,8 @@ def test_transparency_is_shown_on_white_in_every_form():
     palette.putpalette([0, 0, 0, 255, 0, 0])
     palette.paste(1, (4, 0, 8, 8))
     grey = Image.merge("LA", [Image.new("L", (8, 8), 0), full.getchannel("A")])
-    sources = [full, written(full, "PNG"), written(full, "WEBP", lossless=True), written(palette, "PNG", transparency=0),
+    sources = [full, written(full, "PNG"), written(full, "WEBP", lossless=True),
+               written(palette, "PNG", transparency=0), written(palette, "PNG", transparency=b"\0\xff"),
                written(palette, "GIF", transparency=0), written(full.convert("RGB"), "PNG", transparency=(0, 0, 0))]
     for source in sources:
         loaded = load_pixels(source, "x")

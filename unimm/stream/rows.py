@@ -30,7 +30,7 @@ class Row(NamedTuple):
     """One row as found. `key` names it for good: its file, relative to the dataset, and its place in the file."""
 
     key: str
-    value: Any
+    value: dict[str, Any]
     file: Path
     """Image paths in the row are relative to this file's folder."""
 
@@ -61,23 +61,25 @@ def missing(name: str, present: Iterable[str], where: str, what: str = "column")
 
 
 def json_rows(files: Sequence[Path]) -> Iterator[Row]:
-    """Lines of JSONL files, keys `name:line`, empty lines left out; values are still text: see `parse`."""
+    """Lines of JSONL files as dicts, keys `name:line`. Empty lines are no rows.
+
+    Lines are read as text and parsed here, for `datasets` wants one type per field of all lines, and a chat's
+    content is a string in one and a list in the next. Raises SourceError(file:line) where one is no JSON object.
+    """
     for file, name in _named(files):
-        for number, row in enumerate(_stream("text", file, encoding="utf-8-sig"), 1):
-            if row["text"].strip():
-                yield Row(f"{name}:{number}", row["text"], file)
+        for number, line in enumerate(_stream("text", file, encoding="utf-8-sig"), 1):
+            if line["text"].strip():
+                yield Row(f"{name}:{number}", _parsed(line["text"], f"{file}:{number}"), file)
 
 
-def parse(row: Row) -> Row:
-    """The row of a JSONL file with its value as a dict. Raises SourceError(file:line) where it is no JSON object."""
-    where = f"{row.file}:{row.key.rpartition(':')[2]}"
+def _parsed(line: str, where: str) -> dict:
     try:
-        value = json.loads(row.value)
+        value = json.loads(line)
     except ValueError as why:
         raise SourceError(f"{where}: not JSON: {why}") from why
     if not isinstance(value, dict):
-        raise SourceError(f"{where}: a line must be an object {{...}}, got {row.value[:40]}")
-    return row._replace(value=value)
+        raise SourceError(f"{where}: a line must be an object {{...}}, got {line[:40]}")
+    return value
 
 
 def parquet_columns(file: Path) -> list[str]:

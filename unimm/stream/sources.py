@@ -14,9 +14,9 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Iterator
-from itertools import islice
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, assert_never
+from typing import Any, assert_never
 
 import numpy as np
 
@@ -32,47 +32,67 @@ from unimm.stream.rows import (
     missing,
     parquet_columns,
     parquet_rows,
-    parse,
     tar_rows,
 )
 
 IMAGES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
 ROLES = ("system", "user", "assistant")
 
+Outcome = tuple[Sample | None, str | None]
 
-class Item(NamedTuple):
-    """One row of a source: its sample, or the reason why there is none."""
 
-    key: str
-    """Stable and unique in its source: the same row has the same key in every run."""
-    sample: Sample | None
-    problem: str | None
+class Item:
+    """One row of a source: its `sample`, or the `problem` for which there is none.
+
+    `key` is stable and unique in its source: the same row has the same key in every run. A row with a `read` is
+    read, and its images decoded, when its sample or problem is first asked for: whoever passes over rows, because
+    they are another process's or already done, does so at little cost.
+    """
+
+    def __init__(self, key: str, sample: Sample | None = None, problem: str | None = None,
+                 read: Callable[[], Outcome] | None = None):
+        self.key = key
+        self._read = read or (lambda: (sample, problem))
+
+    @cached_property
+    def _outcome(self) -> Outcome:
+        return self._read()
+
+    @property
+    def sample(self) -> Sample | None:
+        return self._outcome[0]
+
+    @property
+    def problem(self) -> str | None:
+        return self._outcome[1]
+
+    def __eq__(self, other):
+        return isinstance(other, Item) and (self.key, self._outcome) == (other.key, other._outcome)
 
 
 class RowError(ValueError):
     """A row that makes no sample; becomes the problem of its Item."""
 
 
-def open_source(source: Source, start: int = 0, step: int = 1) -> Iterator[Item]:
-    """Items of a source in its own order: all of them, or numbers start, start + step, ... of them.
+def open_source(source: Source) -> Iterator[Item]:
+    """Items of a source, in its own order.
 
-    Rows that are not asked for are not decoded, so `step` processes share a source, and a run resumes, at little
-    cost. Raises SourceError at once where no file is, later where a file turns out to be no such dataset.
+    Raises SourceError at once where no file is, while reading where a file turns out to be no such dataset.
     """
     match source:
         case Shapes() | Emoji():
-            return islice(_built_in(source), start, None, step)
+            return _built_in(source)
         case ImageFolder(path=path):
-            return _items(json_rows([_metadata(path)]), _metadata_row, start, step)
+            return _items(json_rows([_metadata(path)]), _metadata_row)
         case ChatJsonl(path=path):
-            return _items(json_rows(find_files(path, (".jsonl",))), _jsonl_row, start, step)
+            return _items(json_rows(find_files(path, (".jsonl",))), _jsonl_row)
         case ParquetFiles(path=path):
             files = find_files(path, (".parquet",))
             rows = parquet_rows(files, _parquet_columns(source, files[0]))
-            return _items(rows, lambda row: _parquet_row(row, source), start, step)
+            return _items(rows, lambda row: _parquet_row(row, source))
         case WebDatasetTars(path=path, text=text):
             rows = tar_rows(find_files(path, (".tar", ".tar.gz", ".tgz")))
-            return _items(rows, lambda row: _tar_row(row, text), start, step)
+            return _items(rows, lambda row: _tar_row(row, text))
         case _:
             assert_never(source)
 
@@ -94,23 +114,23 @@ def _built_in(source: Shapes | Emoji) -> Iterator[Item]:
             assert_never(source)
 
 
-def _items(rows: Iterator[Row], read: Callable[[Row], Sample], start: int, step: int) -> Iterator[Item]:
-    """A column missing from the first row is missing from the dataset, whichever rows are asked for; one missing
-    from a later row is that row's problem."""
+def _items(rows: Iterator[Row], read: Callable[[Row], Sample]) -> Iterator[Item]:
+    """A column missing from the first row is missing from the dataset; from a later row, that row's problem."""
     for number, row in enumerate(rows):
-        mine = number >= start and (number - start) % step == 0
-        if not mine and number > 0:
-            continue
-        try:
-            made, problem = read(row), None
-        except MissingColumn as why:
-            if number == 0:
-                raise
-            made, problem = None, str(why)
-        except (RowError, ImageError, SampleError) as why:
-            made, problem = None, f"{row.key}: {why}"
-        if mine:
-            yield Item(row.key, made, problem)
+        outcome = partial(_outcome, row, read, MissingColumn if number else ())
+        item = Item(row.key, read=outcome)
+        if number == 0:
+            _ = item.sample
+        yield item
+
+
+def _outcome(row: Row, read: Callable[[Row], Sample], forgiven: type[Exception] | tuple[()]) -> Outcome:
+    try:
+        return read(row), None
+    except forgiven as why:
+        return None, str(why)
+    except (RowError, ImageError, SampleError) as why:
+        return None, f"{row.key}: {why}"
 
 
 def _metadata(path: str) -> Path:
@@ -124,7 +144,6 @@ def _metadata(path: str) -> Path:
 
 
 def _metadata_row(row: Row) -> Sample:
-    row = parse(row)
     for column in ("file_name", "text"):
         if column not in row.value:
             raise missing(column, row.value, row.key)
@@ -132,7 +151,6 @@ def _metadata_row(row: Row) -> Sample:
 
 
 def _jsonl_row(row: Row) -> Sample:
-    row = parse(row)
     match row.value:
         case {"messages": messages}:
             return _chat(messages, row.value.get("images"), row)
