@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from unimm.errors import UserError
 from unimm.sample import Image as ImagePart
 from unimm.sample import Pixels, Sample, Text
 
@@ -31,7 +32,7 @@ PIECES = ("REGIONAL INDICATOR", "EMOJI MODIFIER", "EMOJI COMPONENT", "COMBINING"
 """Code points that only make a picture together with others: letters of flags, skin tones, hair, keycaps."""
 
 
-class FontMissing(ValueError):
+class FontMissing(UserError):
     """Noto Color Emoji isn't on this system, or not in the edition with bitmaps."""
 
 

@@ -23,6 +23,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from data.shapes_words import GROUP_PLACES, NUMBERS, PLACES, PLURALS, RELATIONS, SIDES, Reference, relations
 from data.shapes_world import BLOCK, COLOURS, LAYOUTS, POSITIONS, SHAPES, SIDE, SIZES, SPRITES, Scene, Thing
+from unimm.errors import UserError
 
 HAZE = 0.08  # of full brightness; darker is taken for black, so that noise doesn't add up
 OVERLAP = 0.6  # intersection over union of light; clean 1.0, blur of 1.2 pixels 0.76
@@ -129,7 +130,7 @@ def read_scene(picture: np.ndarray) -> Scene | str:
     return _unexplained(light, drawn) or Scene(tuple(things))
 
 
-class PromptError(ValueError):
+class PromptError(UserError):
     """A prompt outside the grammar of captions; the message quotes it."""
 
 

@@ -26,10 +26,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from unimm.errors import UserError
+
 NAME = re.compile(r"step-\d{8}")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that can't be written, is damaged, or belongs to something else."""
 
 

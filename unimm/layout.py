@@ -15,6 +15,7 @@ import numpy as np
 from unimm.config.check import ConfigError
 from unimm.config.tokens import Codebook, Continuous
 from unimm.config.tokens import Layout as LayoutConfig
+from unimm.errors import UserError
 from unimm.grammar import Automaton, Fixed, Plan, Run, make_plan
 from unimm.sample import Codes, Image, Latents, Level, Part, Pixels, Role, Sample, Sequence, Slot, Text, sample
 from unimm.text import TextTokenizer
@@ -23,7 +24,7 @@ from unimm.vocab import MARKER, Vocab, build_vocab, markers
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 
-class LayoutError(ValueError):
+class LayoutError(UserError):
     """A sample that the layout can't write, or ids that it can't read."""
 
 

@@ -12,10 +12,12 @@ from typing import Literal
 
 import numpy as np
 
+from unimm.errors import UserError
+
 Role = Literal["system", "user", "assistant"]
 
 
-class SampleError(ValueError):
+class SampleError(UserError):
     """A sample that can't be what it claims to be; the message names the value and the remedy."""
 
 

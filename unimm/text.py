@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Iterable, Protocol, Sequence
 
+from unimm.errors import UserError
 
-class TextError(ValueError):
+
+class TextError(UserError):
     """A text tokenizer that can't be read or trained."""
 
 

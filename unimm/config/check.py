@@ -1,7 +1,9 @@
 """Refusals on construction, all worded alike: field, value, remedy."""
 
+from unimm.errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError):
     """A recipe asks for something impossible; the message names the field, the value and the remedy."""
 
 

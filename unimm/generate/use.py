@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from unimm.config.recipe import Sampling
+from unimm.errors import UserError
 from unimm.generate.decode import Request, decode, image_request
 from unimm.images.tokenizer import to_codes, to_pixels
 from unimm.sample import Codes, Image, Part, Pixels, Text
@@ -16,7 +17,7 @@ from unimm.stream.pixels import fit
 from unimm.system import System
 
 
-class PromptError(ValueError):
+class PromptError(UserError):
     """A prompt that the model can't read."""
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from unimm.config.check import ConfigError
 from unimm.config.stages import NextToken
+from unimm.errors import UserError
 from unimm.layout import Layout, LayoutError
 from unimm.sample import Batch, Sequence
 from unimm.stream.mixture import Mixture, same_stream
@@ -26,7 +27,7 @@ GIVE_UP = 1000
 """So many samples in a row that are too long mean that none will fit."""
 
 
-class TooLong(ValueError):
+class TooLong(UserError):
     """A sample is longer than a row; the message names it, both lengths and the remedy."""
 
 

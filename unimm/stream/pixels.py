@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from unimm.errors import UserError
+
 MAX_PIXELS = 2**26
 """Largest picture: 67 million pixels, 200 MB as RGB. Checked on the header: a 0.5 MB PNG of
 13,000 x 13,000 otherwise costs 1.3 GB and 9 s, which Pillow's own limit lets pass."""
@@ -23,7 +25,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """An image that can't be used; the message says which and why in one line."""
 
 

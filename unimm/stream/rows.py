@@ -17,8 +17,10 @@ from glob import escape, glob, has_magic
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unimm.errors import UserError
 
-class SourceError(ValueError):
+
+class SourceError(UserError):
     """A dataset that can't be read; the message names the file (and line) and the remedy."""
 
 

@@ -6,8 +6,10 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
+from unimm.errors import UserError
 
-class DiskError(ValueError):
+
+class DiskError(UserError):
     """A file or folder that can't be written; the message names it, the system's reason and the remedy."""
 
 

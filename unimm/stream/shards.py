@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from unimm.errors import UserError
 from unimm.sample import Codes, Image, Level, Part, Sample, Text
 from unimm.stream.sealed import file_digest, read_sealed, replace_file
 
 LEVEL = ("image", "positions", "depth", "rows", "columns")
 
 
-class ShardError(ValueError):
+class ShardError(UserError):
     """A folder of codes that can't be used or written as asked; the message names the file and the remedy."""
 
 

@@ -3,12 +3,13 @@
 from dataclasses import replace
 from typing import Literal, assert_never
 
+from unimm.errors import UserError
 from unimm.sample import Image, Sample, Text
 
 Task = Literal["t2i", "caption", "draw", "as_is"]
 
 
-class TaskError(ValueError):
+class TaskError(UserError):
     """A task asked for what a sample does not have; the message names the sample, the task and the remedy."""
 
 

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from unimm.config import stages
 from unimm.config.stages import NextToken, Reconstruct, Stage
+from unimm.errors import UserError
 from unimm.losses import Losses
 from unimm.train import ranks
 from unimm.train.optimizer import build_optimizer
 
 
-class TrainError(ValueError):
+class TrainError(UserError):
     """A stage that can't be trained as asked, or that went wrong; the message names the remedy."""
 
 
