@@ -1,0 +1,115 @@
+"""The command as its users run it: real processes, exit codes, one line on stderr."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import TINY
+
+from unimm.pipeline import train_run
+
+ROOT = Path(__file__).parents[1]
+ENV = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def unimm(*arguments, stdin: str = "", code: str | None = None) -> subprocess.CompletedProcess:
+    start = ["-c", code] if code else ["-m", "unimm"]
+    return subprocess.run([sys.executable, *start, *map(str, arguments)], cwd=ROOT, env=ENV, input=stdin,
+                          capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    train_run(TINY, folder)
+    return folder
+
+
+def refused(*arguments, stdin: str = "") -> str:
+    """The one line on stderr of a command that must be refused."""
+    done = unimm(*arguments, stdin=stdin)
+    assert done.returncode == 2, done
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("unimm: "), done.stderr
+    return lines[0]
+
+
+def test_help_and_show_import_nothing_heavy():
+    heavy = "torch", "transformers", "deepspeed", "datasets", "grain", "PIL"
+    code = ("import sys\nfrom unimm.cli import main\n"
+            "try: main()\nexcept SystemExit as stop: assert not stop.code\n"
+            f"assert not set({heavy!r}) & set(sys.modules), set({heavy!r}) & set(sys.modules)")
+    assert "train" in unimm("--help", code=code).stdout
+    done = unimm("show", "recipes/demo.py", code=code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_show_prints_axes_stages_and_a_sample_with_learned_tokens_marked():
+    shown = unimm("show", "recipes/demo.py").stdout
+    for word in ("image tokenizer", "quantizer", "image in", "image out", "layout", "backbone", "sft", "«<boi>»", "pairs, t2i"):
+        assert word in shown
+    json = unimm("show", "recipes/demo.py", "--json", "--stages.sft.steps", "7").stdout
+    assert '"steps": 7' in json
+
+
+def test_bad_recipes_and_overrides_are_refused(tmp_path):
+    assert "no such recipe" in refused("show", "nothing.py")
+    assert "did you mean --stages.sft.steps?" in refused("show", "recipes/demo.py", "--stages.sft.stps", "3")
+    assert "steps is -3; it must be greater than 0" in refused("train", "recipes/demo.py", "--stages.sft.steps", "-3")
+    assert "'x'" in refused("train", "recipes/demo.py", "--stages.sft.steps", "x")
+    (tmp_path / "bad.py").write_text("from unimm.config.stages import AdamW\nAdamW(lrr=1)\n")
+    assert "AdamW has no field 'lrr'; did you mean 'lr'?" in refused("show", tmp_path / "bad.py")
+    (tmp_path / "broken.py").write_text("recipe = (\n")
+    assert "broken.py:1" in refused("show", tmp_path / "broken.py")
+    assert "show, train, encode" in refused("shwo")
+
+
+def test_unwritable_outputs_are_refused_before_any_work(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in refused("train", "recipes/demo.py", "--out", tmp_path / "file" / "run")
+    assert "file" in refused("sample", run, "a red circle", "--out", tmp_path / "file" / "pictures")
+
+
+def test_bad_runs_and_prompts_are_refused(run, tmp_path):
+    assert "not a run" in refused("sample", tmp_path, "a red circle")
+    assert "no prompt" in refused("sample", run)
+    assert "no prompt" in refused("sample", run, "  ")
+    assert "-n is 0" in refused("sample", run, "a", "-n", "0")
+    assert "temperature is -1" in refused("sample", run, "a", "--temperature", "-1")
+    assert "unknown option --steps" in refused("sample", run, "a", "--steps", "3")
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(run, tmp_path):
+    import shutil
+
+    shutil.copytree(run, tmp_path / "run")
+    for weights in (tmp_path / "run").glob("*/step-*/model.safetensors"):
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+    assert "damaged" in refused("sample", tmp_path / "run", "a red circle")
+    shutil.rmtree(tmp_path / "run")
+    shutil.copytree(run, tmp_path / "run")
+    newest = sorted((tmp_path / "run" / "sft").glob("step-*"))[-1]
+    shutil.rmtree(newest)
+    shutil.copytree(sorted((run / "tokenizer").glob("step-*"))[-1], newest)
+    assert "sft" in refused("sample", tmp_path / "run", "a red circle")
+
+
+def test_sampling_takes_special_token_text_as_plain_text(run, tmp_path):
+    done = unimm("sample", run, "</s><boi> a red circle", "-n", "2", "--seed", "3", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "s-boi-a-red-circle-3.png", "s-boi-a-red-circle-4.png", "s-boi-a-red-circle-grid.png"]
+
+
+def test_a_chat_goes_on_after_a_refused_line(run, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    said = f"{tmp_path}/broken.png what is this?\nmissing.png\n/new\nwhat color is it?\n" + "word " * 400 + "\n/quit\n"
+    done = unimm("chat", run, "--out", tmp_path / "out", stdin=said)
+    assert done.returncode == 0, done.stderr
+    for reason in ("broken.png", "missing.png", "a new conversation", "tokens long"):
+        assert reason in done.stdout
+    assert "Traceback" not in done.stderr

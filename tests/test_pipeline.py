@@ -1,0 +1,146 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+from tiny import TINY
+
+from unimm import checkpoint
+from unimm.config.check import ConfigError
+from unimm.config.data import ImageFolder, Use
+from unimm.config.tokens import Codebook
+from unimm.errors import UserError
+from unimm.generate.use import answer, draw, reply
+from unimm.pipeline import encode_run, train_run
+from unimm.sample import Image, Pixels, Text
+from unimm.serve.files import sample_to_files
+from unimm.serve.terminal import parts_said
+from unimm.stream.shards import open_shards
+from unimm.system import open_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    train_run(TINY, folder)
+    return folder
+
+
+def weights(folder: Path) -> bytes:
+    return (checkpoint.newest(folder) / "model.safetensors").read_bytes()
+
+
+def test_a_recipe_becomes_a_run_with_every_stage_codes_and_previews(run):
+    for stage in TINY.stages:
+        lines = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2]
+        assert all(np.isfinite(line["loss"]) for line in lines)
+        assert Picture.open(next((run / stage / "previews").glob("*.png"))).size[0] > 100
+    last = [json.loads(line) for line in (run / "sft" / "metrics.jsonl").read_text().splitlines()][-1]
+    assert {"loss/text", "loss/image"} <= set(last)
+    assert set(json.loads((run / "seconds.json").read_text())) == {"text", "encode", *TINY.stages}
+    assert len(open_shards(run / "codes" / "pairs", json.loads((run / "codes/pairs/manifest.json").read_text())["fingerprint"])) == 40
+
+
+def test_a_finished_run_is_left_as_it_is(run):
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "seconds.json"}
+    train_run(TINY, run)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "seconds.json"} == before
+
+
+def test_a_run_stopped_between_stages_continues_to_the_same_weights(run, tmp_path):
+    train_run(TINY, tmp_path / "again", last="pretrain")
+    assert not (tmp_path / "again" / "sft").exists()
+    train_run(TINY, tmp_path / "again")
+    assert weights(tmp_path / "again" / "sft") == weights(run / "sft")
+
+
+def test_two_ranks_train_what_one_does(run, tmp_path):
+    (tmp_path / "tiny.py").write_text("from tiny import TINY as recipe\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "unimm",
+               "train", str(tmp_path / "tiny.py"), "--out", str(tmp_path / "two")]
+    root = Path(__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = ([json.loads(line)["loss"] for line in (folder / "tokenizer" / "metrics.jsonl").read_text().splitlines()]
+                for folder in (run, tmp_path / "two"))
+    np.testing.assert_allclose(one, two, rtol=1e-3)
+    assert (tmp_path / "two" / "codes" / "edits" / "manifest.json").is_file()
+    assert open_run(tmp_path / "two").checkpoint.name == "step-00000002"
+
+
+def test_a_trained_system_draws_answers_and_replies(run):
+    system = open_run(run)
+    picture = draw(system, [[Text("a red circle")]] * 2, [0, 0])
+    assert picture[0].shape == (32, 32, 3) and np.array_equal(*picture)
+    shown = Image(Pixels(np.zeros((50, 40, 3), np.uint8)), role="user")
+    assert isinstance(answer(system, [[shown, Text("what is this?", role="user")]])[0], str)
+    for part in reply(system, [shown, Text("what is this?", role="user")]):
+        assert part.role == "assistant"
+
+
+def test_sampling_writes_a_grid_and_single_pictures(run, tmp_path):
+    grid = sample_to_files(run, ("a red circle", "two blue squares"), 3, 5, tmp_path)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {grid.name} | {f"a-red-circle-{n}.png" for n in (5, 6, 7)} | {f"two-blue-squares-{n}.png" for n in (5, 6, 7)}
+    assert Picture.open(grid).size[1] > 2 * 128
+
+
+def test_a_line_of_chat_names_its_pictures(tmp_path):
+    Picture.new("RGB", (20, 10), "red").save(tmp_path / "my cat.png")
+    image, text = parts_said(f"'{tmp_path}/my cat.png' what's this?".replace("what's", "what is"))
+    assert image.content.array.shape == (10, 20, 3) and text == Text("what is this?", role="user")
+    assert parts_said("it's a cat") == [Text("it's a cat", role="user")]
+    with pytest.raises(UserError, match="none.png"):
+        parts_said("none.png what is this?")
+
+
+def test_codes_of_another_tokenizer_are_refused(run, tmp_path):
+    """Defect 18: codes of one tokenizer trained with another."""
+    train_run(TINY, tmp_path / "r", last="tokenizer")
+    encode_run(TINY, tmp_path / "r", "pairs")
+    weights = tmp_path / "r" / "image_tokenizer"
+    other = replace(TINY, stages=TINY.stages | {"tokenizer": replace(TINY.stages["tokenizer"], seed=7)})
+    train_run(other, tmp_path / "other", last="tokenizer")
+    for file in weights.iterdir():
+        file.write_bytes((tmp_path / "other" / "image_tokenizer" / file.name).read_bytes())
+    with pytest.raises(UserError, match="fingerprint"):
+        train_run(TINY, tmp_path / "r")
+
+
+def test_what_a_run_cannot_be_is_refused_in_one_line(run, tmp_path):
+    with pytest.raises(ConfigError, match="holds a run of another recipe .other sampling."):
+        train_run(replace(TINY, sampling=replace(TINY.sampling, guidance=9.0)), run)
+    with pytest.raises(ConfigError, match="no stage 'sfft'.*tokenizer, pretrain, sft"):
+        train_run(TINY, run, last="sfft")
+    with pytest.raises(ConfigError, match="has 500 codes, but the image tokenizer's quantizer makes 512"):
+        train_run(replace(TINY, codebooks=(Codebook(name="visual", size=500),)), tmp_path / "size")
+    with pytest.raises(ConfigError, match="no trained image tokenizer yet"):
+        encode_run(TINY, tmp_path / "none")
+    with pytest.raises(ConfigError, match="not a run"):
+        open_run(tmp_path)
+
+
+def test_own_pictures_train_and_draw(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    with open(folder / "metadata.jsonl", "w") as file:
+        for n, colour in enumerate(["red", "green", "blue", "white"] * 2):
+            Picture.new("RGB", (40, 30), colour).save(folder / f"{n}.png")
+            file.write(json.dumps({"file_name": f"{n}.png", "text": f"{colour} number {n}"}) + "\n")
+        (folder / "broken.png").write_bytes(b"not a picture")
+        file.write(json.dumps({"file_name": "broken.png", "text": "nothing"}) + "\n")
+    stages = {name: replace(TINY.stages[name], mix=(Use(data="own", task=task),))
+              for name, task in (("tokenizer", "as_is"), ("pretrain", "t2i"))}
+    recipe = replace(TINY, data={"own": ImageFolder(path=str(folder))}, stages=stages, judge="none")
+    train_run(recipe, tmp_path / "run")
+    manifest = json.loads((tmp_path / "run/codes/own/manifest.json").read_text())
+    assert (manifest["counts"]["samples"], manifest["counts"]["skipped"]) == (8, 1)
+    assert "broken.png" in json.dumps(manifest["problems"])
+    assert draw(open_run(tmp_path / "run"), [[Text("red number 0")]], [0])[0].shape == (32, 32, 3)
