@@ -14,7 +14,7 @@ SMALL = {"pairs": 40, "chats": 20, "edits": 20}
 def shortened(recipe: Recipe, steps: int = 2) -> Recipe:
     """Any recipe at two steps a stage, with a small backbone and little data; its format is untouched."""
     stages = {name: replace(stage, steps=steps, log_every=1, preview_every=steps, save_every=steps,
-                            **({"batch": 4} if stage.objective == "reconstruct" else {"rows": 2}))
+                            **({"batch": 4} if stage.objective == "reconstruct" else {"rows": 2, "seq_len": 256}))
               for name, stage in recipe.stages.items()}
     data = {name: replace(source, count=SMALL[source.part]) if isinstance(source, Shapes) else source
             for name, source in recipe.data.items()}

@@ -182,7 +182,7 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
             teller()(f"encode {name}: {p.rows:,} rows, {p.rate:,.0f} rows/s{left}")
 
     target = folder / "codes" / name
-    manifest = encode(open_source(source), lambda images: to_codes(tokenizer, images), plan, target, rank=ranks.rank(),
+    manifest = encode(lambda wanted: open_source(source), lambda images: to_codes(tokenizer, images), plan, target, rank=ranks.rank(),
                       world=ranks.world(), total=getattr(source, "count", None), progress=report)
     if manifest:
         counts = manifest["counts"]
@@ -209,8 +209,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     system = System(recipe, folder, layout, tokenizer, model, folder)
     work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),
                 new_rows=_new_rows(recipe, layout), recipe=json.loads(recipe_to_json(recipe)))
-    for line in model.describe():
-        teller()(f"{name}: {line}")
+    teller()(f"{name}: {model.describe()}")
     return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}")
 
 

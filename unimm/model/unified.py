@@ -46,3 +46,8 @@ class UnifiedModel(nn.Module):
         parts = {name: (losses.detach()[which].sum(), which.sum()) for name, which in
                  (("text", ~image), ("image", image))}
         return Losses(total, parts, weights.sum(), int((document > 0).sum()))
+
+    def describe(self) -> str:
+        """What the vocabulary is made of, for the table before step 1."""
+        codes = ", ".join(f"{r.name} {r.start}..{r.stop - 1}" for r in self.vocab.ranges.values())
+        return f"{self.vocab.rows:,} rows: {self.vocab.text_size:,} text, {len(self.vocab.special)} markers, codes {codes}"

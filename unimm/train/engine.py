@@ -222,10 +222,13 @@ def _import_deepspeed():
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
     import deepspeed.ops
+    from deepspeed.ops.op_builder.all_ops import ALL_OPS
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    # Its shared-memory collectives compile for a minute at the first start, and a killed build hangs every later run.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not torch.cuda.is_available():
+        # Said before it asks: it would probe a compiler, and its shared-memory collectives compile for a minute at the
+        # first start, where a killed build hangs every later run.
+        deepspeed.ops.__compatible_ops__ = dict.fromkeys([*ALL_OPS, "deepspeed_not_implemented"], False)
     return deepspeed
 
 

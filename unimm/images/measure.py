@@ -1,0 +1,2 @@
+def measure(tokenizer, images):
+    return {}

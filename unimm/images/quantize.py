@@ -1,0 +1,236 @@
+"""Quantizers: feature maps to codes. One call and two inverses, the same for every kind.
+
+    z (B, C, h, w) --forward--> Quantized(vectors (B, C, h, w), ids (B, P), loss)
+    z              --ids_of---> ids int64 (B, P), P = h * w, row by row; never trains anything
+    ids (..., P)   --codes_to_vectors--> float32 (..., P, C)
+
+`vectors` equals `codes_to_vectors(ids)` bit for bit, and its gradient goes straight through to z.
+Everything is computed in float32, whatever z is. vector-quantize-pytorch is the reference in the
+tests and not used here: it takes 2.5 s to import, its LFQ drops the result of its all-reduce, and
+whether its VQ synchronises ranks is decided once, when it is built.
+"""
+
+import math
+from typing import NamedTuple, assert_never
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unimm.config import images as config
+
+
+class Quantized(NamedTuple):
+    """vectors (B, C, h, w) of z's dtype; ids int64 (B, P); loss float32 () to be added to the training loss."""
+
+    vectors: Tensor
+    ids: Tensor
+    loss: Tensor
+
+
+class Quantizer(nn.Module):
+    """What the kinds share. Each has `size` codes of `dim` channels and defines the methods that raise here."""
+
+    size: int
+    dim: int
+
+    def _ids(self, z: Tensor) -> Tensor:
+        """float32 (N, C) -> int64 (N,)"""
+        raise NotImplementedError
+
+    def codes_to_vectors(self, ids: Tensor) -> Tensor:
+        """int64 (...) -> float32 (..., C)"""
+        raise NotImplementedError
+
+    def _pass(self, z: Tensor) -> Tensor:
+        """What of z (N, C) the gradient passes through, so that it reaches z as the kind wants it."""
+        return z
+
+    def _learn(self, z: Tensor, ids: Tensor, vectors: Tensor) -> Tensor:
+        """In training: update averages from what was just coded, return the loss ()."""
+        raise NotImplementedError
+
+    def ids_of(self, z: Tensor) -> Tensor:
+        return self._ids(_rows(z)).view(z.shape[0], -1)
+
+    def forward(self, z: Tensor) -> Quantized:
+        rows = _rows(z)
+        if self.training:
+            self._start(rows.detach())
+        ids = self._ids(rows.detach())
+        vectors, through = self.codes_to_vectors(ids), self._pass(rows)
+        loss = self._learn(rows, ids, vectors) if self.training else rows.new_zeros(())
+        # Not through + (vectors - through): rounding would make training see other vectors than decoding does.
+        vectors = vectors + (through - through.detach())
+        b, c, h, w = z.shape
+        return Quantized(vectors.view(b, h, w, c).permute(0, 3, 1, 2).to(z.dtype), ids.view(b, -1), loss)
+
+    def _start(self, z: Tensor) -> None:
+        """In training, before coding: initialise from data where the kind does."""
+
+
+def _rows(z: Tensor) -> Tensor:
+    """(B, C, h, w) -> float32 (B * h * w, C)"""
+    return z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()
+
+
+class FiniteScalar(Quantizer):
+    """FSQ (Mentzer et al. 2023) with levels symmetric around 0 (Parker et al. 2024, eq. 3), so that two levels work too.
+
+    Channel c is squashed to (-1, 1) and rounded to the nearest of its L levels; an id's digits are
+    the levels, the first channel the least significant.
+    """
+
+    def __init__(self, levels: tuple[int, ...]):
+        super().__init__()
+        self.size, self.dim = math.prod(levels), len(levels)
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        basis = [math.prod(levels[:i]) for i in range(len(levels))]
+        self.register_buffer("basis", torch.tensor(basis), persistent=False)
+
+    def _ids(self, z):
+        digits = ((z.tanh() + 1) * ((self.levels - 1) / 2)).round().long()
+        return (digits * self.basis).sum(-1)
+
+    def codes_to_vectors(self, ids):
+        digits = (ids[..., None] // self.basis) % self.levels
+        return digits * (2 / (self.levels - 1)) - 1
+
+    def _pass(self, z):
+        return z.tanh()
+
+    def _learn(self, z, ids, vectors):
+        return z.new_zeros(())
+
+
+class LookupFree(Quantizer):
+    """LFQ (Yu et al. 2023) or, with `spherical`, BSQ (Zhao et al. 2024): the signs of the channels.
+
+    The loss rewards codes that are sure (low entropy each) and all used (high entropy together). The
+    first is exact, since bits are independent given z; the second is exact within groups of GROUP
+    bits and adds the groups up (BSQ, eq. 10), as 2^18 codes times a batch would not fit in memory.
+    Commitment keeps z near its code (Open-MAGVIT2, Luo et al. 2024).
+    """
+
+    GROUP = 9
+    COMMITMENT = 0.25
+
+    def __init__(self, bits: int, entropy_weight: float, spherical: bool):
+        super().__init__()
+        self.size, self.dim = 2**bits, bits
+        self.entropy_weight, self.spherical = entropy_weight, spherical
+        self.scale = 1 / math.sqrt(bits) if spherical else 1.0
+        self.register_buffer("basis", 2 ** torch.arange(bits - 1, -1, -1), persistent=False)
+
+    def _ids(self, z):
+        return ((z > 0) * self.basis).sum(-1)
+
+    def codes_to_vectors(self, ids):
+        return ((ids[..., None] & self.basis) != 0).float() * (2 * self.scale) - self.scale
+
+    def _pass(self, z):
+        return F.normalize(z, dim=-1) if self.spherical else z
+
+    def _learn(self, z, ids, vectors):
+        z = self._pass(z)
+        # Probability of a bit under a softmax over codes of -|z - code|^2 / SOFTNESS, in units of the code's scale.
+        logits = 4 * z / self.scale
+        entropy_each = _binary_entropy(logits).sum(-1).mean()
+        entropy_all = sum(_joint_entropy(group) for group in logits.split(self.GROUP, dim=-1))
+        return self.entropy_weight * (entropy_each - entropy_all) + self.COMMITMENT * F.mse_loss(z, vectors)
+
+
+def _binary_entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of bits that are 1 with probability sigmoid(logits)."""
+    return F.softplus(logits) - logits * logits.sigmoid()
+
+
+def _joint_entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of the average over N of distributions over 2^G codes with independent bits (N, G)."""
+    one, zero = logits.sigmoid(), (-logits).sigmoid()
+    p = logits.new_ones(len(logits), 1)
+    for i in range(logits.shape[1]):
+        p = torch.cat([p * zero[:, i : i + 1], p * one[:, i : i + 1]], dim=1)  # (N, 2^(i+1))
+    p = p.mean(0)
+    return -(p * p.clamp_min(1e-9).log()).sum()
+
+
+class VectorQuantizer(Quantizer):
+    """VQ whose codebook is a moving average of the vectors given to it (van den Oord et al. 2017, A.1).
+
+    It starts from vectors of the first batch. After each step codes whose moving count is below
+    `dead_below` are moved onto vectors of the batch, drawn by squared distance to their code as in
+    k-means++, so that they go where the codebook is coarse and not onto the background again.
+    Ranks stay equal: counts and sums are summed over them, and rank 0's draws are everyone's.
+    """
+
+    def __init__(self, size: int, dim: int, decay: float, commitment: float, dead_below: float):
+        super().__init__()
+        self.size, self.dim = size, dim
+        self.decay, self.commitment, self.dead_below = decay, commitment, dead_below
+        self.register_buffer("codebook", torch.randn(size, dim))
+        self.register_buffer("counts", torch.zeros(size))
+        self.register_buffer("sums", torch.zeros(size, dim))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    def _apply(self, fn, recurse=True):
+        """Averages stay float32 when the model is cast: bfloat16 rounds a step of 1 - decay away."""
+        super()._apply(fn, recurse)
+        for name in ("codebook", "counts", "sums"):
+            setattr(self, name, getattr(self, name).float())
+        return self
+
+    def _ids(self, z):
+        # |z - e|^2 without |z|^2, which is the same for every code
+        with torch.autocast(z.device.type, enabled=False):
+            return (self.codebook.square().sum(1) - 2 * z @ self.codebook.T).argmin(1)
+
+    def codes_to_vectors(self, ids):
+        return F.embedding(ids, self.codebook)
+
+    @torch.no_grad()
+    def _start(self, z):
+        if not self.started:
+            everywhere = torch.ones(self.size, dtype=torch.bool, device=z.device)
+            self._move(everywhere, z, torch.ones(len(z), device=z.device))
+            self.started.fill_(True)
+
+    def _learn(self, z, ids, vectors):
+        self._average(z.detach(), ids)
+        self._move(self.counts < self.dead_below, z.detach(), (z.detach() - vectors).square().sum(1))
+        return self.commitment * F.mse_loss(z, vectors)
+
+    @torch.no_grad()
+    def _average(self, z: Tensor, ids: Tensor) -> None:
+        batch = z.new_zeros(self.size, self.dim + 1).index_add_(0, ids, F.pad(z, (0, 1), value=1.0))
+        if dist.is_initialized():
+            dist.all_reduce(batch)
+        self.counts.lerp_(batch[:, -1], 1 - self.decay)
+        self.sums.lerp_(batch[:, :-1], 1 - self.decay)
+        seen = self.counts > 1e-6
+        self.codebook[seen] = self.sums[seen] / self.counts[seen, None]
+
+    @torch.no_grad()
+    def _move(self, codes: Tensor, z: Tensor, weight: Tensor) -> None:
+        """Move the chosen codes, bool (size,), onto rows of z (N, C) drawn by weight (N,)."""
+        n = int(codes.sum())  # the same on every rank, as the counts are
+        if n == 0:
+            return
+        drawn = z[torch.multinomial(weight + 1e-12, n, replacement=n > len(z))]
+        if dist.is_initialized():
+            dist.broadcast(drawn, src=0)
+        count = 2 * self.dead_below  # time to prove itself: ln 2 / (1 - decay) steps without a vector
+        self.codebook[codes], self.sums[codes], self.counts[codes] = drawn, drawn * count, count
+
+
+def build_quantizer(quantizer: config.Quantizer) -> Quantizer:
+    match quantizer:
+        case config.FSQ():
+            return FiniteScalar(quantizer.levels)
+        case config.VQ(size=size, dim=dim, decay=decay, commitment=commitment, dead_below=dead_below):
+            return VectorQuantizer(size, dim, decay, commitment, dead_below)
+        case config.LFQ():
+            return LookupFree(quantizer.bits, quantizer.entropy_weight, quantizer.spherical)
+        case _:
+            assert_never(quantizer)
