@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from unimm.config.check import ConfigError
 from unimm.config.data import Use
 from unimm.layout import LayoutError
 from unimm.sample import Codes, Image, Sample, Text
-from unimm.stream.batches import LOOKAHEAD, Batches, TooLong
+from unimm.stream.batches import LOOKAHEAD, Batches, TooLong, best_subset
 from unimm.stream.mixture import Mixture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,9 +116,20 @@ def test_the_oldest_document_is_never_passed_over_for_longer_than_the_lookahead(
         assert len(stream.lanes[0].waiting) <= LOOKAHEAD
 
 
-def test_rows_are_well_filled():
-    stream = batches(stage(rows=8, seq_len=256, mix=MIX))
-    assert np.mean([(stream.next().document > 0).mean() for _ in range(20)]) > 0.97
+@settings(max_examples=200, deadline=None)
+@given(lengths=st.lists(st.integers(1, 30), max_size=8), room=st.integers(0, 120))
+def test_the_best_subset_is_what_trying_all_of_them_finds(lengths, room):
+    chosen = best_subset(lengths, room)
+    every = [sum(some) for n in range(len(lengths) + 1) for some in combinations(lengths, n)]
+    assert sum(lengths[n] for n in chosen) == max(total for total in every if total <= room)
+    assert chosen == sorted(set(chosen))
+
+
+@pytest.mark.parametrize("seq_len", [100, 500])
+def test_rows_short_and_long_are_nearly_full_for_as_long_as_the_stream_runs(seq_len):
+    stream = batches(stage(rows=1, seq_len=seq_len, mix=MIX))  # documents of 16 to 33 tokens
+    fill = [(stream.next().document > 0).mean() for _ in range(60)]
+    assert np.mean(fill[:20]) > 0.98 and np.mean(fill[40:]) > 0.98
 
 
 @pytest.mark.parametrize("steps", [0, 1, 7])

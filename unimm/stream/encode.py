@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 
@@ -91,7 +90,7 @@ class _Tally:
 
 
 def encode(
-    open_items: Callable[[Callable[[int], bool]], Iterable[Item]],
+    items: Iterable[Item],
     to_codes: Callable[[list[np.ndarray]], list[Codes]],
     plan: Plan,
     folder: str | Path,
@@ -101,10 +100,9 @@ def encode(
     total: int | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> dict | None:
-    """Encode a source into `folder`; start it again after any interruption and it goes on.
+    """Encode a source's items into `folder`; start it again after any interruption and it goes on.
 
-    `open_items(wanted)` yields an Item for every row of the source, in order; one for which `wanted(row number)`
-    is False needs its key only, so that nothing is decoded that another process has, or that is done.
+    Every rank passes over all items; those of shards that are done, or another rank's, are not decoded.
     `to_codes` takes uint8 (pixels, pixels, 3) images. Bad items are skipped and listed with their reasons.
     Returns the manifest, or None while other ranks are still at work. A folder that is already finished
     and whole is returned as it is. Raises ShardError for another plan's folder, a source that changed under
@@ -113,36 +111,29 @@ def encode(
     folder = Path(folder)
     if finished := _begin(folder, plan, rank):
         return finished
-
-    @cache
-    def kept(number: int) -> dict | None:
-        """The facts of a shard that an earlier run finished, if it is whole."""
-        side = read_sealed(_path(folder, number).with_suffix(".json"))
-        return side if side and not problem_of(folder, side) else None
-
-    def wanted(row: int) -> bool:
-        number = row // plan.rows
-        return number % world == rank and kept(number) is None
-
     tally = _Tally(progress, total)
-    items, number = iter(open_items(wanted)), 0
-    while (first := next(items, None)) is not None:
+    iterator, number = iter(items), 0
+    while (first := next(iterator, None)) is not None:
         keys = hashlib.sha256()
-        rows = _noted(chain([first], islice(items, plan.rows - 1)), keys, tally)
-        if wanted(number * plan.rows):
-            _write(_path(folder, number), rows, keys, to_codes, plan, tally)
+        rows = _noted(chain([first], islice(iterator, plan.rows - 1)), keys, tally)
+        path = folder / f"codes-{number:05d}.arrow"
+        mine = number % world == rank
+        kept = _kept(path) if mine else None
+        if mine and kept is None:
+            _write(path, rows, keys, to_codes, plan, tally)
         else:
-            deque(rows, maxlen=0)  # reads to the end
-            if number % world == rank and keys.hexdigest() != kept(number)["keys"]:
-                raise ShardError(f"the source changed since {_path(folder, number)} was encoded; "
-                                 f"delete {folder} and encode again")
+            deque(rows, maxlen=0)  # passes over them; nothing is decoded
+        if kept is not None and keys.hexdigest() != kept["keys"]:
+            raise ShardError(f"the source changed since {path} was encoded; delete {folder} and encode again")
         tally.send()
         number += 1
     return _finish(folder, plan, number, rank)
 
 
-def _path(folder: Path, number: int) -> Path:
-    return folder / f"codes-{number:05d}.arrow"
+def _kept(path: Path) -> dict | None:
+    """The facts of a shard that an earlier run finished, if it is whole."""
+    side = read_sealed(path.with_suffix(".json"))
+    return side if side and not problem_of(path.parent, side) else None
 
 
 def _begin(folder: Path, plan: Plan, rank: int) -> dict | None:
@@ -233,7 +224,7 @@ def _finish(folder: Path, plan: Plan, shards: int, rank: int) -> dict | None:
 
     Two processes may both find them; they write the same bytes, each under one rename.
     """
-    sides = [read_sealed(_path(folder, number).with_suffix(".json")) for number in range(shards)]
+    sides = [read_sealed(folder / f"codes-{number:05d}.json") for number in range(shards)]
     if any(side is None for side in sides):
         return None
     problems = [problem for side in sides for problem in side["problems"]][:LISTED]
