@@ -93,6 +93,8 @@ def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", ag
     if found:
         run.restore(found)
         say(f"{name}: continuing after step {run.step} from {found}")
+        if checkpoint.read_recipe(found) != work.recipe:
+            say(f"{name}: the recipe differs from the one it was saved with ({found / 'recipe.json'})")
     run.begin()
     with _Signals() as signals:
         while run.step < stage.steps:
@@ -118,6 +120,7 @@ class _Run:
         self.saved: Path | None = None
 
     def begin(self) -> None:
+        self.work.module.train()
         self.log = Log(self.folder, self.step) if ranks.rank() == 0 else None
         self.clock = self.logged_at = time.monotonic()
         self.seconds_before = self.seconds
@@ -126,7 +129,6 @@ class _Run:
 
     def one_step(self, received: int) -> int:
         """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0."""
-        self.work.module.train()
         factor = multiplier(self.stage.schedule, self.step, self.stage.steps)
         self.engine.set_rate(factor)
         losses: Losses = self.engine(tensors(self.work.batches.next(), ranks.device()))
@@ -190,6 +192,7 @@ class _Run:
         self.work.module.eval()
         with torch.no_grad():
             values = self.work.preview(self.step)
+        self.work.module.train()
         checkpoint.set_random_state(before)
         if values:
             self._log({f"preview/{name}": value for name, value in values.items()})
@@ -197,7 +200,8 @@ class _Run:
     def save(self) -> None:
         self.seconds = self.seconds_before + time.monotonic() - self.clock
         shard = {"engine": self.engine.state(), "random": checkpoint.random_state(), "window": self.window.sums}
-        state = {"stage": self.name, "stream": self.work.batches.state(), "tokens": self.tokens, "seconds": self.seconds}
+        state = {"stage": self.name, "seconds": self.seconds, "tokens": self.tokens,
+                 "stream": self.work.batches.state()}
         peers = checkpoint.Ranks(ranks.rank(), ranks.world(), ranks.barrier)
         with self.engine.whole():
             self.saved = checkpoint.save(self.folder, self.step, self.work.module, shard, state, self.work.recipe,
@@ -250,7 +254,7 @@ def tensors(batch, device: torch.device):
     if isinstance(batch, np.ndarray):
         return move(batch)
     if dataclasses.is_dataclass(batch):
-        return dataclasses.replace(batch, **{f.name: move(getattr(batch, f.name)) for f in dataclasses.fields(batch)})
+        return dataclasses.replace(batch, **{name: move(value) for name, value in vars(batch).items()})
     if isinstance(batch, dict):
         return {name: move(value) for name, value in batch.items()}
     return tuple(move(value) for value in batch)
