@@ -24,8 +24,8 @@ class Toys:
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return done.stdout
 
-    def start(self, mode: str, folder: Path) -> subprocess.Popen:
-        command = self.command(mode, folder)
+    def start(self, mode: str, folder: Path, ranks: int = 1) -> subprocess.Popen:
+        command = self.command(mode, folder, ranks)
         return subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, text=True)
 
 

@@ -57,7 +57,8 @@ class Engine(Protocol):
     def restore(self, state: dict) -> None: ...
 
     def whole(self) -> contextlib.AbstractContextManager:
-        """Inside, every rank's `module` holds whole weights (ZeRO-3 shards them otherwise)."""
+        """Inside, every rank's `module` holds whole weights. ZeRO-3 shards them otherwise, to the end and beyond:
+        then the checkpoint, not the module, is what a stage leaves."""
 
 
 class _Autocast(nn.Module):
@@ -93,7 +94,7 @@ class PlainEngine:
 
     def __init__(self, module: nn.Module, stage: Stage):
         if ranks.world() > 1:
-            raise TrainError(f"{ranks.world()} processes need DeepSpeed, which is not installed; start one process")
+            raise TrainError(f"{ranks.world()} processes need DeepSpeed; install it, or start one process")
         self.module = module
         self.limit = stage.optimizer.clip
         self.forward = _Autocast(module, stage)
@@ -166,6 +167,8 @@ class DeepSpeedEngine:
         self.engine, *_ = deepspeed.initialize(
             model=_Autocast(module, stage), optimizer=self.optimizer, dist_init_required=False,
             config=deepspeed_config(stage, ranks.world(), parameters))
+        if ranks.world() == 1 and stage.zero == 0:
+            self.engine.enable_backward_allreduce = False  # it would copy every gradient there and back for nobody
         self.gathered = deepspeed.zero.GatheredParameters
 
     def __call__(self, batch) -> Losses:

@@ -156,7 +156,7 @@ class _Run:
             raise self._not_finite(f"the loss is {loss}" if not finite else "another rank's loss is not finite")
         self.tokens += int(sums[1])
         stop = signal.SIGINT if sums[3] else signal.SIGTERM if sums[4] else 0
-        return stop, 1.0 if world == 1 else weight * world / sums[0]
+        return stop, 1.0 if world == 1 else weight * world / (sums[0] or 1.0)
 
     def _not_finite(self, what: str) -> NotFinite:
         kept = f"the newest checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
