@@ -32,3 +32,14 @@ class Toys:
 @pytest.fixture(scope="session")
 def toys() -> Toys:
     return Toys()
+
+
+@pytest.fixture(scope="session")
+def plain_curves(tmp_path_factory) -> dict[str, list[float]]:
+    """The loss at each step of every curve, by the plain engine."""
+    from train_toys import CURVES, curve, train
+
+    folder = tmp_path_factory.mktemp("plain")
+    for name, changes in CURVES.items():
+        train(folder / name, **{field: value for field, value in changes.items() if field != "zero"})
+    return {name: curve(folder / name) for name in CURVES}

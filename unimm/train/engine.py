@@ -96,6 +96,7 @@ class PlainEngine:
         if ranks.world() > 1:
             raise TrainError(f"{ranks.world()} processes need DeepSpeed; install it, or start one process")
         self.module = module
+        self.trained = [p for p in module.parameters() if p.requires_grad]
         self.limit = stage.optimizer.clip
         self.forward = _Autocast(module, stage)
         self.optimizer = build_optimizer(module, stage.optimizer)
@@ -107,7 +108,7 @@ class PlainEngine:
         loss.backward()
 
     def step(self) -> float:
-        norm = clip([p.grad for p in self.module.parameters() if p.grad is not None], self.limit)
+        norm = clip([p.grad for p in self.trained if p.grad is not None], self.limit)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
@@ -161,6 +162,7 @@ class DeepSpeedEngine:
         ranks.start(alone=True)
         self.module = module
         self.zero = stage.zero
+        self.trained = [p for p in module.parameters() if p.requires_grad]
         self.limit = stage.optimizer.clip
         self.optimizer = build_optimizer(module, stage.optimizer)
         parameters = sum(p.numel() for p in module.parameters())
@@ -179,7 +181,7 @@ class DeepSpeedEngine:
 
     def step(self) -> float:
         if self.zero == 0:
-            norm = clip([p.grad for p in self.module.parameters() if p.grad is not None], self.limit)
+            norm = clip([p.grad for p in self.trained if p.grad is not None], self.limit)
             self.engine.step()
             return norm
         self.engine.step()

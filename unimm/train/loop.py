@@ -3,8 +3,10 @@
     batch --module--> Losses --engine--> gradients --> clip --> update --> metrics, preview, checkpoint
 """
 
+import contextlib
 import dataclasses
 import math
+import os
 import random
 import shlex
 import signal
@@ -96,7 +98,7 @@ def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", ag
         if checkpoint.read_recipe(found) != work.recipe:
             say(f"{name}: the recipe differs from the one it was saved with ({found / 'recipe.json'})")
     run.begin()
-    with _Signals() as signals:
+    with contextlib.closing(run), _Signals() as signals:
         while run.step < stage.steps:
             stop = run.one_step(signals.received)
             done = run.step == stage.steps
@@ -104,7 +106,6 @@ def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", ag
                 run.save()
             if stop and not done:
                 raise Interrupted(stop, run.saved, again or _own_command())
-    run.close()
     return run.saved
 
 
@@ -188,17 +189,19 @@ class _Run:
     def _preview(self) -> None:
         if self.work.preview is None or ranks.rank() > 0 or self.stage.zero == 3:  # no rank has whole weights then
             return
-        before = checkpoint.random_state()
+        began, before = time.monotonic(), checkpoint.random_state()
         self.work.module.eval()
         with torch.no_grad():
             values = self.work.preview(self.step)
         self.work.module.train()
         checkpoint.set_random_state(before)
+        self.logged_at += time.monotonic() - began  # tokens per second are those of training alone
         if values:
             self._log({f"preview/{name}": value for name, value in values.items()})
 
     def save(self) -> None:
-        self.seconds = self.seconds_before + time.monotonic() - self.clock
+        began = time.monotonic()
+        self.seconds = self.seconds_before + began - self.clock
         shard = {"engine": self.engine.state(), "random": checkpoint.random_state(), "window": self.window.sums}
         state = {"stage": self.name, "seconds": self.seconds, "tokens": self.tokens,
                  "stream": self.work.batches.state()}
@@ -206,6 +209,7 @@ class _Run:
         with self.engine.whole():
             self.saved = checkpoint.save(self.folder, self.step, self.work.module, shard, state, self.work.recipe,
                                          self.stage.keep, peers)
+        self.logged_at += time.monotonic() - began
 
     def restore(self, path: Path) -> None:
         """Everything but the weights, which were loaded before the engine was built. Raises CheckpointError."""
@@ -235,10 +239,11 @@ class _Signals:
         return self
 
     def _note(self, number: int, frame) -> None:
-        if not self.received:
-            teller()("\nfinishing the step and saving" + ("; Ctrl-C again stops at once" if ranks.world() == 1 else ""))
-        elif ranks.world() == 1 and number == signal.SIGINT:  # a launcher repeats the signal, a person means it
-            raise KeyboardInterrupt
+        if not self.received and ranks.rank() == 0:
+            again = "; Ctrl-C again stops at once" if ranks.world() == 1 else ""
+            os.write(1, f"\nfinishing the step and saving{again}\n".encode())  # print may be the one interrupted
+        elif self.received and ranks.world() == 1 and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a person means it; several ranks have a launcher, which repeats the signal
         self.received = number
 
     def __exit__(self, *error) -> None:
