@@ -124,7 +124,7 @@ def newest(folder: Path, damaged: Callable[[Path, str], None] = lambda path, why
         except CheckpointError as error:
             damaged(path, str(error))
     if found:
-        raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} is whole; move them away to start anew")
+        raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} is whole; start in another folder")
     return None
 
 
@@ -139,6 +139,10 @@ def set_aside(path: Path) -> Path:
 
 def read_state(path: Path) -> dict:
     return json.loads((path / "state.json").read_bytes())
+
+
+def read_recipe(path: Path) -> dict:
+    return json.loads((path / "recipe.json").read_bytes())
 
 
 def save_weights(file: Path, module: nn.Module) -> None:

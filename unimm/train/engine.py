@@ -57,7 +57,8 @@ class Engine(Protocol):
     def restore(self, state: dict) -> None: ...
 
     def whole(self) -> contextlib.AbstractContextManager:
-        """Inside, every rank's `module` holds whole weights (ZeRO-3 shards them otherwise)."""
+        """Inside, every rank's `module` holds whole weights. ZeRO-3 shards them otherwise, to the end and beyond:
+        then the checkpoint, not the module, is what a stage leaves."""
 
 
 class _Autocast(nn.Module):
@@ -93,8 +94,9 @@ class PlainEngine:
 
     def __init__(self, module: nn.Module, stage: Stage):
         if ranks.world() > 1:
-            raise TrainError(f"{ranks.world()} processes need DeepSpeed, which is not installed; start one process")
+            raise TrainError(f"{ranks.world()} processes need DeepSpeed; install it, or start one process")
         self.module = module
+        self.trained = [p for p in module.parameters() if p.requires_grad]
         self.limit = stage.optimizer.clip
         self.forward = _Autocast(module, stage)
         self.optimizer = build_optimizer(module, stage.optimizer)
@@ -106,7 +108,7 @@ class PlainEngine:
         loss.backward()
 
     def step(self) -> float:
-        norm = clip([p.grad for p in self.module.parameters() if p.grad is not None], self.limit)
+        norm = clip([p.grad for p in self.trained if p.grad is not None], self.limit)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
@@ -160,12 +162,15 @@ class DeepSpeedEngine:
         ranks.start(alone=True)
         self.module = module
         self.zero = stage.zero
+        self.trained = [p for p in module.parameters() if p.requires_grad]
         self.limit = stage.optimizer.clip
         self.optimizer = build_optimizer(module, stage.optimizer)
         parameters = sum(p.numel() for p in module.parameters())
         self.engine, *_ = deepspeed.initialize(
             model=_Autocast(module, stage), optimizer=self.optimizer, dist_init_required=False,
             config=deepspeed_config(stage, ranks.world(), parameters))
+        if ranks.world() == 1 and stage.zero == 0:
+            self.engine.enable_backward_allreduce = False  # it would copy every gradient there and back for nobody
         self.gathered = deepspeed.zero.GatheredParameters
 
     def __call__(self, batch) -> Losses:
@@ -176,7 +181,7 @@ class DeepSpeedEngine:
 
     def step(self) -> float:
         if self.zero == 0:
-            norm = clip([p.grad for p in self.module.parameters() if p.grad is not None], self.limit)
+            norm = clip([p.grad for p in self.trained if p.grad is not None], self.limit)
             self.engine.step()
             return norm
         self.engine.step()

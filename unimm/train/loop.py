@@ -3,8 +3,10 @@
     batch --module--> Losses --engine--> gradients --> clip --> update --> metrics, preview, checkpoint
 """
 
+import contextlib
 import dataclasses
 import math
+import os
 import random
 import shlex
 import signal
@@ -93,8 +95,10 @@ def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", ag
     if found:
         run.restore(found)
         say(f"{name}: continuing after step {run.step} from {found}")
+        if checkpoint.read_recipe(found) != work.recipe:
+            say(f"{name}: the recipe differs from the one it was saved with ({found / 'recipe.json'})")
     run.begin()
-    with _Signals() as signals:
+    with contextlib.closing(run), _Signals() as signals:
         while run.step < stage.steps:
             stop = run.one_step(signals.received)
             done = run.step == stage.steps
@@ -102,7 +106,6 @@ def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", ag
                 run.save()
             if stop and not done:
                 raise Interrupted(stop, run.saved, again or _own_command())
-    run.close()
     return run.saved
 
 
@@ -118,6 +121,7 @@ class _Run:
         self.saved: Path | None = None
 
     def begin(self) -> None:
+        self.work.module.train()
         self.log = Log(self.folder, self.step) if ranks.rank() == 0 else None
         self.clock = self.logged_at = time.monotonic()
         self.seconds_before = self.seconds
@@ -126,7 +130,6 @@ class _Run:
 
     def one_step(self, received: int) -> int:
         """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0."""
-        self.work.module.train()
         factor = multiplier(self.stage.schedule, self.step, self.stage.steps)
         self.engine.set_rate(factor)
         losses: Losses = self.engine(tensors(self.work.batches.next(), ranks.device()))
@@ -154,7 +157,7 @@ class _Run:
             raise self._not_finite(f"the loss is {loss}" if not finite else "another rank's loss is not finite")
         self.tokens += int(sums[1])
         stop = signal.SIGINT if sums[3] else signal.SIGTERM if sums[4] else 0
-        return stop, 1.0 if world == 1 else weight * world / sums[0]
+        return stop, 1.0 if world == 1 else weight * world / (sums[0] or 1.0)
 
     def _not_finite(self, what: str) -> NotFinite:
         kept = f"the newest checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
@@ -186,22 +189,27 @@ class _Run:
     def _preview(self) -> None:
         if self.work.preview is None or ranks.rank() > 0 or self.stage.zero == 3:  # no rank has whole weights then
             return
-        before = checkpoint.random_state()
+        began, before = time.monotonic(), checkpoint.random_state()
         self.work.module.eval()
         with torch.no_grad():
             values = self.work.preview(self.step)
+        self.work.module.train()
         checkpoint.set_random_state(before)
+        self.logged_at += time.monotonic() - began  # tokens per second are those of training alone
         if values:
             self._log({f"preview/{name}": value for name, value in values.items()})
 
     def save(self) -> None:
-        self.seconds = self.seconds_before + time.monotonic() - self.clock
+        began = time.monotonic()
+        self.seconds = self.seconds_before + began - self.clock
         shard = {"engine": self.engine.state(), "random": checkpoint.random_state(), "window": self.window.sums}
-        state = {"stage": self.name, "stream": self.work.batches.state(), "tokens": self.tokens, "seconds": self.seconds}
+        state = {"stage": self.name, "seconds": self.seconds, "tokens": self.tokens,
+                 "stream": self.work.batches.state()}
         peers = checkpoint.Ranks(ranks.rank(), ranks.world(), ranks.barrier)
         with self.engine.whole():
             self.saved = checkpoint.save(self.folder, self.step, self.work.module, shard, state, self.work.recipe,
                                          self.stage.keep, peers)
+        self.logged_at += time.monotonic() - began
 
     def restore(self, path: Path) -> None:
         """Everything but the weights, which were loaded before the engine was built. Raises CheckpointError."""
@@ -231,10 +239,11 @@ class _Signals:
         return self
 
     def _note(self, number: int, frame) -> None:
-        if not self.received:
-            teller()("\nfinishing the step and saving" + ("; Ctrl-C again stops at once" if ranks.world() == 1 else ""))
-        elif ranks.world() == 1 and number == signal.SIGINT:  # a launcher repeats the signal, a person means it
-            raise KeyboardInterrupt
+        if not self.received and ranks.rank() == 0:
+            again = "; Ctrl-C again stops at once" if ranks.world() == 1 else ""
+            os.write(1, f"\nfinishing the step and saving{again}\n".encode())  # print may be the one interrupted
+        elif self.received and ranks.world() == 1 and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a person means it; several ranks have a launcher, which repeats the signal
         self.received = number
 
     def __exit__(self, *error) -> None:
@@ -250,7 +259,7 @@ def tensors(batch, device: torch.device):
     if isinstance(batch, np.ndarray):
         return move(batch)
     if dataclasses.is_dataclass(batch):
-        return dataclasses.replace(batch, **{f.name: move(getattr(batch, f.name)) for f in dataclasses.fields(batch)})
+        return dataclasses.replace(batch, **{name: move(value) for name, value in vars(batch).items()})
     if isinstance(batch, dict):
         return {name: move(value) for name, value in batch.items()}
     return tuple(move(value) for value in batch)

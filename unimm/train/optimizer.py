@@ -17,9 +17,9 @@ from unimm.config import stages
 A, B, C = 3.4445, -4.7750, 2.0315
 
 
-def orthogonalise(g: Tensor, rounds: int = 5) -> Tensor:
-    """Newton-Schulz towards the nearest semi-orthogonal matrices: (n, rows, columns) -> bfloat16, same shape."""
-    x = g.bfloat16()
+def orthogonalise(g: Tensor, rounds: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Newton-Schulz towards the nearest semi-orthogonal matrices: (n, rows, columns) -> same shape, `dtype`."""
+    x = g.to(dtype)
     tall = x.size(1) > x.size(2)
     if tall:
         x = x.mT
@@ -58,7 +58,7 @@ class MuonAdamW(torch.optim.AdamW):
 
     def _momentum(self, p: Tensor) -> Tensor:
         if not self.state[p]:
-            self.state[p]["momentum"] = torch.zeros_like(p)
+            self.state[p] |= {"momentum": torch.zeros_like(p), "step": torch.tensor(0.0)}  # AdamW's loader wants a step
         return self.state[p]["momentum"]
 
 
@@ -87,7 +87,8 @@ def build_optimizer(module: nn.Module, config: stages.AdamW | stages.Muon) -> to
             lr, kind = config.lr, torch.optim.AdamW
         case _:
             assert_never(config)
-    for params, decay in (([p for p in rest if p.ndim > 1], config.weight_decay), ([p for p in rest if p.ndim < 2], 0.0)):
-        groups.append({"params": params, "muon": False, "lr": lr, "weight_decay": decay})
+    for vectors in (False, True):
+        groups.append({"params": [p for p in rest if (p.ndim < 2) == vectors], "muon": False, "lr": lr,
+                       "weight_decay": 0.0 if vectors else config.weight_decay})
     groups = [group | {"initial_lr": group["lr"]} for group in groups if group["params"]]
     return kind(groups, betas=config.betas, fused=True)

@@ -25,7 +25,8 @@ class Window:
         self.sums: dict[str, Tensor] = {}
 
     def add(self, name: str, value: Tensor | float, count: Tensor | float = 1.0) -> None:
-        both = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=ranks.device()).detach() for v in (value, count)])
+        device = ranks.device()
+        both = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).detach() for v in (value, count)])
         self.sums[name] = self.sums[name] + both if name in self.sums else both
 
     def means(self) -> dict[str, float]:

@@ -78,9 +78,8 @@ def leave(code: int = 0) -> None:
     launcher then reports a failure; so workers skip that teardown.
     """
     launched = "TORCHELASTIC_RUN_ID" in os.environ or world() > 1
-    if dist.is_initialized():
-        if code == 0:
-            barrier()
+    if dist.is_initialized() and code == 0:  # after an error the others may be gone: don't wait for them
+        barrier()
         dist.destroy_process_group()
     if launched:
         sys.stdout.flush()

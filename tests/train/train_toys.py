@@ -1,0 +1,276 @@
+"""Two toy objectives with uneven counts, and a program that trains them: the tests start it as real processes.
+
+    python train_toys.py MODE FOLDER
+"""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from unimm import checkpoint
+from unimm.config.data import Use
+from unimm.config.stages import AdamW, Muon, NextToken, Schedule
+from unimm.losses import Losses
+from unimm.train import ranks
+from unimm.train.engine import NotFinite, build_engine
+from unimm.train.loop import Interrupted, Work, run_stage
+
+torch.set_num_threads(1)
+ROWS = 8
+
+
+class Regression(nn.Module):
+    """Mean squared error of a small net, with dropout so that the random state matters."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList([nn.Linear(6, 6) for _ in range(3)])
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, batch):
+        x, y = batch
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        error = (self.head(self.dropout(x)).float() - y).square().squeeze(1)
+        return Losses(error.mean(), {"all": (error.detach().sum(), len(error))}, len(error), len(error))
+
+
+class ToyLM(nn.Module):
+    """A bigram model; the rows supervise unequal numbers of positions, text and image apart."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(12, 8)
+        self.blocks = nn.ModuleList([nn.Linear(8, 8, bias=False) for _ in range(2)])
+        self.head = nn.Linear(8, 12, bias=False)
+
+    def forward(self, batch):
+        h = self.embed(batch.ids)
+        for block in self.blocks:
+            h = h + torch.tanh(block(h))
+        each = F.cross_entropy(self.head(h[batch.learn]).float(), batch.targets[batch.learn], reduction="none")
+        image = batch.targets[batch.learn] >= 6
+        parts = {"text": (each.detach()[~image].sum(), (~image).sum()),
+                 "image": (each.detach()[image].sum(), image.sum())}
+        return Losses(each.mean(), parts, batch.learn.sum(), batch.ids.numel())
+
+
+@dataclass(frozen=True)
+class Tokens:
+    ids: np.ndarray
+    targets: np.ndarray
+    learn: np.ndarray
+
+
+class Stream:
+    """This rank's rows of global batch i, a function of i alone; `at` is called with i before it is given out."""
+
+    def __init__(self, objective, at=lambda i: None):
+        self.objective, self.at, self.i = objective, at, 0
+
+    def next(self):
+        self.at(self.i)
+        random = np.random.default_rng(self.i)
+        self.i += 1
+        share = slice(ROWS * ranks.rank() // ranks.world(), ROWS * (ranks.rank() + 1) // ranks.world())
+        if self.objective == "regression":
+            x = random.standard_normal((ROWS, 6), dtype=np.float32)
+            return x[share], x[share, :1] * 2 + 1
+        ids = random.integers(0, 12, (ROWS, 5))
+        learn = np.arange(5) < random.integers(1, 6, (ROWS, 1))
+        return Tokens(ids[share], ((ids * 5 + 1) % 12)[share], learn[share])
+
+    def state(self):
+        return {"i": self.i}
+
+    def restore(self, state):
+        self.i = state["i"]
+
+
+def stage(**changes) -> NextToken:
+    usual = {"steps": 12, "rows": ROWS, "optimizer": AdamW(lr=0.01), "log_every": 1, "preview_every": 5,
+             "save_every": 4, "schedule": Schedule(warmup=0.0, anneal=0.5)}
+    return NextToken(mix=(Use(data="toy"),), **(usual | changes))
+
+
+def train(folder, objective="lm", engine="plain", at=lambda i: None, dropout=0.0, again=None, **changes) -> Path:
+    """Train a toy in `folder`; a preview that draws random numbers rides along."""
+    module = ToyLM() if objective == "lm" else Regression(dropout)
+    work = Work(module, Stream(objective, at), preview=lambda step: {"draw": torch.rand(1).item()})
+    return run_stage(work, stage(**changes), Path(folder), engine=engine, again=again)
+
+
+def curve(folder, key="loss") -> list[float]:
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+def outcome(path: Path, rank=0):
+    """Everything a run ends with that must not depend on interruptions, as comparable text."""
+    shard = checkpoint.load_shard(path, rank)
+    weights = (path / "model.safetensors").read_bytes()
+    lines = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+    timeless = [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
+    return weights.hex(), plain(shard), checkpoint.read_state(path)["stream"], timeless
+
+
+def plain(value):
+    if isinstance(value, torch.Tensor):
+        return [str(value.dtype), value.tolist()]
+    if isinstance(value, dict):
+        return [[str(k), plain(v)] for k, v in value.items()]
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def forked(action) -> int:
+    """Run `action` in a child process; its exit code, negative if a signal killed it."""
+    child = os.fork()
+    if child == 0:
+        action()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def die_at_sync(count: int):
+    """Make the count-th sync or rename of a checkpoint a SIGKILL."""
+    left = [count]
+    for holder, name in ((checkpoint, "_sync"), (checkpoint.os, "rename")):
+        def dying(*args, real=holder.__dict__[name]):
+            left[0] -= 1
+            if left[0] == 0:
+                kill()
+            return real(*args)
+
+        setattr(holder, name, dying)
+
+
+def mode_faults(folder: Path):
+    """Kill training in each of many places, resume, and print how many ended as the undisturbed run did."""
+    import torch._dynamo
+    import torch.utils.tensorboard  # noqa: F401  (both once, here, and not in each child)
+
+    options = {"objective": "regression", "dropout": 0.3, "optimizer": Muon(), "log_every": 3}
+    assert forked(lambda: train(folder / "whole", **options)) == 0
+    want = outcome(folder / "whole" / "step-00000012")
+    # A checkpoint has nine syncs and renames: all of the second's, some of the first's and the last's.
+    places = [("step", i) for i in (0, 3, 4, 6, 11)] + [("sync", i) for i in (1, 8, 9, *range(10, 19), 20, 26, 27)]
+    for kind, i in places:
+        there = folder / f"{kind}-{i}"
+
+        def doomed(kind=kind, i=i, there=there):
+            if kind == "sync":
+                die_at_sync(i)
+            train(there, at=lambda now: kill() if (kind, i) == ("step", now) else None, **options)
+
+        died = forked(doomed)
+        assert died == -signal.SIGKILL, (kind, i, died)
+        assert forked(lambda there=there: train(there, **options)) == 0, (kind, i)
+        assert outcome(there / "step-00000012") == want, (kind, i)
+    print("SURVIVED", len(places))
+
+
+def mode_interrupt(folder: Path):
+    """Train for ever, saying when it is under way; ends as the command line ends an interrupted run."""
+    def under_way(i):
+        if i == 3:
+            print("UNDER WAY", flush=True)
+
+    engine = "deepspeed" if ranks.world() > 1 else "plain"
+    ever = {"steps": 10**7, "save_every": 10**7, "log_every": 10**6}
+    try:
+        train(folder, engine=engine, at=under_way, again="unimm train toy", **ever)
+    except Interrupted as stopped:
+        print(stopped, flush=True)
+        ranks.leave(stopped.code)
+        sys.exit(stopped.code)
+
+
+def explode(engine, module, bad: float) -> bool:
+    """Whether a loss that is `bad` is refused and leaves the weights alone."""
+    before = [p.detach().clone() for p in module.parameters()]
+    x = torch.ones(ROWS, 6)
+    losses = engine((x, x[:, :1]))
+    engine.backward(losses.total * bad)
+    try:
+        engine.step()
+    except NotFinite:
+        return all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    return False
+
+
+def moved(engine, module) -> tuple[float, float]:
+    """The gradient norm that a step reports, and the farthest that a weight moves in it."""
+    before = [p.detach().clone() for p in module.parameters()]
+    x = torch.ones(ROWS, 6)
+    engine.backward(engine((x, x[:, :1])).total)
+    norm = engine.step()
+    return norm, max(float((a - b).detach().abs().max()) for a, b in zip(before, module.parameters(), strict=True))
+
+
+def mode_deepspeed(folder: Path):
+    """DeepSpeed in one process against the plain engine, at every ZeRO stage; then its guards."""
+    found = {}
+    for name, changes in CURVES.items():
+        if name.startswith("bf16 zero"):
+            continue
+        train(folder / name, engine="deepspeed", **changes)
+        found[name] = curve(folder / name)
+    for zero, precision, bad in ((0, "fp32", "nan"), (0, "bf16", "inf"), (1, "fp32", "inf"), (2, "bf16", "nan")):
+        module = Regression()
+        engine = build_engine(module, stage(zero=zero, precision=precision), "deepspeed")
+        found[f"refuses {bad} in {precision} at zero {zero}"] = explode(engine, module, float(bad))
+    for zero in (0, 1):
+        for limit in (1e9, 1e-9):
+            module = Regression()
+            engine = build_engine(module, stage(zero=zero, optimizer=AdamW(lr=0.01, clip=limit)), "deepspeed")
+            found[f"clip {limit} at zero {zero}"] = moved(engine, module)
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+CURVES = {
+    "lm": {},
+    "regression": {"objective": "regression"},
+    "muon": {"optimizer": Muon()},
+    "bf16": {"precision": "bf16"},
+    "zero 1": {"zero": 1},
+    "zero 2": {"zero": 2},
+    "zero 3": {"zero": 3},
+    "bf16 zero 2": {"zero": 2, "precision": "bf16"},
+}
+
+
+def mode_two(folder: Path):
+    """Two ranks: each curve, then each cut at step 8 and continued."""
+    for name, changes in CURVES.items():
+        path = train(folder / name, engine="deepspeed", **changes)
+        whole = outcome(path, ranks.rank())
+        if name in ("muon", "zero 2", "zero 3", "bf16 zero 2"):
+            ranks.barrier()
+            if ranks.rank() == 0:
+                path.rename(folder / f"{name}.end")
+            ranks.barrier()
+            again = outcome(train(folder / name, engine="deepspeed", **changes), ranks.rank())
+            assert again == whole, name
+    if ranks.rank() == 0:
+        print("RESUMED BIT-EQUAL")
+
+
+if __name__ == "__main__":
+    {"faults": mode_faults, "interrupt": mode_interrupt, "deepspeed": mode_deepspeed,
+     "two": mode_two}[sys.argv[1]](Path(sys.argv[2]))
+    ranks.leave()
