@@ -100,7 +100,8 @@ def recipe_from_json(text: str | bytes, where: str) -> Recipe:
 
 
 def _of_its_kind(errors: list) -> dict:
-    """The first error that isn't about a class which the value, by its `kind` or `objective`, was never meant to be."""
-    strangers = [e["loc"][:-1] for e in errors if e["type"] == "literal_error" and e["loc"][-1] in ("kind", "objective")]
+    """The first error that isn't about a class which the value, by its `kind` or `objective`, never meant to be."""
+    tags = ("kind", "objective")
+    strangers = [e["loc"][:-1] for e in errors if e["type"] == "literal_error" and e["loc"][-1] in tags]
     meant = [e for e in errors if not any(e["loc"][:len(other)] == other for other in strangers)]
     return (meant or errors)[0]
