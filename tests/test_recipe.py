@@ -33,10 +33,19 @@ EVERY_KIND = replace(
     special_ids={"<s>": 1},
     backbone=PretrainedBackbone(path="some/model"),
     image_in=SharedTable(rows="normal"),
-    data={"shapes": Shapes(part="edits", count=3), "emoji": Emoji(), "own": ImageFolder(path="p"), "talks": ChatJsonl(path="c"),
-          "table": ParquetFiles(path="t", text="caption"), "tars": WebDatasetTars(path="w", text="json")},
-    stages={"a": Reconstruct(mix=(Use(data="own"),), steps=1), "b": NextToken(mix=(Use(data="tars", task="draw", weight=0.5),),
-                                                                            steps=2, optimizer=Muon(), too_long="drop")})
+    data={
+        "shapes": Shapes(part="edits", count=3),
+        "emoji": Emoji(),
+        "own": ImageFolder(path="p"),
+        "talks": ChatJsonl(path="c"),
+        "table": ParquetFiles(path="t", text="caption"),
+        "tars": WebDatasetTars(path="w", text="json"),
+    },
+    stages={
+        "a": Reconstruct(mix=(Use(data="own"),), steps=1),
+        "b": NextToken(mix=(Use(data="tars", task="draw", weight=0.5),), steps=2, optimizer=Muon(), too_long="drop"),
+    },
+)
 
 
 @pytest.fixture
@@ -56,8 +65,11 @@ def refusal(file) -> str:
     return str(refused.value)
 
 
-@pytest.mark.parametrize("recipe", [TINY, EVERY_KIND, replace(EVERY_KIND, image_tokenizer=ConvTokenizer(quantizer=LFQ()))],
-                         ids=["tiny", "every kind", "lookup-free"])
+@pytest.mark.parametrize(
+    "recipe",
+    [TINY, EVERY_KIND, replace(EVERY_KIND, image_tokenizer=ConvTokenizer(quantizer=LFQ()))],
+    ids=["tiny", "every kind", "lookup-free"],
+)
 def test_a_recipe_read_from_its_json_is_the_recipe(recipe, tmp_path):
     text = recipe_to_json(recipe)
     assert recipe_from_json(text, "here") == recipe
@@ -75,23 +87,26 @@ def test_a_recipe_file_is_read_from_any_folder(write, monkeypatch, tmp_path):
     assert load_recipe(write("recipe = TINY")) == TINY
 
 
-@pytest.mark.parametrize("text, said", [
-    ("AdamW(learning_rate=1)", "AdamW has no field 'learning_rate'; it has: lr, betas, weight_decay, clip, kind"),
-    ("AdamW(weight_decai=1)", "AdamW has no field 'weight_decai'; did you mean 'weight_decay'?"),
-    ("Sampling(guidence=2)", "Sampling has no field 'guidence'; did you mean 'guidance'?"),
-    ("replace(TINY, sampeling=Sampling())", "Recipe has no field 'sampeling'; did you mean 'sampling'?"),
-    ("AdamW(lr=0)", "AdamW.lr is 0; it must be greater than 0"),
-    ("Sampling(top_p=1.5)", "Sampling.top_p is 1.5; it must be above 0 and at most 1"),
-    ("Use(data='x', weight=-1)", "Use.weight is -1"),
-    ("NextToken(steps=3)", "missing 1 required keyword-only argument: 'mix'"),
-    ("NextToken(mix=(), steps=3)", "NextToken.mix is (); it must be at least one Use"),
-    ("recipe = replace(TINY, data={})", "uses data 'pairs', which the recipe lacks; it has: none"),
-    ("import nothing_like_it", "No module named 'nothing_like_it'"),
-    ("recipe = Tiny", "name 'Tiny' is not defined"),
-    ("recipe = 3", "defines no `recipe = Recipe(...)`"),
-    ("", "defines no `recipe = Recipe(...)`"),
-    ("recipe = (", "was never closed"),
-])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("AdamW(learning_rate=1)", "AdamW has no field 'learning_rate'; it has: lr, betas, weight_decay, clip, kind"),
+        ("AdamW(weight_decai=1)", "AdamW has no field 'weight_decai'; did you mean 'weight_decay'?"),
+        ("Sampling(guidence=2)", "Sampling has no field 'guidence'; did you mean 'guidance'?"),
+        ("replace(TINY, sampeling=Sampling())", "Recipe has no field 'sampeling'; did you mean 'sampling'?"),
+        ("AdamW(lr=0)", "AdamW.lr is 0; it must be greater than 0"),
+        ("Sampling(top_p=1.5)", "Sampling.top_p is 1.5; it must be above 0 and at most 1"),
+        ("Use(data='x', weight=-1)", "Use.weight is -1"),
+        ("NextToken(steps=3)", "missing 1 required keyword-only argument: 'mix'"),
+        ("NextToken(mix=(), steps=3)", "NextToken.mix is (); it must be at least one Use"),
+        ("recipe = replace(TINY, data={})", "uses data 'pairs', which the recipe lacks; it has: none"),
+        ("import nothing_like_it", "No module named 'nothing_like_it'"),
+        ("recipe = Tiny", "name 'Tiny' is not defined"),
+        ("recipe = 3", "defines no `recipe = Recipe(...)`"),
+        ("", "defines no `recipe = Recipe(...)`"),
+        ("recipe = (", "was never closed"),
+    ],
+)
 def test_what_a_file_can_get_wrong_is_one_line_that_names_it(write, text, said):
     file = write(text)
     assert said in refusal(file) and str(file) in refusal(file)
@@ -108,14 +123,20 @@ def test_what_is_no_recipe_is_refused(tmp_path):
     assert "binary.json" in refusal(tmp_path / "binary.json")
 
 
-@pytest.mark.parametrize("change, said", [
-    (lambda d: d["stages"]["sft"].update(stepz=3), "stages.sft.NextToken.stepz"),
-    (lambda d: d["stages"]["sft"].update(steps=-3), "steps is -3; it must be greater than 0"),
-    (lambda d: d["stages"]["sft"].update(steps="many"), "stages.sft.NextToken.steps: Input should be a valid integer"),
-    (lambda d: d["data"]["pairs"].update(cuont=3), "data.pairs.Shapes.cuont"),
-    (lambda d: d.pop("layout"), "layout: Field required"),
-    (lambda d: d["backbone"].update(kind="frsh"), "backbone"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda d: d["stages"]["sft"].update(stepz=3), "stages.sft.NextToken.stepz"),
+        (lambda d: d["stages"]["sft"].update(steps=-3), "steps is -3; it must be greater than 0"),
+        (
+            lambda d: d["stages"]["sft"].update(steps="many"),
+            "stages.sft.NextToken.steps: Input should be a valid integer",
+        ),
+        (lambda d: d["data"]["pairs"].update(cuont=3), "data.pairs.Shapes.cuont"),
+        (lambda d: d.pop("layout"), "layout: Field required"),
+        (lambda d: d["backbone"].update(kind="frsh"), "backbone"),
+    ],
+)
 def test_a_resolved_recipe_edited_wrongly_is_refused_with_the_place(change, said):
     given = json.loads(recipe_to_json(TINY))
     change(given)
@@ -130,17 +151,24 @@ def test_json_that_is_cut_short_is_refused():
         recipe_from_json(recipe_to_json(TINY)[:100], "recipe.json")
 
 
-@pytest.mark.parametrize("arguments, read, value", [
-    (["--stages.sft.steps", "77"], lambda r: r.stages["sft"].steps, 77),
-    (["--stages.sft.image-weight", "0.5"], lambda r: r.stages["sft"].image_weight, 0.5),
-    (["--stages.sft.image_weight", "0.5"], lambda r: r.stages["sft"].image_weight, 0.5),
-    (["--stages.tokenizer.optimizer.lr", "1e-4"], lambda r: r.stages["tokenizer"].optimizer.lr, 1e-4),
-    (["--stages.pretrain.optimizer.betas", "0.8", "0.9"], lambda r: r.stages["pretrain"].optimizer.betas, (0.8, 0.9)),
-    (["--stages.sft.precision", "bf16"], lambda r: r.stages["sft"].precision, "bf16"),
-    (["--data.pairs.count", "9"], lambda r: r.data["pairs"].count, 9),
-    (["--image-tokenizer.quantizer.levels", "4", "4"], lambda r: r.image_tokenizer.quantizer.levels, (4, 4)),
-    (["--name", "other"], lambda r: r.name, "other"),
-])
+@pytest.mark.parametrize(
+    "arguments, read, value",
+    [
+        (["--stages.sft.steps", "77"], lambda r: r.stages["sft"].steps, 77),
+        (["--stages.sft.image-weight", "0.5"], lambda r: r.stages["sft"].image_weight, 0.5),
+        (["--stages.sft.image_weight", "0.5"], lambda r: r.stages["sft"].image_weight, 0.5),
+        (["--stages.tokenizer.optimizer.lr", "1e-4"], lambda r: r.stages["tokenizer"].optimizer.lr, 1e-4),
+        (
+            ["--stages.pretrain.optimizer.betas", "0.8", "0.9"],
+            lambda r: r.stages["pretrain"].optimizer.betas,
+            (0.8, 0.9),
+        ),
+        (["--stages.sft.precision", "bf16"], lambda r: r.stages["sft"].precision, "bf16"),
+        (["--data.pairs.count", "9"], lambda r: r.data["pairs"].count, 9),
+        (["--image-tokenizer.quantizer.levels", "4", "4"], lambda r: r.image_tokenizer.quantizer.levels, (4, 4)),
+        (["--name", "other"], lambda r: r.name, "other"),
+    ],
+)
 def test_an_override_changes_its_field_and_nothing_else(arguments, read, value):
     changed = apply_overrides(TINY, arguments, "unimm train x.py")
     assert read(changed) == value and type(read(changed)) is type(value)
@@ -149,15 +177,18 @@ def test_an_override_changes_its_field_and_nothing_else(arguments, read, value):
     assert apply_overrides(changed, [], "x") is changed
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["--stages.sft.stepz", "7"], "did you mean --stages.sft.steps?"),
-    (["--samplin.guidance", "7"], "did you mean --sampling.guidance?"),
-    (["--stages.sft.steps", "many"], "many"),
-    (["--stages.sft.steps", "-1"], "steps is -1; it must be greater than 0"),
-    (["--stages.sft.precision", "fp8"], "fp8"),
-    (["--stages.sft.schedule.anneal", "2"], "anneal is 2"),
-    (["--stages.sft.steps"], "steps"),
-])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--stages.sft.stepz", "7"], "did you mean --stages.sft.steps?"),
+        (["--samplin.guidance", "7"], "did you mean --sampling.guidance?"),
+        (["--stages.sft.steps", "many"], "many"),
+        (["--stages.sft.steps", "-1"], "steps is -1; it must be greater than 0"),
+        (["--stages.sft.precision", "fp8"], "fp8"),
+        (["--stages.sft.schedule.anneal", "2"], "anneal is 2"),
+        (["--stages.sft.steps"], "steps"),
+    ],
+)
 def test_an_override_that_cannot_be_is_refused_in_one_line(arguments, said):
     with pytest.raises(UserError) as refused:
         apply_overrides(TINY, arguments, "unimm train x.py")

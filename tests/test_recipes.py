@@ -47,7 +47,9 @@ def test_a_recipe_writes_its_samples_as_sequences_that_read_back_and_fit_its_row
     recipe = load_recipe(path)
     found = {name: samples(source, 100) for name, source in recipe.data.items()}
     texts = [p.text for some in found.values() for s in some for p in s.parts if isinstance(p, Text)]
-    layout = layout_of(recipe, train_sentencepiece(texts, 1000) if recipe.text.kind == "sentencepiece" else BytesTokenizer())
+    layout = layout_of(
+        recipe, train_sentencepiece(texts, 1000) if recipe.text.kind == "sentencepiece" else BytesTokenizer()
+    )
     rng = np.random.default_rng(0)
     for stage in recipe.stages.values():
         for use in stage.mix if isinstance(stage, NextToken) else ():
@@ -74,6 +76,7 @@ def samples(source: Source, count: int) -> list[Sample]:
 
 def with_codes(given: Sample, layout: Layout, rng: np.random.Generator) -> Sample:
     """The sample with random codes, of a random size that the layout knows, in place of every picture."""
+
     def one(part: Part) -> Part:
         return replace(part, content=random_codes(layout, rng)) if isinstance(part, Image) else part
 

@@ -1,4 +1,4 @@
-"""The code's own rules, read from its syntax trees: who may import whom, how long things may be, what recipes may say."""
+"""The code's own rules, read from its syntax trees: who imports whom, how long things are, what recipes may say."""
 
 import ast
 import os
@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TREES = {path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8"))
-         for folder in ("unimm", "recipes", "data", "tests", "tools") for path in sorted(ROOT.glob(f"{folder}/**/*.py"))}
+TREES = {
+    path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8"))
+    for folder in ("unimm", "recipes", "data", "tests", "tools")
+    for path in sorted(ROOT.glob(f"{folder}/**/*.py"))
+}
 LIBRARY = [path for path in TREES if path.parts[0] in ("unimm", "recipes", "data")]
 
 # From the ground up. A part imports what lies below its own line, never a part beside it, also not late.
@@ -37,9 +40,23 @@ LAYERS = (
 HEIGHT = {part: n for n, line in enumerate(LAYERS) for part in line.split(", ")}
 
 # The package that installs a module, where the two differ in name.
-INSTALLED_BY = {"PIL": "pillow", "torch.utils.tensorboard": "tensorboard", "vector_quantize_pytorch": "vector-quantize-pytorch"}
+INSTALLED_BY = {
+    "PIL": "pillow",
+    "torch.utils.tensorboard": "tensorboard",
+    "vector_quantize_pytorch": "vector-quantize-pytorch",
+}
 RUN_NOT_IMPORTED = {"ruff", "pytest-xdist"}
-HEAVY = ("torch", "transformers", "deepspeed", "datasets", "grain", "pyarrow", "sentencepiece", "tensorboard", "matplotlib")
+HEAVY = (
+    "torch",
+    "transformers",
+    "deepspeed",
+    "datasets",
+    "grain",
+    "pyarrow",
+    "sentencepiece",
+    "tensorboard",
+    "matplotlib",
+)
 
 
 def module_of(path: Path) -> str:
@@ -87,7 +104,7 @@ def test_no_import_runs_in_a_circle():
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert module not in trail, " -> ".join([*trail[trail.index(module):], module])
+        assert module not in trail, " -> ".join([*trail[trail.index(module) :], module])
         if module not in done:
             for other in sorted(graph[module]):
                 visit(other, (*trail, module))
@@ -125,8 +142,20 @@ def test_packages_re_export_nothing():
     assert {folder for folder in folders if folder / "__init__.py" not in TREES} == set()
 
 
-@pytest.mark.parametrize("name", ["sample", "vocab", "layout", "grammar", "recipe", "text", "show", "cli",
-                                  *(f"config.{path.stem}" for path in LIBRARY if path.parts[1] == "config")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sample",
+        "vocab",
+        "layout",
+        "grammar",
+        "recipe",
+        "text",
+        "show",
+        "cli",
+        *(f"config.{path.stem}" for path in LIBRARY if path.parts[1] == "config"),
+    ],
+)
 def test_light_modules_import_nothing_heavy(name):
     script = f"import sys, unimm.{name}; print([m for m in {HEAVY} if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -157,11 +186,18 @@ def test_importing_does_nothing(path):
             continue
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         entry = path.name == "__main__.py" and isinstance(node, ast.Expr)
-        allowed = (*DECLARATIONS, ast.FunctionDef, ast.ClassDef, ast.TypeAlias if sys.version_info >= (3, 12) else ast.Assign)
+        allowed = (
+            *DECLARATIONS,
+            ast.FunctionDef,
+            ast.ClassDef,
+            ast.TypeAlias if sys.version_info >= (3, 12) else ast.Assign,
+        )
         assert text or entry or isinstance(node, allowed), f"{path}:{node.lineno}: acts when imported"
         if isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            assert all(isinstance(t, (ast.Name, ast.Tuple)) for t in targets), f"{path}:{node.lineno}: changes another object"
+            assert all(isinstance(t, (ast.Name, ast.Tuple)) for t in targets), (
+                f"{path}:{node.lineno}: changes another object"
+            )
             calls = {ast.unparse(c.func) for c in ast.walk(node) if isinstance(c, ast.Call)}
             assert not calls & {"open", "print", "exec", "eval"}, f"{path}:{node.lineno}"
 
@@ -212,12 +248,18 @@ def test_every_field_of_a_recipe_is_read_somewhere():
 
 
 def test_nothing_names_a_place_on_somebodys_machine():
-    places = re.compile("|".join(["/(work|root)/", "/(home|Users)/[a-z]", "(pypi|pythonhosted)" + r"\.org", "download" + r"\.pytorch"]))
+    places = re.compile(
+        "|".join(["/(work|root)/", "/(home|Users)/[a-z]", "(pypi|pythonhosted)" + r"\.org", "download" + r"\.pytorch"])
+    )
     kept = {".git", ".venv", "runs", "build", "__pycache__", ".pytest_cache", ".hypothesis", ".ruff_cache"}
     for folder, folders, files in os.walk(ROOT):
         folders[:] = [f for f in folders if f not in kept and not f.endswith(".egg-info")]
         for name in files:
             path = Path(folder) / name
-            if path.suffix in (".py", ".md", ".toml", ".txt", ".json", ".yml", "") and path != Path(__file__) and name != ".git":
+            if (
+                path.suffix in (".py", ".md", ".toml", ".txt", ".json", ".yml", "")
+                and path != Path(__file__)
+                and name != ".git"
+            ):
                 found = places.search(path.read_text(encoding="utf-8", errors="replace"))
                 assert not found, f"{path.relative_to(ROOT)}: {found.group()}"
