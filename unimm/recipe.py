@@ -24,7 +24,7 @@ def load_recipe(path: str | Path) -> Recipe:
     if not path.is_file():
         raise ConfigError(f"{path}: no such recipe; give a recipe file such as recipes/demo.py, or a run's folder")
     if path.suffix == ".json":
-        return recipe_from_json(path.read_text(encoding="utf-8"), str(path))
+        return recipe_from_json(path.read_bytes(), str(path))
     if path.suffix != ".py":
         raise ConfigError(f"{path}: a recipe is a .py file or a resolved .json")
     found = _execute(path).get("recipe")
@@ -87,13 +87,21 @@ def recipe_to_json(recipe: Recipe) -> str:
     return TypeAdapter(Recipe).dump_json(recipe, indent=2).decode()
 
 
-def recipe_from_json(text: str, where: str) -> Recipe:
+def recipe_from_json(text: str | bytes, where: str) -> Recipe:
     """The inverse of `recipe_to_json`; refuses unknown fields and wrong types with their place."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
         return TypeAdapter(Recipe).validate_json(text, extra="forbid")
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
-        raise ConfigError(f"{where}: {place}: {first['msg']}") from None
+        first = _of_its_kind(error.errors())
+        place = "".join(f"{p}: " for p in [".".join(map(str, first["loc"]))] if p)
+        raise ConfigError(f"{where}: {place}{first['msg']}") from None
+
+
+def _of_its_kind(errors: list) -> dict:
+    """The first error that isn't about a class which the value, by its `kind` or `objective`, never meant to be."""
+    tags = ("kind", "objective")
+    strangers = [e["loc"][:-1] for e in errors if e["type"] == "literal_error" and e["loc"][-1] in tags]
+    meant = [e for e in errors if not any(e["loc"][:len(other)] == other for other in strangers)]
+    return (meant or errors)[0]

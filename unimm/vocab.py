@@ -84,11 +84,19 @@ def markers(layout: Layout, continuous: tuple[Continuous, ...] = ()) -> list[str
     return list(dict.fromkeys(found))
 
 
-def build_vocab(text_size: int, names: list[str], special_ids: dict[str, int], codebooks: tuple[Codebook, ...]) -> Vocab:
+def build_vocab(text_size: int, names: list[str], special_ids: dict[str, int],
+                codebooks: tuple[Codebook, ...]) -> Vocab:
     """Give every marker and codebook its ids: the stated ones first, the others in order behind the text.
 
-    Raises ConfigError where two things claim one id.
+    Raises ConfigError where two things claim one id or one name, or an id is stated for what the layout never writes.
     """
+    if unknown := sorted(special_ids.keys() - set(names)):
+        raise ConfigError(f"special_ids states an id for {unknown[0]!r}, which the layout never writes; it writes: "
+                          f"{', '.join(names)}")
+    if len({b.name for b in codebooks}) < len(codebooks):
+        raise ConfigError(f"two codebooks share a name: {', '.join(b.name for b in codebooks)}; give each its own")
+    if below := [i for i in [*special_ids.values(), *(b.start or 0 for b in codebooks)] if i < 0]:
+        raise ConfigError(f"special_ids or a codebook's start is {below[0]}; an id is 0 or more")
     taken = {special_ids[n] for n in names if n in special_ids}
     stated = [b for b in codebooks if b.start is not None]
     for book in stated:

@@ -8,7 +8,7 @@ from unimm.config.check import check, positive
 
 @dataclass(frozen=True, kw_only=True)
 class SentencePieceText:
-    """A unigram SentencePiece model with byte fallback, trained on the recipe's own texts at the run's start."""
+    """A byte-pair SentencePiece model with byte fallback, trained on the recipe's own texts at the run's start."""
 
     vocab_size: int = 1000
     """At most; a small text yields fewer pieces."""

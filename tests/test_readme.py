@@ -1,0 +1,59 @@
+"""The README's words hold: its files exist, its example of one's own data is a recipe, its options are options."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unimm.cli import Train, parse
+from unimm.recipe import apply_overrides, load_recipe
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+WRITTEN_LATER = ("0001", "runs/", "my_", "folder/", "data/*", "shards/")
+
+
+def commands() -> list[list[str]]:
+    """The `unimm` commands of the README's shell blocks, as words."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
+    return [
+        shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.startswith("unimm ")
+    ]
+
+
+def test_files_that_the_readme_names_exist():
+    named = {word for word in re.findall(r"[`(]([\w.]+/[\w./-]*|[\w-]+\.(?:py|txt|png))[`)]", README)}
+    assert "unimm/layout.py" in named
+    missing = {name for name in named if not name.startswith(WRITTEN_LATER) and not (ROOT / name).exists()}
+    assert missing - {"docs/demo.png"} == set()  # the picture is drawn by a trained run
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda words: " ".join(words[1:4]))
+def test_commands_of_the_readme_are_commands(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parsed, rest = parse(command[1:])
+    if isinstance(parsed, Train) and parsed.recipe.parts[0] == "recipes":
+        assert bool(apply_overrides(load_recipe(parsed.recipe), rest, "x") != load_recipe(parsed.recipe)) == bool(rest)
+    else:
+        assert rest == []
+
+
+def test_ones_own_data_is_a_recipe_as_pasted(tmp_path, monkeypatch):
+    pasted = re.findall(r"<<'PY'\n(.*?)\nPY\n", README, re.S)
+    pictures, recipe = (next(text for text in pasted if mark in text) for mark in ("metadata.jsonl", "recipe = "))
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-c", pictures], check=True)
+    assert len(list((tmp_path / "my_pictures").glob("*.png"))) == 20
+    (tmp_path / "my_recipe.py").write_text(recipe)
+    monkeypatch.chdir(ROOT)
+    assert set(load_recipe(tmp_path / "my_recipe.py").stages) == {"tokenizer", "pretrain"}
+
+
+def test_python_in_the_readme_imports_what_exists():
+    for block in re.findall(r"```python\n(.*?)```", README, re.S):
+        imports = "\n".join(line for line in block.splitlines() if line.startswith(("from ", "import ")))
+        subprocess.run([sys.executable, "-c", imports], cwd=ROOT, check=True)
+        compile(block, "README", "exec")

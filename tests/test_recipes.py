@@ -1,0 +1,111 @@
+"""Every recipe that ships is a test case: it loads, resolves, and writes its own data as sequences that read back."""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.emoji import FontMissing
+from unimm.config.data import Emoji, Shapes, Source
+from unimm.config.recipe import Recipe
+from unimm.config.stages import NextToken
+from unimm.layout import Layout
+from unimm.recipe import load_recipe, recipe_from_json, recipe_to_json
+from unimm.sample import Codes, Image, Latents, Level, Part, Pixels, Sample, Text
+from unimm.stream.sources import open_source
+from unimm.stream.tasks import as_task
+from unimm.system import layout_of
+from unimm.text import BytesTokenizer, train_sentencepiece
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(p.relative_to(ROOT) for p in ROOT.glob("recipes/**/*.py") if "recipe = " in p.read_text())
+
+pytestmark = [pytest.mark.parametrize("path", RECIPES, ids=str)]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_a_recipe_loads_and_its_resolved_form_is_the_same_recipe(path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem, "a run's folder is named by the recipe's name"
+    text = recipe_to_json(recipe)
+    again = recipe_from_json(text, "resolved")
+    assert again == recipe and recipe_to_json(again) == text
+
+
+def test_a_recipe_uses_the_datasets_that_it_declares_and_no_others(path):
+    recipe = load_recipe(path)
+    assert {use.data for stage in recipe.stages.values() for use in stage.mix} == set(recipe.data)
+
+
+def test_a_recipe_writes_its_samples_as_sequences_that_read_back_and_fit_its_rows(path):
+    recipe = load_recipe(path)
+    found = {name: samples(source, 100) for name, source in recipe.data.items()}
+    texts = [p.text for some in found.values() for s in some for p in s.parts if isinstance(p, Text)]
+    layout = layout_of(
+        recipe, train_sentencepiece(texts, 1000) if recipe.text.kind == "sentencepiece" else BytesTokenizer()
+    )
+    rng = np.random.default_rng(0)
+    for stage in recipe.stages.values():
+        for use in stage.mix if isinstance(stage, NextToken) else ():
+            for given in found[use.data]:
+                made = as_task(use.task, use.data, with_codes(given, layout, rng))
+                sequence = layout.render(made)
+                assert layout.parse(sequence.ids, sequence.learn, sequence.slots) == made
+                assert sequence.learn.any() and not sequence.learn.all()
+                assert 0 <= sequence.ids.min() and sequence.ids.max() < layout.vocab.size
+                assert len(sequence) <= stage.seq_len, "a sample of the recipe's own data is longer than its rows"
+
+
+def samples(source: Source, count: int) -> list[Sample]:
+    """A source's first samples where it is built in; a pair in its place where files of one's own would be needed."""
+    match source:
+        case Shapes() | Emoji():
+            try:
+                return [item.sample for item in islice(open_source(source), count) if item.sample]
+            except FontMissing as missing:
+                pytest.skip(str(missing))
+        case _:
+            return [Sample((Image(Pixels(np.zeros((1, 1, 3), np.uint8))), Text("a red circle")))]
+
+
+def with_codes(given: Sample, layout: Layout, rng: np.random.Generator) -> Sample:
+    """The sample with random codes, of a random size that the layout knows, in place of every picture."""
+
+    def one(part: Part) -> Part:
+        return replace(part, content=random_codes(layout, rng)) if isinstance(part, Image) else part
+
+    return Sample(tuple(one(part) for part in given.parts))
+
+
+def random_codes(layout: Layout, rng: np.random.Generator) -> Codes | Latents:
+    rows, columns = layout.config.sizes[rng.integers(len(layout.config.sizes))]
+    levels = []
+    for level in layout.config.write.levels:
+        match level.shape.kind:
+            case "grid":
+                grid = (rows * level.shape.scale, columns * level.shape.scale)
+                length = grid[0] * grid[1]
+            case "line":
+                grid, length = None, level.shape.length
+            case "up_to":
+                grid, length = None, int(rng.integers(level.shape.shortest, level.shape.longest + 1))
+        if level.space in layout.continuous:
+            return Latents(rng.normal(size=(length, layout.continuous[level.space].channels)).astype(np.float32), grid)
+        book = layout.vocab.ranges[level.space]
+        levels.append(Level(rng.integers(book.codes, size=(length, book.depth)), grid))
+    return Codes(tuple(levels))
+
+
+def test_a_resolved_recipe_holds_every_field_and_refuses_one_more(path):
+    from unimm.config.check import ConfigError
+
+    text = recipe_to_json(load_recipe(path))
+    assert isinstance(recipe_from_json(text, "x"), Recipe)
+    with pytest.raises(ConfigError, match="resolved: sampling.guidanse"):
+        recipe_from_json(text.replace('"guidance"', '"guidanse"'), "resolved")
