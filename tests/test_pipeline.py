@@ -62,7 +62,7 @@ def test_a_run_stopped_between_stages_continues_to_the_same_weights(run, tmp_pat
 
 def test_two_ranks_train_what_one_does(run, tmp_path):
     (tmp_path / "tiny.py").write_text("from tiny import TINY as recipe\n")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "unimm",
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unimm",
                "train", str(tmp_path / "tiny.py"), "--out", str(tmp_path / "two")]
     root = Path(__file__).parents[1]
     env = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}

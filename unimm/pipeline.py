@@ -182,7 +182,7 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
             teller()(f"encode {name}: {p.rows:,} rows, {p.rate:,.0f} rows/s{left}")
 
     target = folder / "codes" / name
-    manifest = encode(lambda wanted: open_source(source), lambda images: to_codes(tokenizer, images), plan, target, rank=ranks.rank(),
+    manifest = encode(open_source(source), lambda images: to_codes(tokenizer, images), plan, target, rank=ranks.rank(),
                       world=ranks.world(), total=getattr(source, "count", None), progress=report)
     if manifest:
         counts = manifest["counts"]

@@ -76,7 +76,7 @@ def _rows(z: Tensor) -> Tensor:
 
 
 class FiniteScalar(Quantizer):
-    """FSQ (Mentzer et al. 2023) with levels symmetric around 0 (Parker et al. 2024, eq. 3), so that two levels work too.
+    """FSQ (Mentzer et al. 2023), its levels symmetric around 0 (Parker et al. 2024), so that two levels work too.
 
     Channel c is squashed to (-1, 1) and rounded to the nearest of its L levels; an id's digits are
     the levels, the first channel the least significant.
@@ -110,7 +110,7 @@ class LookupFree(Quantizer):
     The loss rewards codes that are sure (low entropy each) and all used (high entropy together). The
     first is exact, since bits are independent given z; the second is exact within groups of GROUP
     bits and adds the groups up (BSQ, eq. 10), as 2^18 codes times a batch would not fit in memory.
-    Commitment keeps z near its code (Open-MAGVIT2, Luo et al. 2024).
+    Commitment keeps z near its code (Open-MAGVIT2, Luo et al. 2024). Each rank takes its own batch's entropy.
     """
 
     GROUP = 9
