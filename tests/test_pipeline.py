@@ -35,11 +35,14 @@ def weights(folder: Path) -> bytes:
     return (checkpoint.newest(folder) / "model.safetensors").read_bytes()
 
 
+def losses(stage: Path) -> list[float]:
+    lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
 def test_a_recipe_becomes_a_run_with_every_stage_codes_and_previews(run):
     for stage in TINY.stages:
-        lines = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == [1, 2]
-        assert all(np.isfinite(line["loss"]) for line in lines)
+        assert len(losses(run / stage)) == 2 and np.isfinite(losses(run / stage)).all()
         assert Picture.open(next((run / stage / "previews").glob("*.png"))).size[0] > 100
     last = [json.loads(line) for line in (run / "sft" / "metrics.jsonl").read_text().splitlines()][-1]
     assert {"loss/text", "loss/image"} <= set(last)
@@ -68,9 +71,7 @@ def test_two_ranks_train_what_one_does(run, tmp_path):
     env = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    one, two = ([json.loads(line)["loss"] for line in (folder / "tokenizer" / "metrics.jsonl").read_text().splitlines()]
-                for folder in (run, tmp_path / "two"))
-    np.testing.assert_allclose(one, two, rtol=1e-3)
+    np.testing.assert_allclose(losses(run / "tokenizer"), losses(tmp_path / "two" / "tokenizer"), rtol=1e-3)
     assert (tmp_path / "two" / "codes" / "edits" / "manifest.json").is_file()
     assert open_run(tmp_path / "two").checkpoint.name == "step-00000002"
 
