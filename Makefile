@@ -46,9 +46,10 @@ emoji: setup
 	$(BIN)/unimm eval runs/emoji
 	$(SAY) "done: open runs/emoji/report.html"
 
+# Two workers of one thread each: threads of both would only wait for one another on two cores.
 test: $(VENV)/.unimm-dev
 	$(SAY) "running the tests"
-	$(BIN)/python -m pytest -n 2 $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST)
 
 lint: $(VENV)/.unimm-dev
 	$(BIN)/ruff check .
