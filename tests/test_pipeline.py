@@ -47,7 +47,8 @@ def test_a_recipe_becomes_a_run_with_every_stage_codes_and_previews(run):
     last = [json.loads(line) for line in (run / "sft" / "metrics.jsonl").read_text().splitlines()][-1]
     assert {"loss/text", "loss/image"} <= set(last)
     assert set(json.loads((run / "seconds.json").read_text())) == {"text", "encode", *TINY.stages}
-    assert len(open_shards(run / "codes" / "pairs", json.loads((run / "codes/pairs/manifest.json").read_text())["fingerprint"])) == 40
+    made_by = json.loads((run / "codes/pairs/manifest.json").read_text())["fingerprint"]
+    assert len(open_shards(run / "codes" / "pairs", made_by)) == 40
 
 
 def test_a_finished_run_is_left_as_it_is(run):
@@ -87,9 +88,10 @@ def test_a_trained_system_draws_answers_and_replies(run):
 
 
 def test_sampling_writes_a_grid_and_single_pictures(run, tmp_path):
-    grid = sample_to_files(run, ("a red circle", "two blue squares"), 3, 5, tmp_path)
+    grid = sample_to_files(run, ("a red circle", "two blue squares"), 3, 5, tmp_path, {})
     names = {p.name for p in tmp_path.iterdir()}
-    assert names == {grid.name} | {f"a-red-circle-{n}.png" for n in (5, 6, 7)} | {f"two-blue-squares-{n}.png" for n in (5, 6, 7)}
+    single = {f"{prompt}-{n}.png" for prompt in ("a-red-circle", "two-blue-squares") for n in (5, 6, 7)}
+    assert names == {grid.name} | single
     assert Picture.open(grid).size[1] > 2 * 128
 
 

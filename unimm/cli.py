@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, assert_never
 
@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from unimm.arguments import read_arguments
 from unimm.config.check import ConfigError
-from unimm.config.recipe import Recipe, Sampling
+from unimm.config.recipe import Recipe
 from unimm.errors import UserError
 
 
@@ -57,8 +57,8 @@ class SamplingChange:
     top_k: int | None = None
     top_p: float | None = None
 
-    def of(self, sampling: Sampling) -> Sampling:
-        return replace(sampling, **{name: value for name, value in vars(self).items() if value is not None})
+    def said(self) -> dict[str, float]:
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,9 @@ class Eval:
 
 
 Command = (
-    Annotated[Show, subcommand("show")] | Annotated[Train, subcommand("train")] | Annotated[Encode, subcommand("encode")]
-    | Annotated[Sample, subcommand("sample")] | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")])
+    Annotated[Show, subcommand("show")] | Annotated[Train, subcommand("train")]
+    | Annotated[Encode, subcommand("encode")] | Annotated[Sample, subcommand("sample")]
+    | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -137,7 +138,7 @@ def run(arguments: list[str]) -> int:
             from unimm.serve.files import sample_to_files
 
             _none(rest)
-            sample_to_files(command.run, command.prompts, command.n, command.seed, command.out, command.sampling.of)
+            sample_to_files(command.run, command.prompts, command.n, command.seed, command.out, command.sampling.said())
         case Chat():
             from unimm.serve.terminal import chat_in_terminal
 
@@ -193,6 +194,9 @@ def _train(command: Train, rest: list[str]) -> int:
     try:
         train_run(recipe, folder, command.stage)
     except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
+        from unimm.train import ranks
+
+        if ranks.rank() == 0:
+            print(stopped, file=sys.stderr)
         return stopped.code
     return 0

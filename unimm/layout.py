@@ -248,7 +248,8 @@ class Layout:
                 parts.append(Text(self.text.decode(ids[at:end].tolist()), bool(learn[at]), role))
                 at = end
             else:
-                raise LayoutError(f"position {at} holds {self.name(int(ids[at]))}, where neither text nor a whole image begins")
+                raise LayoutError(f"position {at} holds {self.name(int(ids[at]))}, "
+                                  "where neither text nor a whole image begins")
         return sample(*parts)
 
     @staticmethod
@@ -283,7 +284,8 @@ class Layout:
             elif piece.space in self.placeholders or self.vocab.ranges[piece.space].depth > 1:
                 return None
             else:
-                values[piece.level].append((ids[at:at + length, None] - self.vocab.ranges[piece.space].start).astype(np.int32))
+                codes = ids[at:at + length, None] - self.vocab.ranges[piece.space].start
+                values[piece.level].append(codes.astype(np.int32))
             at += length
         return at, values, first
 

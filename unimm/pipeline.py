@@ -59,7 +59,7 @@ def train_run(recipe: Recipe, folder: Path, last: str | None = None) -> None:
                     previous = _train_language(recipe, folder, name, stage, previous)
         if name == last:
             break
-    teller()(f"trained: {folder}\nnext: unimm eval {folder}  |  unimm sample {folder} \"a prompt\"  |  unimm chat {folder}")
+    teller()(f"trained: {folder}\nnext: unimm eval {folder}, unimm sample {folder} \"a prompt\", unimm chat {folder}")
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def _begin(recipe: Recipe, folder: Path) -> None:
             if not path.is_file():
                 path.write_text(recipe_to_json(recipe))
         except OSError as error:
-            raise ConfigError(f"can't write into {folder}: {error.strerror}; choose another folder with --out") from None
+            raise ConfigError(f"can't write into {folder}: {error.strerror}; choose another with --out") from None
     ranks.barrier()
     old = recipe_from_json(path.read_text(), str(path))
     if old != recipe:
@@ -135,7 +135,8 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
         images, skipped = images_of(open_source(recipe.data[use.data]), recipe.image_tokenizer.image)
         teller()(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
         datasets.append(images)
-    batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(), ranks.world())
+    weights = [use.weight for use in stage.mix]
+    batches = PixelBatches(datasets, weights, stage.batch, stage.seed, ranks.rank(), ranks.world())
     work = Work(Reconstruction(tokenizer), batches,
                 preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
                 recipe=json.loads(recipe_to_json(recipe)))
@@ -152,7 +153,8 @@ def check_codebook(recipe: Recipe, size: int) -> None:
     book = next((b for b in recipe.codebooks if b.name == name), None)
     if book is None or book.size != size:
         stated = f"has {book.size} codes" if book else "is missing"
-        raise ConfigError(f"codebook {name!r} {stated}, but the image tokenizer's quantizer makes {size}; state that size")
+        raise ConfigError(f"codebook {name!r} {stated}, but the image tokenizer's quantizer makes {size}; "
+                          "state that size")
 
 
 def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: list[str] | None = None) -> None:

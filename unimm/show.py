@@ -5,8 +5,9 @@ from dataclasses import fields, replace
 
 import numpy as np
 
-from unimm.config.data import Emoji, Shapes, Source
+from unimm.config.data import Emoji, Shapes, Source, Use
 from unimm.config.recipe import Recipe
+from unimm.config.stages import NextToken, Reconstruct, Stage
 from unimm.config.tokens import Line, UpTo
 from unimm.layout import Layout
 from unimm.sample import Codes, Image, Latents, Level, Pixels, Sample, Text, sample
@@ -27,10 +28,9 @@ def show(recipe: Recipe, colour: bool) -> Iterator[str]:
     yield ""
     yield f"{bold}stages{plain}"
     for name, stage in recipe.stages.items():
-        mix = " + ".join(f"{use.weight:g} {use.data}" + (f" as {use.task}" if use.task != "as_is" else "") for use in stage.mix)
-        size = f"{stage.batch} images" if stage.objective == "reconstruct" else f"{stage.rows} rows x {stage.seq_len} tokens"
-        yield f"  {name:<12}{stage.objective:<13}{stage.steps:,} steps of {size}, {described(stage.optimizer, every=False)}, {stage.precision}"
-        yield f"  {'':<12}{dim}{mix}{plain}"
+        yield f"  {name:<12}{stage.objective:<13}{stage.steps:,} steps of {_batch(stage)}, {stage.precision}"
+        yield f"  {'':<12}{dim}{described(stage.optimizer, every=False)}{plain}"
+        yield f"  {'':<12}{dim}{' + '.join(map(_share, stage.mix))}{plain}"
     yield ""
     learned = f"{GREEN}learned{PLAIN}" if colour else "«learned»"
     note = "; text as bytes, for the run trains its own tokenizer" if recipe.text.kind == "sentencepiece" else ""
@@ -38,6 +38,18 @@ def show(recipe: Recipe, colour: bool) -> Iterator[str]:
     for title, example in examples(recipe, layout):
         yield f"  {bold}{title}{plain}"
         yield f"    {rendered(layout, example, colour)}"
+
+
+def _batch(stage: Stage) -> str:
+    match stage:
+        case Reconstruct(batch=images):
+            return f"{images} images"
+        case NextToken(rows=rows, seq_len=length):
+            return f"{rows} rows x {length} = {rows * length:,} tokens"
+
+
+def _share(use: Use) -> str:
+    return f"{use.weight:g} {use.data}" + (f" as {use.task}" if use.task != "as_is" else "")
 
 
 def described(config, every: bool = True) -> str:
@@ -63,7 +75,8 @@ def axes(recipe: Recipe, layout: Layout) -> dict[str, str]:
         "decoder": "the image tokenizer's own",
         "backbone": described(recipe.backbone),
         "text": described(recipe.text),
-        "vocabulary": f"{layout.vocab.rows:,} rows: {layout.vocab.text_size:,} text, {len(layout.vocab.special)} markers; {codes}",
+        "vocabulary": f"{layout.vocab.rows:,} rows: {layout.vocab.text_size:,} text, "
+                      f"{len(layout.vocab.special)} markers; {codes}",
     }
 
 

@@ -60,7 +60,8 @@ def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image
     from unimm.model.unified import UnifiedModel
 
     vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
-    return UnifiedModel(build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors), layout.vocab, image_weight)
+    backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors)
+    return UnifiedModel(backbone, layout.vocab, image_weight)
 
 
 def open_run(folder: str | Path) -> System:
@@ -74,7 +75,7 @@ def open_run(folder: str | Path) -> System:
 
     folder = Path(folder)
     if not (folder / RECIPE_FILE).is_file():
-        raise ConfigError(f"{folder}: not a run (no {RECIPE_FILE}); give the folder that `unimm train` wrote, such as runs/demo")
+        raise ConfigError(f"{folder}: not a run (no {RECIPE_FILE}); give a folder that `unimm train` wrote: runs/demo")
     recipe = load_recipe(folder)
     stages = [name for name, stage in recipe.stages.items() if isinstance(stage, NextToken)]
     found = next((path for name in reversed(stages) if (path := checkpoint.newest(folder / name))), None)

@@ -6,7 +6,6 @@ import pytest
 from data import emoji
 from unimm.sample import Image, Text
 
-
 needs_font = pytest.mark.usefixtures("font")
 
 

@@ -61,8 +61,8 @@ def test_documents_of_long_rows_are_spans_that_cover_every_position(monkeypatch)
 
 def batch(ids, learn, image):
     ids = np.array([ids])
-    return Batch(ids=ids, targets=np.roll(ids, -1, 1), learn=np.array([learn], bool), position=np.arange(ids.shape[1])[None],
-                 document=np.ones_like(ids), image=np.array([image], bool))
+    return Batch(ids=ids, targets=np.roll(ids, -1, 1), learn=np.array([learn], bool), image=np.array([image], bool),
+                 position=np.arange(ids.shape[1])[None], document=np.ones_like(ids))
 
 
 def test_the_loss_is_the_mean_over_learned_positions_with_text_and_image_apart():

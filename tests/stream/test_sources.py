@@ -218,7 +218,7 @@ def test_built_in_shapes(part):
 
 def test_rows_that_are_passed_over_are_not_decoded(tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr("unimm.stream.sources.load_pixels", lambda path, where: opened.append(where) or block("red"))
+    monkeypatch.setattr("unimm.stream.messages.load_pixels", lambda path, where: opened.append(where) or block("red"))
     items = list(open_source(ImageFolder(path=str(folder_of(tmp_path)))))
     assert opened == ["images/red.png"]  # the first row proves the columns
     assert items[2].sample.parts[0] == Image(Pixels(block("red"))) and items[2].problem is None

@@ -20,7 +20,8 @@ def guided(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float)
     return unconditional + scale * (conditional - unconditional)
 
 
-def choose(logits: torch.Tensor, uniform: np.ndarray, temperature: float, top_k: int = 0, top_p: float = 1.0) -> np.ndarray:
+def choose(logits: torch.Tensor, uniform: np.ndarray, temperature: float, top_k: int = 0,
+           top_p: float = 1.0) -> np.ndarray:
     """The chosen column of each row of logits (B, V), int64 (B,); greedy at temperature 0.
 
     `uniform` (B,) decides by inverting the cumulative distribution over columns.

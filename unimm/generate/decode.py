@@ -36,7 +36,8 @@ class Request:
     ids: list[int] = field(default_factory=list)
 
 
-def image_request(layout: Layout, automaton: Automaton, parts, size=None, guided: bool = True, seed: int = 0) -> Request:
+def image_request(layout: Layout, automaton: Automaton, parts, size=None, guided: bool = True,
+                  seed: int = 0) -> Request:
     """A request for one image after `parts`."""
     size = size or layout.config.sizes[0]
     prompt = layout.prompt(parts, "image", size)
@@ -132,8 +133,9 @@ class _Rows:
 
     def _logits(self, hidden: torch.Tensor, allowed: np.ndarray) -> torch.Tensor:
         head = self.backbone.get_output_embeddings()
-        contiguous = allowed[-1] - allowed[0] + 1 == len(allowed)
-        rows = slice(int(allowed[0]), int(allowed[-1]) + 1) if contiguous else torch.as_tensor(allowed, device=self.device)
+        first, last = int(allowed[0]), int(allowed[-1])
+        one_run = last - first + 1 == len(allowed)
+        rows = slice(first, last + 1) if one_run else torch.as_tensor(allowed, device=self.device)
         bias = None if head.bias is None else head.bias[rows]
         return torch.nn.functional.linear(hidden, head.weight[rows], bias).float()
 

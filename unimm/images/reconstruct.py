@@ -2,8 +2,8 @@
 
 import torch
 from torch import nn
-from unimm.images.tokenizer import ImageTokenizer
 
+from unimm.images.tokenizer import ImageTokenizer
 from unimm.losses import Losses
 
 

@@ -50,4 +50,5 @@ class UnifiedModel(nn.Module):
     def describe(self) -> str:
         """What the vocabulary is made of, for the table before step 1."""
         codes = ", ".join(f"{r.name} {r.start}..{r.stop - 1}" for r in self.vocab.ranges.values())
-        return f"{self.vocab.rows:,} rows: {self.vocab.text_size:,} text, {len(self.vocab.special)} markers, codes {codes}"
+        text, markers = self.vocab.text_size, len(self.vocab.special)
+        return f"{self.vocab.rows:,} rows: {text:,} text, {markers} markers, codes {codes}"

@@ -1,10 +1,9 @@
 """`unimm sample`: prompts in, a labelled grid and single PNGs out."""
 
 import re
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from unimm.config.recipe import Sampling
 from unimm.generate.use import PromptError, draw
 from unimm.pictures import grid, write_png
 from unimm.sample import Text
@@ -12,8 +11,10 @@ from unimm.system import open_run
 
 
 def sample_to_files(run: Path, prompts: tuple[str, ...], n: int, seed: int, out: Path | None,
-                    change: Callable[[Sampling], Sampling] = lambda s: s) -> Path:
+                    changes: dict[str, float]) -> Path:
     """Draw every prompt `n` times (seeds `seed`, `seed` + 1, ...) and write the pictures; returns the grid's path.
+
+    `changes` are fields of the run's own sampling settings.
 
     Raises PromptError where there is nothing to draw, OSError where the folder can't be written.
     """
@@ -26,7 +27,7 @@ def sample_to_files(run: Path, prompts: tuple[str, ...], n: int, seed: int, out:
     system = open_run(run)
     labels = [prompt for prompt in prompts for _ in range(n)]
     seeds = [seed + k for _ in prompts for k in range(n)]
-    pictures = draw(system, [[Text(label)] for label in labels], seeds, change(system.recipe.sampling))
+    pictures = draw(system, [[Text(label)] for label in labels], seeds, replace(system.recipe.sampling, **changes))
     for label, number, picture in zip(labels, seeds, pictures):
         write_png(out / f"{file_name(label)}-{number}.png", picture)
     path = out / f"{file_name(prompts[0])}-grid.png"

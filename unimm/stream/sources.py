@@ -10,19 +10,16 @@ says (absent, wrong column, not JSON, cut short) is a SourceError.
     text alone  one learned text
 """
 
-import base64
-import binascii
 import json
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, assert_never
 
-import numpy as np
-
 from unimm.config.data import ChatJsonl, Emoji, ImageFolder, ParquetFiles, Shapes, Source, WebDatasetTars
-from unimm.sample import Image, Part, Pixels, Role, Sample, SampleError, Text, sample
-from unimm.stream.pixels import ImageError, load_pixels
+from unimm.sample import Image, Pixels, Sample, SampleError, Text, sample
+from unimm.stream.messages import RowError, parts_of, pixels_of, text_of
+from unimm.stream.pixels import ImageError
 from unimm.stream.rows import (
     MissingColumn,
     Row,
@@ -36,7 +33,6 @@ from unimm.stream.rows import (
 )
 
 IMAGES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
-ROLES = ("system", "user", "assistant")
 
 Outcome = tuple[Sample | None, str | None]
 
@@ -68,10 +64,6 @@ class Item:
 
     def __eq__(self, other):
         return isinstance(other, Item) and (self.key, self._outcome) == (other.key, other._outcome)
-
-
-class RowError(ValueError):
-    """A row that makes no sample; becomes the problem of its Item."""
 
 
 def open_source(source: Source) -> Iterator[Item]:
@@ -157,7 +149,7 @@ def _jsonl_row(row: Row) -> Sample:
         case {"image": image, "text": text} | {"file_name": image, "text": text}:
             return _pair(image, text, row)
         case {"text": text}:
-            return Sample((Text(_text(text), learn=True),))
+            return Sample((Text(text_of(text), learn=True),))
         case _:
             raise missing("messages", row.value, row.key)
 
@@ -181,7 +173,7 @@ def _parquet_row(row: Row, source: ParquetFiles) -> Sample:
         case _ if source.image:
             return _pair(row.value[source.image], row.value[source.text], row)
         case _:
-            return Sample((Text(_text(row.value[source.text]), learn=True),))
+            return Sample((Text(text_of(row.value[source.text]), learn=True),))
 
 
 def _tar_row(row: Row, extension: str) -> Sample:
@@ -203,71 +195,12 @@ def _tar_row(row: Row, extension: str) -> Sample:
 
 
 def _pair(image: Any, text: Any, row: Row) -> Sample:
-    text = _text(text)  # before the image, which costs more
-    return Sample((Image(Pixels(_pixels(image, row))), Text(text)))
+    text = text_of(text)  # before the image, which costs more
+    return Sample((Image(Pixels(pixels_of(image, row.file.parent))), Text(text)))
 
 
 def _chat(messages: Any, images: Any, row: Row) -> Sample:
-    """Messages as parts. A part {"type": "image"} without an image of its own takes the next of `images`."""
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise RowError("messages must be a list of {role, content}")
-    waiting = list(images or [])
-    parts: list[Part] = []
-    before = None
-    for message in messages:
-        role = message.get("role")
-        if role not in ROLES:
-            raise RowError(f"role {role!r} must be one of: {', '.join(ROLES)}")
-        if role == before:
-            raise RowError(f"two messages of {role!r} in a row; join them")
-        before = role
-        parts += _message(message.get("content"), role, waiting, row)
-    if waiting:
-        raise RowError(f'{len(waiting)} images have no place; mark each with a part {{"type": "image"}}')
+    parts = parts_of(messages, images, row.file.parent)
     if not any(part.learn for part in parts):
         raise RowError("the assistant says nothing, so there is nothing to learn")
     return sample(*parts)
-
-
-def _message(content: Any, role: Role, waiting: list, row: Row) -> Iterator[Part]:
-    learn = role == "assistant"
-    content = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(content, list):
-        raise RowError(f"content must be a text or a list of parts, got {content!r:.60}")
-    for part in content:
-        match part:
-            case {"type": "text", "text": ""}:
-                pass
-            case {"type": "text", "text": text}:
-                yield Text(_text(text), learn, role)
-            case {"type": "image"}:
-                image = part.get("image") or part.get("path") or (waiting.pop(0) if waiting else None)
-                yield Image(Pixels(_pixels(image, row)), learn, role)
-            case _:
-                raise RowError(f'a part must be {{"type": "text", ...}} or {{"type": "image", ...}}, got {part!r:.60}')
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise RowError(f"its text must be a text with something in it, got {value!r:.60}")
-    return value
-
-
-def _pixels(image: Any, row: Row) -> np.ndarray:
-    """uint8 (H, W, 3) of a path, of bytes, or of datasets' {"bytes", "path"}; bytes in JSON are base64."""
-    match image:
-        case {"bytes": bytes(data)}:
-            return load_pixels(data, image.get("path") or "its image")
-        case {"bytes": str(data)}:
-            try:
-                return load_pixels(base64.b64decode(data, validate=True), image.get("path") or "its image")
-            except binascii.Error as why:
-                raise RowError(f"its image's bytes are not base64: {why}") from why
-        case bytes():
-            return load_pixels(image, "its image")
-        case str(path) | {"path": str(path)} if "://" in path:
-            raise RowError(f"{path} is an address; images are read from files, so download it first")
-        case str(path) | {"path": str(path)} if path:
-            return load_pixels(row.file.parent / path, path)
-        case _:
-            raise RowError(f"its image must be a path or bytes, got {image!r:.60}")
