@@ -15,27 +15,34 @@ recipe = Recipe(
     name="demo",
     about="A tiny unified model on coloured shapes: the whole path in ten minutes on two CPU cores.",
     text=SentencePieceText(vocab_size=600),
-    image_tokenizer=ConvTokenizer(image=32, downsample=8, quantizer=FSQ(levels=(8, 8, 8)), foreground_weight=4.0),
+    # Patches repeat in this world; a code that sees its own patch alone is always the same for the same patch, which
+    # spares the language model about one bit a code (measured: 149 codes in use at kernel 3, 90 at kernel 1).
+    image_tokenizer=ConvTokenizer(
+        image=32, downsample=8, width=96, encoder_kernel=1, quantizer=FSQ(levels=(8, 8, 8)), foreground_weight=4.0),
     codebooks=(Codebook(name="visual", size=512),),
     layout=Layout(
         write=ImageLayout(begin="<boi>", levels=(LevelLayout(space="visual"),), end="<eoi>"),
         sizes=((4, 4),), pixels_per_code=8),
-    backbone=FreshBackbone(family="qwen3", width=192, layers=4, heads=6, kv_heads=6, mlp=512),
+    backbone=FreshBackbone(family="qwen3", width=128, layers=4, heads=4, kv_heads=4, mlp=336),
     image_in=SharedTable(rows="codebook"),
     data={
         "pairs": Shapes(part="pairs", count=40000, seed=1),
-        "chats": Shapes(part="chats", count=20000, seed=2),
-        "edits": Shapes(part="edits", count=10000, seed=3),
+        "chats": Shapes(part="chats", count=40000, seed=2),
+        "edits": Shapes(part="edits", count=40000, seed=3),
     },
     stages={
-        "tokenizer": Reconstruct(mix=(Use(data="pairs"),), steps=1200, batch=64, optimizer=AdamW(lr=3e-3)),
+        "tokenizer": Reconstruct(
+            mix=(Use(data="pairs"),), steps=1000, batch=64, optimizer=AdamW(lr=3e-3), schedule=Schedule(anneal=0.5)),
         "pretrain": NextToken(
-            mix=(Use(data="pairs", task="t2i", weight=3), Use(data="pairs", task="caption")),
-            steps=800, rows=16, seq_len=128, optimizer=Muon(lr=0.02), schedule=Schedule(anneal=0.0)),
+            mix=(Use(data="pairs", task="t2i", weight=0.8), Use(data="pairs", task="caption", weight=0.2)),
+            steps=700, rows=14, seq_len=160, precision="bf16", optimizer=Muon(lr=0.02, adamw_lr=4e-3),
+            schedule=Schedule(anneal=0.0)),
         "sft": NextToken(
-            mix=(Use(data="pairs", task="t2i", weight=3), Use(data="pairs", task="caption"), Use(data="chats", weight=2),
-                 Use(data="edits")),
-            steps=1600, rows=16, seq_len=128, optimizer=Muon(lr=0.02), schedule=Schedule(warmup=0.0, anneal=0.6)),
+            mix=(Use(data="pairs", task="t2i", weight=0.3), Use(data="pairs", task="draw", weight=0.05),
+                 Use(data="pairs", task="caption", weight=0.06), Use(data="chats", weight=0.34),
+                 Use(data="edits", weight=0.25)),
+            steps=3000, rows=14, seq_len=160, precision="bf16", optimizer=Muon(lr=0.02, adamw_lr=4e-3),
+            schedule=Schedule(warmup=0.0, anneal=0.5), seed=1),
     },
     sampling=Sampling(guidance=1.5, temperature=0.3),
     judge="shapes",
