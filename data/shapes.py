@@ -28,9 +28,10 @@ EVALUATION_PROMPTS = 0.20
 
 CAPTION_WEIGHTS = {"single": 0.2, "count": 0.25, "relation": 0.3, "two": 0.25}
 CHAT_WEIGHTS = {"single": 0.15, "count": 0.35, "pair": 0.5}
-# Relation and existence are learned last and get the most questions.
-QUESTION_WEIGHTS = {"colour": 1, "shape": 1, "size": 1, "count": 2, "existence": 3, "relation": 3}
-QUESTIONS_PER_CHAT = 6
+# Relation and existence are learned last and get the most questions. Position teaches what relation needs: without it
+# answers to "where is a from b?" stayed at chance.
+QUESTION_WEIGHTS = {"colour": 1, "shape": 1, "size": 1, "count": 2, "existence": 3, "relation": 3, "position": 2}
+QUESTIONS_PER_CHAT = 7
 # How far one answer may run ahead of the rarest answer of its type.
 ANSWER_LEAD = 20
 
@@ -121,7 +122,7 @@ class _Balance:
 
 
 def chats(count: int, seed: int) -> Iterator[Sample]:
-    """A picture and up to six questions: parts [Image, Text question, Text answer, ...]."""
+    """A picture and up to seven questions: parts [Image, Text question, Text answer, ...]."""
     for _, (scene, talk) in zip(range(count), _talks(seed)):
         turns = (part for q, a in talk for part in (Text(q, role="user"), Text(a, learn=True, role="assistant")))
         yield sample(Image(Pixels(draw(scene)), role="user"), *turns)

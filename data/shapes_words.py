@@ -34,6 +34,12 @@ CELLS = {
         POSITIONS,
     )
 }
+CELL_NAMES = {
+    position: phrase.removeprefix("at the ").removeprefix("in the ")
+    for phrase, region in CELLS.items()
+    for position in region
+    if phrase != "in the center"  # only a lone thing can be there, too seldom to be asked as often as the others
+}
 # "at the top" is the whole top row; the nine cells are exact.
 PLACES = SIDES | CELLS
 CORNERS = {"in the corners": frozenset((x, y) for x in (8, 24) for y in (8, 24))}
@@ -153,7 +159,7 @@ def refer(thing: Thing, scene: Scene, rng: Random, without: str = "", place: flo
     return None
 
 
-QUESTION_TYPES = ("colour", "shape", "size", "count", "existence", "relation")
+QUESTION_TYPES = ("colour", "shape", "size", "count", "existence", "relation", "position")
 ANSWERS = {
     "colour": tuple(COLOURS),
     "shape": SHAPES,
@@ -161,6 +167,7 @@ ANSWERS = {
     "count": NUMBERS[1:],
     "existence": ("yes", "no"),
     "relation": ("above", "below", "left", "right"),
+    "position": tuple(CELL_NAMES.values()),
 }
 
 
@@ -173,6 +180,10 @@ def ask(kind: str, scene: Scene, rng: Random) -> tuple[str, str] | None:
         return _ask_existence(thing, scene, rng)
     if kind == "relation":
         return _ask_relation(scene, rng)
+    if kind == "position":
+        who = refer(thing, scene, rng)
+        where = CELL_NAMES.get((thing.x, thing.y))
+        return (f"where is the {who}?", where) if who and where else None
     who = refer(thing, scene, rng, without=kind)
     if who is None:
         return None

@@ -154,7 +154,9 @@ def answer(kind, question, scene):
         (only,) = [name for name, true in holds.items() if true]
         return only
     (thing,) = picked(question.split(" is the ")[1].removesuffix("?"), scene)
-    return {"colour": thing.colour, "shape": thing.shape, "size": thing.size}[kind]
+    row, column = {8: "top", 16: "center", 24: "bottom"}[thing.y], {8: "left", 16: "center", 24: "right"}[thing.x]
+    position = "center" if row == column == "center" else f"{row} {column}"
+    return {"colour": thing.colour, "shape": thing.shape, "size": thing.size, "position": position}[kind]
 
 
 def test_every_answer_is_right():
@@ -182,10 +184,12 @@ def test_training_answers_are_balanced_and_no_chat_repeats_a_question():
     for chat in shapes.chats(3000, 0):
         turns = [part.text for part in chat.parts[1:]]
         assert len(set(turns[::2])) == len(turns[::2]) <= shapes.QUESTIONS_PER_CHAT
-        answers.update((q.split()[0], a) for q, a in zip(turns[::2], turns[1::2]) if not q.startswith("what"))
-    for first in ("how", "is", "where"):
-        group = [n for (word, _), n in answers.items() if word == first]
-        assert max(group) - min(group) <= shapes.ANSWER_LEAD, (first, answers)
+        for q, a in zip(turns[::2], turns[1::2]):
+            kind = "relation" if " from the " in q else q.split()[0]
+            answers.update([(kind, a)] if kind != "what" else [])
+    for kind in ("how", "is", "where", "relation"):
+        group = [n for (found, _), n in answers.items() if found == kind]
+        assert max(group) - min(group) <= shapes.ANSWER_LEAD, (kind, answers)
 
 
 def test_what_is_asked_for_and_absent_shares_a_colour_or_a_shape_with_something_there():
