@@ -26,9 +26,10 @@ def section(title: str, note: str, *inside: str) -> str:
 
 
 def _by_kind(items: Many[Shown], most: int, wrong: int, figure: Callable[[Shown], str], style: str) -> str:
-    """A heading with the share that is right and a grid of figures, for every kind among the items."""
-    out = []
-    for kind in dict.fromkeys(item.kind for item in items):
+    """A heading with the share that is right and a grid of figures for every kind; more of a lone kind."""
+    out, kinds = [], dict.fromkeys(item.kind for item in items)
+    most, wrong = (20, 4) if len(kinds) == 1 else (most, wrong)
+    for kind in kinds:
         some = [item for item in items if item.kind == kind]
         right = sum(item.ok for item in some)
         figures = "".join(figure(item) for item in pick(some, most, wrong))
