@@ -90,7 +90,7 @@ def test_the_report_says_what_was_measured_how_and_on_how_many(system, report):
     assert len(report["bars"]) == 16 and look_up(report, "t2i.heldout_pairs") is not None
     assert set(report["counts"]["t2i"].values()) == {2}
     assert report["leakage"] == {"scenes": 0, "prompts": 0}
-    assert report["sampling"]["guidance"] == 1.5 and report["sampling"]["seed"] == 3
+    assert report["sampling"]["guidance"] == system.recipe.sampling.guidance and report["sampling"]["seed"] == 3
     assert report["tokens_per_second"] == {"sft": 100.0} and report["images_per_second"] == {"tokenizer": 100.0}
     assert recipe_from_json(json.dumps(report["recipe"]), "report") == system.recipe
 
