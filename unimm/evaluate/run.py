@@ -1,0 +1,126 @@
+"""`unimm eval`: score a trained run and write report.json and report.html into its folder."""
+
+import json
+import os
+import platform
+import time
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import assert_never
+
+from unimm.config.stages import NextToken
+from unimm.evaluate.report import page
+from unimm.evaluate.scores import Bar, EvaluationError, Metrics, Scores, look_up
+from unimm.recipe import recipe_to_json
+from unimm.system import System
+
+
+def evaluate(system: System, count: int = 200, seed: int = 0) -> dict:
+    """What report.json holds; `count` is how many of each kind are scored. Both files are whole or not there.
+
+    Raises EvaluationError for a count that can't be had, OSError where the folder can't be written.
+    """
+    if count < 1:
+        raise EvaluationError(f"--count is {count}; score at least one of each kind")
+    began = time.monotonic()
+    scores, bars = _score(system, count, seed)
+    report = {**_about(system), **scores.values, "counts": scores.counts,
+              "sampling": {**asdict(system.recipe.sampling), "guided": True, "count": count, "seed": seed}}
+    metrics = {name: _lines(system.folder / name / "metrics.jsonl") for name in system.recipe.stages}
+    report |= _training(system, metrics)
+    report["reproduce"] = _commands(system.folder, count, seed)
+    report["recipe"] = json.loads(recipe_to_json(system.recipe))
+    seconds = _seconds(system.folder)
+    # Writing the page is the last step and can't be in the page: a few tenths of a second.
+    seconds["evaluate"] = round(time.monotonic() - began, 2)
+    _write(system.folder / "seconds.json", json.dumps(seconds, indent=1))
+    report["seconds"] = seconds | {"total": round(sum(seconds.values()), 2)}
+    report["bars"] = {bar.key: {"bar": bar.bar, "sense": bar.sense, "met": bar.met(value)} for bar in bars
+                      if bar.bar is not None and (value := look_up(report, bar.key)) is not None}
+    _write(system.folder / "report.json", json.dumps(report, indent=1))
+    _write(system.folder / "report.html", page(report, bars, scores, metrics))
+    _tell(report, bars, system.folder)
+    return report
+
+
+def _score(system: System, count: int, seed: int) -> tuple[Scores, tuple[Bar, ...]]:
+    match system.recipe.judge:
+        case "shapes":
+            from unimm.evaluate import shapes
+
+            return shapes.score(system, count, seed), shapes.BARS
+        case "emoji":
+            from unimm.evaluate import emoji
+
+            return emoji.score(system, count, seed), emoji.BARS
+        case "none":
+            return Scores(), ()
+        case _:
+            assert_never(system.recipe.judge)
+
+
+def _about(system: System) -> dict:
+    recipe = system.recipe
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "name": recipe.name, "about": recipe.about, "date": datetime.now().astimezone().isoformat(timespec="minutes"),
+        "machine": {"cores": cores, "system": platform.system(), "processor": platform.machine(),
+                    "python": platform.python_version(), "torch": version("torch")},
+        "parameters": {"language_model": sum(p.numel() for p in system.model.parameters()),
+                       "image_tokenizer": sum(p.numel() for p in system.tokenizer.parameters())},
+        "checkpoint": "/".join(system.checkpoint.parts[-2:]),
+        "vocabulary": {"text": system.layout.vocab.text_size,
+                       **{name: r.codes for name, r in system.layout.vocab.ranges.items()}},
+    }
+
+
+def _training(system: System, metrics: Metrics) -> dict:
+    """Of each stage: how far it went, how fast (tokens or images a second, its own time only), its last losses."""
+    found: dict = {"tokens_per_second": {}, "images_per_second": {}, "stages": {}}
+    for name, lines in metrics.items():
+        lines = [line for line in lines if "tokens_per_second" in line]
+        if not lines:
+            continue
+        last = lines[-1]
+        unit = "tokens" if isinstance(system.recipe.stages[name], NextToken) else "images"
+        found[f"{unit}_per_second"][name] = round(last["tokens"] / max(last["seconds"], 1e-9), 1)
+        found["stages"][name] = {"steps": last["step"], unit: last["tokens"], "seconds": last["seconds"],
+                                 **{key: value for key, value in last.items() if key.startswith("loss")}}
+    return found
+
+
+def _lines(path: Path) -> list[dict[str, float]]:
+    """The whole lines of a JSONL file, none where there is no file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _seconds(folder: Path) -> dict[str, float]:
+    path = folder / "seconds.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return {name: round(value, 2) for name, value in found.items()}
+
+
+def _commands(folder: Path, count: int, seed: int) -> list[str]:
+    """Commands that train and score the same again, elsewhere."""
+    name = Path(os.path.relpath(folder)).as_posix()
+    return [f"unimm train {name}/recipe.json --out runs/again", f"unimm eval runs/again --count {count} --seed {seed}"]
+
+
+def _write(path: Path, text: str) -> None:
+    """Write aside, then rename."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def _tell(report: dict, bars: tuple[Bar, ...], folder: Path) -> None:
+    for bar in bars:
+        value = look_up(report, bar.key)
+        if value is not None:
+            goal = "" if bar.bar is None else f"  {'>=' if bar.sense == 'at_least' else '<='} {bar.bar:g}"
+            print(f"  {bar.key:<24}{value:>9.4g}{goal:<9}{'' if bar.met(value) else '  missed'}")
+    print(f"report: {folder / 'report.html'} and report.json")

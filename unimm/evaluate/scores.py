@@ -1,0 +1,157 @@
+"""What every judge measures alike: the values, how many items each was measured on, and items to show.
+
+    contexts --draw / answer, in batches--> pictures / answers --judged--> Shown --collected--> Scores
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from unimm.errors import UserError
+from unimm.generate.use import answer, draw
+from unimm.images.measure import measure
+from unimm.images.tokenizer import to_codes, to_pixels
+from unimm.sample import Part
+from unimm.system import System
+
+Metrics = dict[str, list[dict[str, float]]]
+"""Stage -> the lines of its metrics.jsonl."""
+
+BATCH = 256  # what the decode loop takes at once
+
+
+class EvaluationError(UserError):
+    """Scores that can't be computed as asked."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A row of the score table: a key of report.json and what it has to reach (None: reported only).
+
+    `chance` is what guessing among the possible answers gives.
+    """
+
+    key: str
+    group: str
+    label: str
+    bar: float | None = None
+    sense: Literal["at_least", "at_most"] = "at_least"
+    chance: float | None = None
+
+    def met(self, value: float) -> bool:
+        """Whether the value reaches the bar; a row without a bar is never failed."""
+        if self.bar is None:
+            return True
+        return value >= self.bar if self.sense == "at_least" else value <= self.bar
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """One scored item. Pictures are uint8 (height, width, 3).
+
+    kind    "single", "colour", "remove", ...: what it was counted under
+    text    the prompt, question or instruction
+    given   the picture it came with; for a reconstruction the original
+    got     the picture that was drawn, or the answer in words
+    truth   the expected picture or answer, where there is exactly one
+    why     what the judge saw
+    """
+
+    kind: str
+    text: str
+    ok: bool
+    got: np.ndarray | str
+    given: np.ndarray | None = None
+    truth: np.ndarray | str | None = None
+    why: str = ""
+
+
+@dataclass
+class Scores:
+    """`values` and `counts` are nested alike, `counts` saying how many items a value is the mean of."""
+
+    values: dict = field(default_factory=dict)
+    counts: dict = field(default_factory=dict)
+    pictures: list[Shown] = field(default_factory=list)
+    questions: list[Shown] = field(default_factory=list)
+    edits: list[Shown] = field(default_factory=list)
+    reconstructions: list[Shown] = field(default_factory=list)
+    code_counts: np.ndarray | None = None
+
+    def add(self, key: str, value: float, count: int) -> None:
+        """Set a value and its count under a dotted key."""
+        *path, last = key.split(".")
+        for tree, leaf in ((self.values, round(value, 4)), (self.counts, count)):
+            for name in path:
+                tree = tree.setdefault(name, {})
+            tree[last] = leaf
+
+    def add_share(self, key: str, items: Many[Shown]) -> None:
+        """The share of the items that are right."""
+        self.add(key, sum(item.ok for item in items) / len(items), len(items))
+
+    def add_shares(self, key: str, items: Many[Shown]) -> None:
+        """The share that is right under `key`.KIND, for every kind among the items."""
+        for kind in dict.fromkeys(item.kind for item in items):
+            self.add_share(f"{key}.{kind}", [item for item in items if item.kind == kind])
+
+
+def look_up(tree: dict, key: str):
+    """The value under a dotted key, or None."""
+    for name in key.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share measured on `count` items (Wilson 1927)."""
+    z = 1.96
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return middle - half, middle + half
+
+
+def draw_all(system: System, what: str, contexts: Many[Many[Part]], seed: int) -> list[np.ndarray]:
+    """One picture after each context; picture n is drawn with seed + n."""
+    return _in_batches(what, contexts, lambda some, at: draw(system, some, range(seed + at, seed + at + len(some))))
+
+
+def answer_all(system: System, what: str, contexts: Many[Many[Part]], seed: int) -> list[str]:
+    """The text after each context, without spaces around it."""
+    said = _in_batches(what, contexts, lambda some, at: answer(system, some, seed=seed + at))
+    return [text.strip() for text in said]
+
+
+def _in_batches(what: str, items: Many, call: Callable[[Many, int], list], size: int = BATCH) -> list:
+    done, began, live = [], time.monotonic(), sys.stdout.isatty()
+    for at in range(0, len(items), size):
+        done += call(items[at:at + size], at)
+        seconds = time.monotonic() - began
+        rate, last = len(done) / max(seconds, 1e-9), len(done) == len(items)
+        left = f"took {seconds:.1f} s" if last else f"{(len(items) - len(done)) / rate:.0f} s left"
+        line = f"evaluate: {what} {len(done)}/{len(items)}  {rate:.1f}/s  {left}"
+        if live or last:
+            print(f"\r\033[K{line}" if live else line, end="\n" if last else "", flush=True)
+    return done
+
+
+def add_reconstructions(scores: Scores, system: System, key: str, pictures: list[np.ndarray],
+                        judge: Callable[[list[np.ndarray]], list[tuple[bool, str]]]) -> None:
+    """Pictures through the image tokenizer and back: `tokenizer.KEY`, the share that `judge` finds right, and the usual
+    measures. `judge` gives each reconstruction's (ok, why)."""
+    codes = to_codes(system.tokenizer, pictures)
+    back = to_pixels(system.tokenizer, codes)
+    scores.reconstructions = [Shown("reconstruction", "", ok, got, given=picture, why=why)
+                              for picture, got, (ok, why) in zip(pictures, back, judge(back))]
+    scores.add_share(f"tokenizer.{key}", scores.reconstructions)
+    for name, value in measure(system.tokenizer, pictures).items():
+        if math.isfinite(value):  # PSNR is infinite where nothing is lost
+            scores.values["tokenizer"][name] = round(value, 4)
+    scores.code_counts = np.bincount(np.concatenate([level.ids.ravel() for c in codes for level in c.levels]),
+                                     minlength=system.tokenizer.size)
