@@ -3,8 +3,8 @@
     pixels (B, 3, H, W) --Encoder--> z (B, C, h, w) --quantizer--> vectors (B, C, h, w) --Decoder--> (B, 3, H, W)
 
 Everything but the first and last layer works at the grid's resolution. At equal CPU time that beat
-VQGAN's pyramid of resolutions, on shapes (36 against 31 dB after 16 s) and on emoji (20.9 against
-19.9 dB after 40 s, both 32 x 32 in 16 codes): wide layers on large maps cost most and add least.
+VQGAN's pyramid of resolutions, on shapes (33.6 against 27.2 dB after 16 s) and on emoji (20.9 against
+19.9 dB after 40 s), both 32 x 32 in 16 codes and of 0.84 M parameters: large maps cost most and add least.
 """
 
 import torch.nn.functional as F

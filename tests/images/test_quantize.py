@@ -1,0 +1,203 @@
+"""The quantizers' contract, their agreement with vector-quantize-pytorch, and codebooks that stay alive and equal."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from unimm.config.images import FSQ, LFQ, VQ
+from unimm.images.quantize import build_quantizer
+
+KINDS = [FSQ(levels=(8, 5, 2)), VQ(size=32, dim=6), LFQ(bits=5), LFQ(bits=11, spherical=True)]
+
+
+def maps(quantizer, seed=0, b=4, h=3, w=5):
+    return torch.randn(b, quantizer.dim, h, w, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_quantized_vectors_are_those_of_their_ids_bit_for_bit(kind):
+    quantizer = build_quantizer(kind)
+    z = maps(quantizer)
+    quantizer.train()(z)
+    quantizer.eval()
+    vectors, ids, loss = quantizer(z)
+    assert ids.dtype == torch.int64 and ids.shape == (4, 15) and loss == 0
+    assert torch.equal(vectors.flatten(2).transpose(1, 2), quantizer.codes_to_vectors(ids))
+    assert torch.equal(ids, quantizer.ids_of(z))
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[2], KINDS[3]], ids=str)
+def test_training_sees_the_same_vectors_as_decoding(kind):
+    quantizer = build_quantizer(kind).train()
+    vectors, ids, _ = quantizer(1e9 * maps(quantizer))  # so large that z + (vectors - z) would lose the vectors
+    assert torch.equal(vectors.flatten(2).transpose(1, 2), quantizer.codes_to_vectors(ids))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_code_is_the_id_of_its_own_vector(kind):
+    quantizer = build_quantizer(kind)
+    ids = torch.arange(quantizer.size)[None]
+    vectors = quantizer.codes_to_vectors(ids)
+    z = vectors.clamp(-1 + 1e-6, 1 - 1e-6).atanh() if kind.kind == "fsq" else vectors  # before the tanh
+    assert torch.equal(quantizer.ids_of(z.transpose(1, 2)[..., None]), ids)
+    assert len(vectors[0].unique(dim=0)) == quantizer.size
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_gradient_goes_straight_through(kind):
+    quantizer = build_quantizer(kind).eval()
+    z = maps(quantizer).requires_grad_()
+    weight = torch.randn(z.shape)
+    (quantizer(z).vectors * weight).sum().backward()
+    want = torch.autograd.grad((quantizer._pass(z.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) * weight).sum(), z)[0]
+    assert torch.allclose(z.grad, want, atol=1e-6) and z.grad.abs().min() > 0
+    if kind.kind == "vq":
+        assert torch.allclose(z.grad, weight)
+
+
+def test_fsq_agrees_with_the_reference():
+    from vector_quantize_pytorch import FSQ as Reference
+
+    ours, theirs = build_quantizer(FSQ(levels=(8, 5, 2))), Reference([8, 5, 2], preserve_symmetry=True)
+    z = 2 * maps(ours, b=50)
+    vectors, ids = theirs(z)
+    found = ours(z)
+    assert torch.equal(found.ids, ids.flatten(1).long())
+    assert torch.allclose(found.vectors, vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_lfq_agrees_with_the_reference_in_codes_and_entropies(spherical):
+    from vector_quantize_pytorch import LFQ as Reference
+
+    ours = build_quantizer(LFQ(bits=6, entropy_weight=0.3, spherical=spherical)).train()
+    theirs = Reference(dim=6, codebook_size=64, entropy_loss_weight=0.3, commitment_loss_weight=0.25,
+                       spherical=spherical).train()
+    z = 0.5 * maps(ours)
+    # Their distance is -2 z . code times the inverse temperature; ours -4 z / scale a bit.
+    vectors, ids, loss = theirs(z, inv_temperature=6.0 if spherical else 1.0)
+    found = ours(z)
+    assert torch.equal(found.ids, ids.flatten(1).long())
+    assert torch.allclose(found.vectors, vectors, atol=1e-6)
+    assert torch.allclose(found.loss, loss, atol=1e-3)
+
+
+def test_vq_agrees_with_the_reference_while_training():
+    from vector_quantize_pytorch import VectorQuantize
+
+    ours = build_quantizer(VQ(size=16, dim=6, decay=0.9, dead_below=0)).train()
+    theirs = VectorQuantize(dim=6, codebook_size=16, decay=0.9, threshold_ema_dead_code=0, commitment_weight=0.25,
+                            rotation_trick=False, accept_image_fmap=True, eps=1e-12).train()
+    book = theirs._codebook
+    ours.codebook.copy_(book.embed[0])
+    ours.sums.copy_(book.embed_avg[0])
+    ours.counts.copy_(book.cluster_size[0])
+    ours.started.fill_(True)
+    for step in range(5):
+        z = maps(ours, seed=step, b=20)
+        found, (_, ids, loss) = ours(z), theirs(z)
+        assert torch.equal(found.ids, ids.flatten(1))
+        assert torch.allclose(found.loss, loss.squeeze(), atol=1e-6)
+        assert torch.allclose(ours.codebook, book.embed[0], atol=1e-5)
+
+
+def test_dead_codes_revive():
+    quantizer = build_quantizer(VQ(size=32, dim=2, decay=0.9, dead_below=0.1)).train()
+    quantizer.started.fill_(True)
+    quantizer.codebook.fill_(1e6)  # one code wins every vector, the others are dead
+    quantizer.codebook[0] = 0
+    z = maps(quantizer, b=16, h=8, w=8)
+    assert len(quantizer.ids_of(z).unique()) == 1
+    for step in range(60):
+        quantizer(maps(quantizer, seed=step, b=16, h=8, w=8))
+    assert len(quantizer.ids_of(z).unique()) == 32
+
+
+def test_dead_codes_stay_dead_without_resets():
+    quantizer = build_quantizer(VQ(size=32, dim=2, decay=0.9, dead_below=0)).train()
+    quantizer.started.fill_(True)
+    quantizer.codebook.fill_(1e6)
+    quantizer.codebook[0] = 0
+    for step in range(20):
+        quantizer(maps(quantizer, seed=step))
+    assert len(quantizer.ids_of(maps(quantizer)).unique()) == 1
+
+
+def test_a_rare_vector_gets_its_own_code_though_background_fills_the_batch():
+    quantizer = build_quantizer(VQ(size=4, dim=2, decay=0.9, dead_below=0.5)).train()
+    z = torch.zeros(8, 2, 16, 16)
+    z[:, :, 0, 0], z[:, :, 0, 1] = 5.0, -5.0
+    torch.manual_seed(0)
+    for _ in range(60):
+        quantizer(z)
+    assert torch.allclose(quantizer.eval()(z).vectors, z, atol=1e-2)
+
+
+def test_only_training_moves_the_codebook():
+    quantizer = build_quantizer(VQ(size=8, dim=2)).train()
+    quantizer(maps(quantizer))
+    before = quantizer.codebook.clone()
+    quantizer.ids_of(maps(quantizer, seed=1))
+    quantizer.eval()(maps(quantizer, seed=2))
+    assert torch.equal(quantizer.codebook, before)
+
+
+def test_vq_averages_stay_float32_when_the_model_is_cast():
+    quantizer = build_quantizer(VQ(size=8, dim=2)).bfloat16()
+    assert quantizer.codebook.dtype == quantizer.counts.dtype == quantizer.sums.dtype == torch.float32
+    vectors = quantizer.train()(maps(quantizer).bfloat16()).vectors
+    assert vectors.dtype == torch.bfloat16
+
+
+def test_autocast_does_not_change_the_codes():
+    for kind in KINDS:
+        quantizer = build_quantizer(kind).eval()
+        z = maps(quantizer, b=64)
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = quantizer.ids_of(z)
+        assert torch.equal(inside, quantizer.ids_of(z))
+
+
+def test_entropies_of_lookup_free_codes_equal_a_sum_over_all_codes():
+    quantizer = build_quantizer(LFQ(bits=4, entropy_weight=1.0)).train()
+    z = maps(quantizer).double()
+    rows = z.permute(0, 2, 3, 1).reshape(-1, 4)
+    codes = quantizer.codes_to_vectors(torch.arange(16)).double()
+    p = (2 * rows @ codes.T).softmax(1)
+    each = -(p * p.log()).sum(1).mean()
+    together = -(p.mean(0) * p.mean(0).log()).sum()
+    commitment = (rows - rows.sign()).square().mean()
+    assert math.isclose(quantizer(z).loss.item(), (each - together + 0.25 * commitment).item(), rel_tol=1e-5)
+
+
+RANK = """
+import os, sys, torch, torch.distributed as dist
+from unimm.config.images import VQ
+from unimm.images.quantize import build_quantizer
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.manual_seed(7)
+quantizer = build_quantizer(VQ(size=12, dim=3, decay=0.9, dead_below=1.0)).train()
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+torch.manual_seed(100 + rank)
+for step in range(6):
+    quantizer(torch.randn(2 + rank, 3, 2, 2))
+torch.save(quantizer.state_dict(), f"{folder}/rank{rank}.pt")
+dist.barrier()
+os._exit(0)
+"""
+
+
+def test_two_ranks_with_unequal_batches_keep_one_codebook(tmp_path):
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(r), str(tmp_path)], env=env) for r in range(2)]
+    assert [r.wait(60) for r in ranks] == [0, 0]
+    a, b = (torch.load(tmp_path / f"rank{r}.pt") for r in range(2))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    # 4 vectors a position of 2 + 3 images: both ranks' vectors are counted
+    assert a["started"] and a["counts"].sum() > 12
