@@ -32,7 +32,7 @@ recipe = Recipe(
     },
     stages={
         "tokenizer": Reconstruct(
-            mix=(Use(data="pairs"),), steps=1000, batch=64, optimizer=AdamW(lr=3e-3), schedule=Schedule(anneal=0.5)),
+            mix=(Use(data="pairs"),), steps=1200, batch=32, optimizer=AdamW(lr=3e-3)),
         "pretrain": NextToken(
             mix=(Use(data="pairs", task="t2i", weight=0.8), Use(data="pairs", task="caption", weight=0.2)),
             steps=700, rows=14, seq_len=160, precision="bf16", optimizer=Muon(lr=0.02, adamw_lr=4e-3),

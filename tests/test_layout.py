@@ -94,7 +94,8 @@ def test_the_published_shapes_of_emu3_and_illume_are_written_token_for_token():
     emu3, image = LAYOUTS["emu3"], Codes.of_grid([[1, 2, 3], [4, 5, 6]])
     names = [emu3.name(int(i)) for i in emu3.render(sample(Image(image, True))).ids]
     assert names == ["<s>", "<|image start|>", "'2'", "'*'", "'3'", "<|image token|>",
-                     "visual:1", "visual:2", "visual:3", "<|extra_200|>", "visual:4", "visual:5", "visual:6", "<|extra_200|>",
+                     "visual:1", "visual:2", "visual:3", "<|extra_200|>",
+                     "visual:4", "visual:5", "visual:6", "<|extra_200|>",
                      "<|extra_201|>", "<|image end|>", "</s>"]
     illume = LAYOUTS["illume_plus"]
     names = [illume.name(i) for i in illume.write_plans[2, 3].header]

@@ -8,8 +8,16 @@ import torch
 
 from unimm.config.images import FSQ, LFQ, VQ, ConvTokenizer
 from unimm.errors import UserError
-from unimm.images.tokenizer import (TokenizerError, build_tokenizer, fingerprint, load_tokenizer, save_tokenizer,
-                                    to_codes, to_pixels, to_tensor)
+from unimm.images.tokenizer import (
+    TokenizerError,
+    build_tokenizer,
+    fingerprint,
+    load_tokenizer,
+    save_tokenizer,
+    to_codes,
+    to_pixels,
+    to_tensor,
+)
 from unimm.sample import Codes
 
 SMALL = ConvTokenizer(image=16, downsample=4, width=16)

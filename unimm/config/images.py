@@ -25,7 +25,7 @@ class VQ:
     dim: int = 16
     decay: float = 0.99
     commitment: float = 0.25
-    dead_below: float = 2.0
+    dead_below: float = 0.1
     """Codes whose moving count falls below this are set to an encoder output of the batch."""
     kind: Literal["vq"] = "vq"
 
@@ -53,14 +53,14 @@ Quantizer = FSQ | VQ | LFQ
 
 @dataclass(frozen=True, kw_only=True)
 class ConvTokenizer:
-    """Convolutional encoder and decoder around a quantizer (the shape of VQGAN, Esser et al. 2021)."""
+    """Patches, residual convolutions on the grid of codes, a quantizer, and the way back (see `unimm.images.conv`)."""
 
     image: int = 32
     """Height and width in pixels."""
     downsample: int = 8
-    width: int = 64
+    width: int = 96
     blocks: int = 1
-    """Residual blocks at each resolution."""
+    """Residual blocks in the encoder and in the decoder, at the resolution of the codes."""
     encoder_kernel: int = 3
     """1 makes a code depend on its own patch alone: fewer distinct codes where patches repeat."""
     quantizer: Quantizer = FSQ()
