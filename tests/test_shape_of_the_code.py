@@ -34,7 +34,7 @@ LAYERS = (
     "train, generate",
     "previews, show",
     "pipeline, evaluate, serve",
-    "cli",
+    "api, cli",
     "__main__",
 )
 HEIGHT = {part: n for n, line in enumerate(LAYERS) for part in line.split(", ")}
