@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Picture
-from tiny import TINY
+from tiny import TINY, shortened
 
+from data.emoji import FontMissing, find_font
 from unimm import checkpoint
 from unimm.config.check import ConfigError
 from unimm.config.data import ImageFolder, Use
@@ -17,6 +18,7 @@ from unimm.config.tokens import Codebook
 from unimm.errors import UserError
 from unimm.generate.use import answer, draw, reply
 from unimm.pipeline import encode_run, train_run
+from unimm.recipe import load_recipe
 from unimm.sample import Image, Pixels, Text
 from unimm.serve.files import sample_to_files
 from unimm.serve.terminal import parts_said
@@ -49,6 +51,23 @@ def test_a_recipe_becomes_a_run_with_every_stage_codes_and_previews(run):
     assert set(json.loads((run / "seconds.json").read_text())) == {"text", "encode", *TINY.stages}
     made_by = json.loads((run / "codes/pairs/manifest.json").read_text())["fingerprint"]
     assert len(open_shards(run / "codes" / "pairs", made_by)) == 40
+
+
+RECIPES = [p for p in sorted((Path(__file__).parents[1] / "recipes").glob("**/*.py")) if "recipe = " in p.read_text()]
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem != "demo"], ids=lambda p: p.stem)
+def test_every_other_recipe_trains_two_steps_of_each_stage_and_draws(path, tmp_path):
+    recipe = shortened(load_recipe(path))
+    if recipe.judge == "emoji":
+        try:
+            find_font()
+        except FontMissing as missing:
+            pytest.skip(str(missing))
+    train_run(recipe, tmp_path / "run")
+    for stage in recipe.stages:
+        assert len(losses(tmp_path / "run" / stage)) == 2
+    assert draw(open_run(tmp_path / "run"), [[Text("a red circle")]], [0])[0].dtype == np.uint8
 
 
 def test_a_finished_run_is_left_as_it_is(run):
