@@ -18,7 +18,7 @@ CODES, LEAKS, TIME = "Gives a picture back", "Tested on what it never saw", "In 
 _LEAST = {"single": 0.95, "count": 0.85, "relation": 0.85, "two": 0.65}
 _PHRASES = {"single": "one object", "count": "several alike", "relation": "one beside another", "two": "two objects"}
 _ASKED = {"colour": "which colour", "shape": "which shape", "size": "which size", "count": "how many",
-          "existence": "is there", "relation": "where from the other"}
+          "existence": "is there", "relation": "where from the other", "position": "where in the picture"}
 BARS = (
     *(Bar(f"t2i.{kind}", DRAWS, _PHRASES[kind], _LEAST[kind]) for kind in CAPTION_KINDS),
     Bar(f"t2i.{HELDOUT}", DRAWS, "colour and shape never seen together"),
