@@ -163,7 +163,7 @@ def test_json_that_is_cut_short_is_refused():
             lambda r: r.stages["pretrain"].optimizer.betas,
             (0.8, 0.9),
         ),
-        (["--stages.sft.precision", "bf16"], lambda r: r.stages["sft"].precision, "bf16"),
+        (["--stages.sft.too_long", "drop"], lambda r: r.stages["sft"].too_long, "drop"),
         (["--data.pairs.count", "9"], lambda r: r.data["pairs"].count, 9),
         (["--image-tokenizer.quantizer.levels", "4", "4"], lambda r: r.image_tokenizer.quantizer.levels, (4, 4)),
         (["--name", "other"], lambda r: r.name, "other"),
