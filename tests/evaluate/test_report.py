@@ -87,7 +87,7 @@ def test_the_report_says_what_was_measured_how_and_on_how_many(system, report):
     for key, bar in report["bars"].items():
         value = look_up(report, key)
         assert bar["met"] == (value >= bar["bar"] if bar["sense"] == "at_least" else value <= bar["bar"])
-    assert len(report["bars"]) == 16 and look_up(report, "t2i.heldout_pairs") is not None
+    assert len(report["bars"]) == 17 and look_up(report, "t2i.heldout_pairs") is not None
     assert set(report["counts"]["t2i"].values()) == {2}
     assert report["leakage"] == {"scenes": 0, "prompts": 0}
     assert report["sampling"]["guidance"] == system.recipe.sampling.guidance and report["sampling"]["seed"] == 3
@@ -121,7 +121,7 @@ def test_the_page_shows_every_score_prompt_curve_and_second(page, report):
                  "Image tokenizer", "unimm eval runs/again --count 2 --seed 3", "step-00000003", "missed: t2i.single"):
         assert text in words
     assert page.count('class="curve strong"') == 4 and 'class="stack"' in page and 'class="area"' in page
-    assert page.count('class="meter"') == 15  # 14 shares and the time
+    assert page.count('class="meter"') == 16  # 14 shares and the time
 
 
 def test_a_recipe_without_a_judge_or_metrics_still_has_a_report(system, tmp_path):
