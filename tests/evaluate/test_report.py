@@ -121,7 +121,7 @@ def test_the_page_shows_every_score_prompt_curve_and_second(page, report):
                  "Image tokenizer", "unimm eval runs/again --count 2 --seed 3", "step-00000003", "missed: t2i.single"):
         assert text in words
     assert page.count('class="curve strong"') == 4 and 'class="stack"' in page and 'class="area"' in page
-    assert page.count('class="meter"') == 16  # 14 shares and the time
+    assert page.count('class="meter"') == 16  # 15 shares and the time
 
 
 def test_a_recipe_without_a_judge_or_metrics_still_has_a_report(system, tmp_path):

@@ -98,7 +98,8 @@ def test_every_bar_of_the_issue_is_in_the_table():
     bars = {bar.key: bar.bar for bar in shape_scores.BARS if bar.bar is not None}
     assert bars == {
         "t2i.single": 0.95, "t2i.count": 0.85, "t2i.relation": 0.85, "t2i.two": 0.65, "vqa.exact_match": 0.85,
-        **{f"vqa.by_type.{kind}": 0.70 for kind in ("colour", "shape", "size", "count", "existence", "relation", "position")},
+        **{f"vqa.by_type.{kind}": 0.70
+           for kind in ("colour", "shape", "size", "count", "existence", "relation", "position")},
         "edit.exact_match": 0.60, "tokenizer.judge": 0.97, "leakage.scenes": 0, "leakage.prompts": 0,
         "seconds.total": 600}
 
