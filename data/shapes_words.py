@@ -222,10 +222,10 @@ def _ask_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
     if len(scene.things) != 2:
         return None
     a, b = rng.sample(scene.things, 2)
-    true, names = relations(a, b), [refer(t, scene, rng) for t in (a, b)]
-    if len(true) != 1 or None in names:
+    true, who = relations(a, b), refer(a, scene, rng)
+    if len(true) != 1 or who is None:
         return None
-    return f"where is the {names[0]} from the {names[1]}?", true[0].removesuffix(" of")
+    return f"where is the {who} from the other thing?", true[0].removesuffix(" of")
 
 
 @dataclass(frozen=True)

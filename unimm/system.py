@@ -57,11 +57,19 @@ def layout_of(recipe: Recipe, text: TextTokenizer) -> Layout:
 def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image_weight: float = 1.0) -> "UnifiedModel":
     """The language model as the recipe starts it, its new rows initialised. Draws from torch's random state."""
     from unimm.model.backbone import build_backbone
+    from unimm.model.image_input import ImageInput
     from unimm.model.unified import UnifiedModel
 
     vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
     backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors)
-    return UnifiedModel(backbone, layout.vocab, image_weight)
+    plans = [*layout.write_plans.values(), *layout.read_plans.values()]
+    most = max(sum(plan.lengths(level)[1] for level in range(len(plan.grids))) for plan in plans)
+    if 0 < recipe.image_in.places < most:
+        raise ConfigError(f"image_in.places is {recipe.image_in.places}, but an image of this layout has {most} codes")
+    begins = sorted({plan.header[0] for plan in plans})
+    width = backbone.get_input_embeddings().weight.shape[1]
+    image_input = ImageInput(recipe.image_in, layout.vocab, begins, width)
+    return UnifiedModel(backbone, layout.vocab, image_input, image_weight)
 
 
 def open_run(folder: str | Path) -> System:

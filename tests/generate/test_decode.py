@@ -11,6 +11,8 @@ from unimm.generate.choose import choose
 from unimm.generate.decode import Request, decode, image_request
 from unimm.grammar import Automaton
 from unimm.model.backbone import build_backbone
+from unimm.model.image_input import ImageInput
+from unimm.model.unified import UnifiedModel
 from unimm.sample import Text
 
 LAYOUT = TEN["emu3"].build()
@@ -19,13 +21,16 @@ GREEDY = Sampling(temperature=0.0, guidance=1.0)
 
 
 @pytest.fixture(scope="module")
-def backbone():
+def model():
     torch.manual_seed(0)
     made = build_backbone(FreshBackbone(width=16, layers=2, heads=4, kv_heads=2, mlp=32), LAYOUT.vocab,
                           SharedTable(rows="normal"), {})
     for parameter in made.parameters():
         parameter.data.mul_(6.0)
-    return made.eval()
+    begins = [plan.header[0] for plan in LAYOUT.write_plans.values()]
+    image_input = ImageInput(SharedTable(places=12), LAYOUT.vocab, begins, 16)
+    image_input.places.weight.data.mul_(6.0)
+    return UnifiedModel(made, LAYOUT.vocab, image_input).eval()
 
 
 def images(n: int, guides: bool = True) -> list[Request]:
@@ -34,13 +39,15 @@ def images(n: int, guides: bool = True) -> list[Request]:
             for k in range(n)]
 
 
-def slow(backbone, request: Request, sampling: Sampling) -> list[int]:
+def slow(model, request: Request, sampling: Sampling) -> list[int]:
     """One row, one branch at a time, no cache, full logits: what the loop must equal."""
     state, written = request.start, []
     rng = np.random.default_rng(request.seed)
 
     def logits(prompt):
-        return backbone(torch.tensor([prompt.ids.tolist() + written])).logits[0, -1]
+        embedded, _ = model.image_input(model.backbone.get_input_embeddings(),
+                                        torch.tensor([prompt.ids.tolist() + written]))
+        return model.backbone(inputs_embeds=embedded).logits[0, -1]
 
     while state != Automaton.TEXT or not written:
         allowed = AUTOMATON.sets[AUTOMATON.set_of[state]]
@@ -60,44 +67,44 @@ def slow(backbone, request: Request, sampling: Sampling) -> list[int]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_guided_rows_equal_two_passes_without_cache_each_row_alone(backbone, temperature):
+def test_guided_rows_equal_two_passes_without_cache_each_row_alone(model, temperature):
     """Defect 14: decoding constrained by row 0 only; defect 15: guidance as two forwards."""
     sampling = Sampling(guidance=2.5, temperature=temperature)
     requests = images(6)
-    decode(backbone, LAYOUT, AUTOMATON, requests, sampling)
+    decode(model, LAYOUT, AUTOMATON, requests, sampling)
     for request in requests:
-        assert request.ids == slow(backbone, request, sampling)
+        assert request.ids == slow(model, request, sampling)
 
 
-def test_text_equals_transformers_own_greedy_generation(backbone):
+def test_text_equals_transformers_own_greedy_generation(model):
     prompts = [LAYOUT.prompt((Text(t, role="user"),)) for t in ("hello", "a", "what is this?")]
     requests = [Request(p, limit=12) for p in prompts]
-    decode(backbone, LAYOUT, AUTOMATON, requests, GREEDY)
+    decode(model, LAYOUT, AUTOMATON, requests, GREEDY)
     allowed = AUTOMATON.sets[AUTOMATON.set_of[Automaton.TEXT]].tolist()
     stops = {LAYOUT.eos, LAYOUT.vocab.special["<end>"], LAYOUT.vocab.special["<|image start|>"]}
     for request in requests:
         ids = torch.tensor([request.prompt.ids.tolist()])
-        made = backbone.generate(ids, max_new_tokens=12, do_sample=False, use_cache=False, pad_token_id=LAYOUT.pad_id,
+        made = model.backbone.generate(ids, max_new_tokens=12, do_sample=False, use_cache=False, pad_token_id=LAYOUT.pad_id,
                                  attention_mask=torch.ones_like(ids), eos_token_id=sorted(stops),
                                  prefix_allowed_tokens_fn=lambda *_: allowed)
         assert request.ids == made[0, ids.shape[1]:].tolist()
 
 
-def test_a_seed_gives_the_same_image_at_any_batch_size(backbone):
+def test_a_seed_gives_the_same_image_at_any_batch_size(model):
     sampling = Sampling(guidance=2.0, temperature=1.0, top_k=20, top_p=0.9)
     together, alone = images(7), images(7)
-    decode(backbone, LAYOUT, AUTOMATON, together, sampling)
-    decode(backbone, LAYOUT, AUTOMATON, alone, sampling, batch=1)
+    decode(model, LAYOUT, AUTOMATON, together, sampling)
+    decode(model, LAYOUT, AUTOMATON, alone, sampling, batch=1)
     assert [r.ids for r in together] == [r.ids for r in alone]
     others = [replace(r, seed=r.seed + 100, ids=[]) for r in images(7)]
-    decode(backbone, LAYOUT, AUTOMATON, others, sampling)
+    decode(model, LAYOUT, AUTOMATON, others, sampling)
     assert [r.ids for r in together] != [r.ids for r in others]
 
 
-def test_text_stops_at_its_limit_at_its_end_and_where_an_image_begins(backbone):
+def test_text_stops_at_its_limit_at_its_end_and_where_an_image_begins(model):
     begin = LAYOUT.vocab.special["<|image start|>"]
     requests = [Request(LAYOUT.prompt((Text(t),)), seed=k, limit=9) for k, t in enumerate("abcdefgh" * 8)]
-    decode(backbone, LAYOUT, AUTOMATON, requests, Sampling(text_temperature=8.0))
+    decode(model, LAYOUT, AUTOMATON, requests, Sampling(text_temperature=8.0))
     enders = {LAYOUT.eos, LAYOUT.vocab.special["<end>"], begin}
     for r in requests:
         assert 1 <= len(r.ids) <= 9

@@ -10,6 +10,7 @@ from unimm.layout import Layout
 from unimm.model import attention
 from unimm.model.attention import documents_of
 from unimm.model.backbone import build_backbone
+from unimm.model.image_input import ImageInput
 from unimm.model.unified import UnifiedModel
 from unimm.sample import Batch
 from unimm.text import BytesTokenizer
@@ -28,12 +29,17 @@ def tiny(family: str):
     return backbone.eval()
 
 
+def unified(backbone, places: int = 0, **more) -> UnifiedModel:
+    begins = [LAYOUT.vocab.special["<boi>"]]
+    return UnifiedModel(backbone, LAYOUT.vocab, ImageInput(SharedTable(places=places), LAYOUT.vocab, begins, 16), **more)
+
+
 @pytest.mark.parametrize("longest", [0, 512], ids=["loop over documents", "one mask"])
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 def test_attention_over_packed_rows_equals_each_document_alone(family, longest, monkeypatch):
     monkeypatch.setattr(attention, "LONGEST_MASKED_ROW", longest)
     backbone = tiny(family)
-    model = UnifiedModel(backbone, LAYOUT.vocab)
+    model = unified(backbone)
     rng = np.random.default_rng(0)
     rows = [[3, 9, 1, 4], [12, 3]]  # the second row ends in two positions of padding
     ids, position, document = np.zeros((2, 17), int), np.zeros((2, 17), int), np.zeros((2, 17), int)
@@ -68,7 +74,7 @@ def batch(ids, learn, image):
 def test_the_loss_is_the_mean_over_learned_positions_with_text_and_image_apart():
     backbone = tiny("qwen3")
     b = batch([1, 2, 3, 4, 5, 6], [0, 1, 1, 0, 1, 0], [0, 0, 1, 0, 1, 0])
-    losses = UnifiedModel(backbone, LAYOUT.vocab, image_weight=0.5)(b)
+    losses = unified(backbone, image_weight=0.5)(b)
     logits = backbone(torch.tensor(b.ids)).logits[0].detach().double().numpy()
     nll = [np.log(np.exp(row).sum()) - row[t] for row, t in zip(logits, b.targets[0])]
     assert float(losses.parts["text"][0]) == pytest.approx(nll[1], abs=1e-5)
@@ -79,7 +85,7 @@ def test_the_loss_is_the_mean_over_learned_positions_with_text_and_image_apart()
 
 def test_a_batch_without_a_learned_position_runs_and_reaches_every_parameter():
     """Defect 16: a module skipped on one rank hangs the others."""
-    model = UnifiedModel(tiny("qwen3"), LAYOUT.vocab)
+    model = unified(tiny("qwen3"))
     model(batch([1, 2, 3], [0, 0, 0], [0, 0, 0])).total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in model.parameters())
 
@@ -101,3 +107,19 @@ def test_new_rows_start_as_the_recipe_says(tmp_path):
             assert torch.linalg.matrix_rank(table[codes.start:codes.stop], atol=1e-4) == 3
     with pytest.raises(ConfigError, match="codebook 'visual' has no vectors"):
         build_backbone(FreshBackbone(**TINY), LAYOUT.vocab, SharedTable(rows="codebook"), {})
+
+
+def test_a_code_is_read_with_its_place_in_its_own_image_also_piece_by_piece():
+    model = unified(tiny("qwen3"), places=4)
+    table, begin = model.backbone.get_input_embeddings(), LAYOUT.vocab.special["<boi>"]
+    end, code = LAYOUT.vocab.special["<eoi>"], LAYOUT.vocab.ranges["visual"].start
+    ids = torch.tensor([[7, begin, code, code + 1, code, code, end, 9, begin, code + 3, code, code, code, end]])
+    places = torch.tensor([[-1, -1, 0, 1, 2, 3, -1, -1, -1, 0, 1, 2, 3, -1]])
+    expected = table(ids) + torch.where(places[..., None] >= 0, model.image_input.places(places.clamp_min(0)), 0)
+    whole, count = model.image_input(table, ids)
+    torch.testing.assert_close(whole, expected)
+    assert count.tolist() == [4]
+    count = None
+    for at in range(ids.shape[1]):
+        piece, count = model.image_input(table, ids[:, at:at + 1], count)
+        torch.testing.assert_close(piece, expected[:, at:at + 1])

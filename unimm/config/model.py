@@ -43,7 +43,13 @@ class SharedTable:
     rows: Literal["normal", "mean", "codebook"] = "mean"
     """How new rows start: normal with the table's spread; mean of the old rows plus noise of their
     spread; a random projection of the codes' own vectors, so that like codes start alike."""
+    places: int = 0
+    """Above 0: a code is read with a learned vector for its place in the image, of this many places. Helps a model
+    that trains for minutes to say where things are; a stock transformers class has no such vectors."""
     kind: Literal["shared_table"] = "shared_table"
+
+    def __post_init__(self):
+        check(self, self.places >= 0, "places", "0 (none) or more")
 
 
 @dataclass(frozen=True, kw_only=True)

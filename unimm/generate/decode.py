@@ -16,6 +16,7 @@ from unimm.generate.choose import RowRandom, choose, guided
 from unimm.grammar import Automaton
 from unimm.layout import Layout
 from unimm.model.cache import KVCache
+from unimm.model.unified import UnifiedModel
 from unimm.sample import Sequence
 
 
@@ -46,27 +47,28 @@ def image_request(layout: Layout, automaton: Automaton, parts, size=None, guided
 
 
 @torch.inference_mode()
-def decode(backbone, layout: Layout, automaton: Automaton, requests: list[Request], sampling: Sampling,
-           batch: int = 256) -> None:
+def decode(model: UnifiedModel, layout: Layout, automaton: Automaton, requests: list[Request],
+           sampling: Sampling, batch: int = 256) -> None:
     """Fill in `ids` of every request: to the image's end, or to the text's end, the first image, or `limit`.
 
     A request with an unconditional form is guided by `sampling.guidance` at image positions.
     """
-    backbone.eval()
+    model.eval()
     for guides in (True, False):
         same = [r for r in requests if (r.unconditional is not None and sampling.guidance != 1) == guides]
         same.sort(key=lambda r: len(r.prompt))  # little padding in a batch
         for at in range(0, len(same), batch):
-            _Rows(backbone, layout, automaton, same[at:at + batch], sampling, guides).run()
+            _Rows(model, layout, automaton, same[at:at + batch], sampling, guides).run()
 
 
 class _Rows:
-    def __init__(self, backbone, layout: Layout, automaton: Automaton, requests: list[Request], sampling: Sampling,
-                 guides: bool):
-        self.backbone, self.automaton, self.requests, self.sampling, self.guides = (
-            backbone, automaton, requests, sampling, guides)
+    def __init__(self, model: UnifiedModel, layout: Layout, automaton: Automaton, requests: list[Request],
+                 sampling: Sampling, guides: bool):
+        self.model, self.automaton, self.requests, self.sampling, self.guides = (
+            model, automaton, requests, sampling, guides)
         self.pad = layout.pad_id
-        self.device = backbone.get_input_embeddings().weight.device
+        self.device = model.device
+        self.codes: torch.Tensor | None = None
         self.states = np.array([r.start for r in requests])
         self.in_text = self.states == Automaton.TEXT
         self.alive = np.array([r.limit > 0 for r in requests], bool)
@@ -107,10 +109,8 @@ class _Rows:
     def _forward(self, ids: np.ndarray, position: np.ndarray, mask: np.ndarray) -> torch.Tensor:
         """The last position's hidden states (R, width)."""
         ids, position, mask = (torch.as_tensor(x, device=self.device) for x in (ids, position, mask))
-        out = self.backbone.model(input_ids=ids, position_ids=position, attention_mask=mask, past_key_values=self.cache,
-                                  use_cache=True)
-        self.cache.advance(ids.shape[1])
-        return out.last_hidden_state[:, -1]
+        hidden, self.codes = self.model.read_on(ids, position, mask, self.cache, self.codes)
+        return hidden
 
     def _next(self, hidden: torch.Tensor) -> np.ndarray:
         """One allowed id a row, each by the rule of the kind of position it is at."""
@@ -132,7 +132,7 @@ class _Rows:
         return chosen
 
     def _logits(self, hidden: torch.Tensor, allowed: np.ndarray) -> torch.Tensor:
-        head = self.backbone.get_output_embeddings()
+        head = self.model.backbone.get_output_embeddings()
         first, last = int(allowed[0]), int(allowed[-1])
         one_run = last - first + 1 == len(allowed)
         rows = slice(first, last + 1) if one_run else torch.as_tensor(allowed, device=self.device)

@@ -40,7 +40,7 @@ def draw(system: System, contexts: Many[Many[Part]], seeds: Many[int], sampling:
     automaton = system.layout.automaton()
     requests = [image_request(system.layout, automaton, encoded(system, parts), None, guided, seed)
                 for parts, seed in zip(contexts, seeds, strict=True)]
-    decode(system.model.backbone, system.layout, automaton, requests, sampling or system.recipe.sampling)
+    decode(system.model, system.layout, automaton, requests, sampling or system.recipe.sampling)
     codes = [written_image(system, r) for r in requests]
     return to_pixels(system.tokenizer, codes)
 
@@ -61,7 +61,7 @@ def answer(system: System, contexts: Many[Many[Part]], sampling: Sampling | None
 def _texts(system: System, contexts: Many[Many[Part]], sampling: Sampling, seed: int) -> list[Request]:
     requests = [Request(system.layout.prompt(encoded(system, parts)), seed=seed + n, limit=sampling.text_length)
                 for n, parts in enumerate(contexts)]
-    decode(system.model.backbone, system.layout, system.layout.automaton(), requests, sampling)
+    decode(system.model, system.layout, system.layout.automaton(), requests, sampling)
     return requests
 
 

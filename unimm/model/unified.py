@@ -5,7 +5,9 @@ from torch import nn
 
 from unimm.losses import Losses
 from unimm.model.attention import documents_of
+from unimm.model.cache import KVCache
 from unimm.model.cross_entropy import token_losses
+from unimm.model.image_input import ImageInput
 from unimm.sample import Batch
 from unimm.vocab import Vocab
 
@@ -14,12 +16,14 @@ class UnifiedModel(nn.Module):
     """The backbone with what reads and writes images. forward(Batch) -> Losses.
 
     backbone      a transformers causal LM that attends through `unimm.model.attention`
+    image_input   what turns ids into embeddings
     image_weight  weight of an image position in the loss, text having 1
     """
 
-    def __init__(self, backbone: nn.Module, vocab: Vocab, image_weight: float = 1.0):
+    def __init__(self, backbone: nn.Module, vocab: Vocab, image_input: ImageInput, image_weight: float = 1.0):
         super().__init__()
         self.backbone = backbone
+        self.image_input = image_input
         self.vocab = vocab
         self.image_weight = image_weight
 
@@ -29,8 +33,18 @@ class UnifiedModel(nn.Module):
 
     def hidden(self, ids: torch.Tensor, position: torch.Tensor, document: torch.Tensor) -> torch.Tensor:
         """The last hidden states (B, T, width) of packed rows."""
-        return self.backbone.model(
-            input_ids=ids, position_ids=position, documents=documents_of(document), use_cache=False).last_hidden_state
+        embedded, _ = self.image_input(self.backbone.get_input_embeddings(), ids)
+        return self.backbone.model(inputs_embeds=embedded, position_ids=position, documents=documents_of(document),
+                                   use_cache=False).last_hidden_state
+
+    def read_on(self, ids: torch.Tensor, position: torch.Tensor, mask: torch.Tensor, cache: KVCache,
+                codes_before: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Read ids (B, t) behind what `cache` holds: the last one's hidden states (B, width), and the codes so far."""
+        embedded, codes = self.image_input(self.backbone.get_input_embeddings(), ids, codes_before)
+        out = self.backbone.model(inputs_embeds=embedded, position_ids=position, attention_mask=mask,
+                                  past_key_values=cache, use_cache=True)
+        cache.advance(ids.shape[1])
+        return out.last_hidden_state[:, -1], codes
 
     def forward(self, batch: Batch) -> Losses:
         """Mean weighted cross-entropy over the learned positions; parts "text" and "image" in nats per token."""
