@@ -109,6 +109,8 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         print(f"unimm: {error}", file=sys.stderr)
         code = 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"unimm: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
         code = 2

@@ -126,7 +126,8 @@ class _Run:
         self.clock = self.logged_at = time.monotonic()
         self.seconds_before = self.seconds
         self.logged_tokens = self.tokens
-        self.progress = Progress(self.name, self.step, self.stage.steps)
+        unit = "tokens" if per_step(self.stage)[1] == "rows" else "images"
+        self.progress = Progress(self.name, self.step, self.stage.steps, unit)
 
     def one_step(self, received: int) -> int:
         """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0."""

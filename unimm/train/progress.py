@@ -73,8 +73,8 @@ class Log:
 class Progress:
     """One line that rewrites itself on a terminal; about twenty lines and one a minute in a log."""
 
-    def __init__(self, name: str, start: int, steps: int):
-        self.name, self.start, self.steps = name, start, steps
+    def __init__(self, name: str, start: int, steps: int, unit: str):
+        self.name, self.start, self.steps, self.unit = name, start, steps, unit
         self.began = time.monotonic()
         self.live = sys.stdout.isatty()
         self.next_step, self.next_time = start, self.began
@@ -88,7 +88,7 @@ class Progress:
         self.next_step, self.next_time = step + max(1, self.steps // 20), now + 60
         rate = (step - self.start) / max(now - self.began, 1e-9)
         losses = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name.startswith("loss"))
-        line = (f"{self.name} {step}/{self.steps}  {losses}  {values['tokens_per_second']:,.0f} tok/s  "
+        line = (f"{self.name} {step}/{self.steps}  {losses}  {values['tokens_per_second']:,.0f} {self.unit}/s  "
                 f"{rate:.2f} steps/s  {clock((self.steps - step) / max(rate, 1e-9))} left")
         end = "" if self.live and step < self.steps else "\n"
         print(f"\r\033[K{line}" if self.live else line, end=end, flush=True)
