@@ -20,12 +20,13 @@ recipe = replace(
     name="emoji",
     about="About 1,400 colour emoji and their Unicode names, learned by heart in 20 minutes on two CPU cores.",
     text=SentencePieceText(vocab_size=1500),
+    # Drawings, unlike the demo's patches, are told apart by what surrounds a patch: the encoder sees neighbours.
     image_tokenizer=replace(demo.recipe.image_tokenizer, width=128, encoder_kernel=3, foreground_weight=1.0),
     backbone=replace(demo.recipe.backbone, width=192, heads=6, kv_heads=6, mlp=512),
     data={"emoji": Emoji(size=32)},
     stages={
-        "tokenizer": replace(demo.recipe.stages["tokenizer"], mix=(Use(data="emoji"),), steps=3000),
-        "pretrain": replace(demo.recipe.stages["pretrain"], mix=PAIRS, steps=3000, drop_context=0.0,
+        "tokenizer": replace(demo.recipe.stages["tokenizer"], mix=(Use(data="emoji"),), steps=5000),
+        "pretrain": replace(demo.recipe.stages["pretrain"], mix=PAIRS, steps=4500, drop_context=0.0,
                             schedule=Schedule(anneal=0.5)),
     },
     sampling=Sampling(guidance=1.0, temperature=0.0),

@@ -99,6 +99,16 @@ def test_damaged_and_foreign_checkpoints_are_refused(run, tmp_path):
     assert "sft" in refused("sample", tmp_path / "run", "a red circle")
 
 
+def test_a_sample_longer_than_a_row_is_refused_by_name(run, tmp_path):
+    import shutil
+
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("pretrain", "sft"))
+    recipe = tmp_path / "run" / "recipe.json"
+    recipe.write_text(recipe.read_text().replace('"seq_len": 256', '"seq_len": 20'))
+    line = refused("train", tmp_path / "run")
+    assert "tokens long, a row is 20; raise seq_len" in line and "shapes-pairs-" in line
+
+
 def test_sampling_takes_special_token_text_as_plain_text(run, tmp_path):
     done = unimm("sample", run, "</s><boi> a red circle", "-n", "2", "--seed", "3", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
