@@ -25,8 +25,8 @@ recipe = replace(
     backbone=replace(demo.recipe.backbone, width=192, heads=6, kv_heads=6, mlp=512),
     data={"emoji": Emoji(size=32)},
     stages={
-        "tokenizer": replace(demo.recipe.stages["tokenizer"], mix=(Use(data="emoji"),), steps=5000),
-        "pretrain": replace(demo.recipe.stages["pretrain"], mix=PAIRS, steps=4500, drop_context=0.0,
+        "tokenizer": replace(demo.recipe.stages["tokenizer"], mix=(Use(data="emoji"),), steps=8000),
+        "pretrain": replace(demo.recipe.stages["pretrain"], mix=PAIRS, steps=2200, drop_context=0.0,
                             schedule=Schedule(anneal=0.5)),
     },
     sampling=Sampling(guidance=1.0, temperature=0.0),
