@@ -24,6 +24,7 @@ LIBRARY = [path for path in TREES if path.parts[0] in ("unimm", "recipes", "data
 # From the ground up. A part imports what lies below its own line, never a part beside it, also not late.
 LAYERS = (
     "errors",
+    "disk",
     "sample, losses, arguments, pictures, config",
     "text, vocab",
     "grammar",

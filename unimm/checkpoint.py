@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from unimm.disk import file_digest
 from unimm.errors import UserError
 
 NAME = re.compile(r"step-\d{8}")
@@ -82,7 +83,7 @@ def _write_common(part: Path, module: nn.Module, state: dict, recipe: dict) -> N
     files = sorted(p for p in part.iterdir())
     for path in files:
         _sync(path)
-    manifest = {"files": {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}}
+    manifest = {"files": {p.name: {"bytes": p.stat().st_size, "sha256": file_digest(p)} for p in files}}
     manifest["sha256"] = _hash_of(manifest["files"])
     (part / "manifest.json").write_text(json.dumps(manifest, indent=1))
     _sync(part / "manifest.json")
@@ -107,7 +108,7 @@ def verify(path: Path) -> None:
             raise CheckpointError(f"{path} is damaged: {name} is missing")
         if file.stat().st_size != facts["bytes"]:
             raise CheckpointError(f"{file} is damaged: it has {file.stat().st_size:,} bytes, not {facts['bytes']:,}")
-        if _sha256(file) != facts["sha256"]:
+        if file_digest(file) != facts["sha256"]:
             raise CheckpointError(f"{file} is damaged: its checksum differs")
 
 
@@ -207,11 +208,6 @@ def _folders(folder: Path, upto: int = 10**8) -> list[Path]:
     """Checkpoints in `folder`, newest first."""
     found = [p for p in folder.glob("step-*") if NAME.fullmatch(p.name) and int(p.name[5:]) <= upto]
     return sorted(found, reverse=True)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash_of(files: dict) -> str:

@@ -1,10 +1,11 @@
 """Pictures a person looks at: grids with labels, written whole or not at all."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
+
+from unimm.disk import replace_file
 
 
 def enlarged(image: np.ndarray, least: int = 128) -> np.ndarray:
@@ -52,6 +53,4 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
     data = io.BytesIO()
     Image.fromarray(image).save(data, "png")
-    part = path.with_suffix(".part")
-    part.write_bytes(data.getvalue())
-    os.replace(part, path)
+    replace_file(path, data.getvalue())

@@ -5,7 +5,6 @@ command starts a run, continues it, and does nothing once it is done.
 """
 
 import json
-import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.config.tokens import SentencePieceText
+from unimm.disk import replace_file
 from unimm.images.reconstruct import Reconstruction
 from unimm.images.tokenizer import build_tokenizer, fingerprint, load_tokenizer, save_tokenizer, to_codes
 from unimm.layout import Layout
@@ -73,9 +73,7 @@ def timed(folder: Path, name: str):
             path = folder / SECONDS
             seconds = json.loads(path.read_text()) if path.is_file() else {}
             seconds[name] = seconds.get(name, 0.0) + time.monotonic() - began
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(seconds, indent=1))
-            os.replace(part, path)
+            replace_file(path, json.dumps(seconds, indent=1).encode())
 
 
 def _begin(recipe: Recipe, folder: Path) -> None:
@@ -85,7 +83,7 @@ def _begin(recipe: Recipe, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not path.is_file():
-                path.write_text(recipe_to_json(recipe))
+                replace_file(path, recipe_to_json(recipe).encode())
         except OSError as error:
             raise ConfigError(f"can't write into {folder}: {error.strerror}; choose another with --out") from None
     ranks.barrier()
@@ -110,9 +108,7 @@ def _text_tokenizer(recipe: Recipe, folder: Path) -> None:
                     break
             texts += found
         tokenizer = train_sentencepiece(texts, recipe.text.vocab_size)
-        part = path.with_suffix(".part")
-        tokenizer.save(part)
-        os.replace(part, path)
+        replace_file(path, tokenizer.model)
         teller()(f"text tokenizer: {tokenizer.size} pieces from {len(texts):,} texts -> {path}")
     ranks.barrier()
 

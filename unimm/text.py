@@ -68,9 +68,6 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.DecodeIds([int(i) for i in ids])
 
-    def save(self, path: Path) -> None:
-        path.write_bytes(self.model)
-
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
     """A byte-pair model of at most `vocab_size` pieces, 256 of them bytes, so that no text is unknown.

@@ -84,9 +84,9 @@ def test_text_equals_transformers_own_greedy_generation(model):
     stops = {LAYOUT.eos, LAYOUT.vocab.special["<end>"], LAYOUT.vocab.special["<|image start|>"]}
     for request in requests:
         ids = torch.tensor([request.prompt.ids.tolist()])
-        made = model.backbone.generate(ids, max_new_tokens=12, do_sample=False, use_cache=False, pad_token_id=LAYOUT.pad_id,
-                                 attention_mask=torch.ones_like(ids), eos_token_id=sorted(stops),
-                                 prefix_allowed_tokens_fn=lambda *_: allowed)
+        made = model.backbone.generate(
+            ids, max_new_tokens=12, do_sample=False, use_cache=False, attention_mask=torch.ones_like(ids),
+            pad_token_id=LAYOUT.pad_id, eos_token_id=sorted(stops), prefix_allowed_tokens_fn=lambda *_: allowed)
         assert request.ids == made[0, ids.shape[1]:].tolist()
 
 

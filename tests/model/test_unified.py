@@ -31,7 +31,8 @@ def tiny(family: str):
 
 def unified(backbone, places: int = 0, **more) -> UnifiedModel:
     begins = [LAYOUT.vocab.special["<boi>"]]
-    return UnifiedModel(backbone, LAYOUT.vocab, ImageInput(SharedTable(places=places), LAYOUT.vocab, begins, 16), **more)
+    image_input = ImageInput(SharedTable(places=places), LAYOUT.vocab, begins, 16)
+    return UnifiedModel(backbone, LAYOUT.vocab, image_input, **more)
 
 
 @pytest.mark.parametrize("longest", [0, 512], ids=["loop over documents", "one mask"])

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unimm.disk import DiskError
 from unimm.sample import Codes, Image, Pixels, Sample, Text, sample
 from unimm.stream.encode import Plan, encode
-from unimm.stream.sealed import DiskError
 from unimm.stream.shards import ShardError, open_shards
 from unimm.stream.sources import Item
 

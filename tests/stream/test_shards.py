@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unimm.disk import read_sealed, write_sealed
 from unimm.sample import Codes, Image, Level, Text, sample
-from unimm.stream.sealed import read_sealed, write_sealed
 from unimm.stream.shards import ShardError, code_type, from_json, open_shards, to_json, write_shard
 
 roles = st.just(st.none()) | st.just(st.sampled_from(["system", "user", "assistant"]))

@@ -26,7 +26,7 @@ def seconds(run, inputs) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"{TOKENS} tokens in documents of {DOCUMENT}, {HEADS} heads of {WIDTH}; milliseconds, then ratios to the first")
+    print(f"{TOKENS} tokens in documents of {DOCUMENT}, {HEADS} heads of {WIDTH}; milliseconds and ratios")
     print(f"{'row':>6}{'products':>10}{'fused':>10}{'loop':>10}{'fused':>9}{'loop':>8}")
     for row in (64, 128, 256, 512, 1024):
         torch.manual_seed(0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import assert_never
 
 from unimm.config.stages import NextToken
+from unimm.disk import replace_file
 from unimm.evaluate.report import page
 from unimm.evaluate.scores import Bar, EvaluationError, Metrics, Scores, look_up
 from unimm.recipe import recipe_to_json
@@ -35,12 +36,12 @@ def evaluate(system: System, count: int = 200, seed: int = 0) -> dict:
     seconds = _seconds(system.folder)
     # Writing the page is the last step and can't be in the page: a few tenths of a second.
     seconds["evaluate"] = round(time.monotonic() - began, 2)
-    _write(system.folder / "seconds.json", json.dumps(seconds, indent=1))
+    replace_file(system.folder / "seconds.json", json.dumps(seconds, indent=1).encode())
     report["seconds"] = seconds | {"total": round(sum(seconds.values()), 2)}
     report["bars"] = {bar.key: {"bar": bar.bar, "sense": bar.sense, "met": bar.met(value)} for bar in bars
                       if bar.bar is not None and (value := look_up(report, bar.key)) is not None}
-    _write(system.folder / "report.json", json.dumps(report, indent=1))
-    _write(system.folder / "report.html", page(report, bars, scores, metrics))
+    replace_file(system.folder / "report.json", json.dumps(report, indent=1).encode())
+    replace_file(system.folder / "report.html", page(report, bars, scores, metrics).encode())
     _tell(report, bars, system.folder)
     return report
 
@@ -108,13 +109,6 @@ def _commands(folder: Path, count: int, seed: int) -> list[str]:
     """Commands that train and score the same again, elsewhere."""
     name = Path(os.path.relpath(folder)).as_posix()
     return [f"unimm train {name}/recipe.json --out runs/again", f"unimm eval runs/again --count {count} --seed {seed}"]
-
-
-def _write(path: Path, text: str) -> None:
-    """Write aside, then rename."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def _tell(report: dict, bars: tuple[Bar, ...], folder: Path) -> None:

@@ -8,7 +8,7 @@ from unimm.vocab import Vocab
 
 
 class ImageInput(nn.Module):
-    """Ids to embeddings. forward(table, ids (B, T), before (B,)) -> (what the backbone reads (B, T, width), after (B,)).
+    """forward(table, ids (B, T), before (B,)) -> (what the backbone reads (B, T, width), after (B,)).
 
     `before` and `after` count the codes since the last image began, so that a row can be read in pieces.
     """

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from unimm.disk import read_sealed, write_sealed, writing
 from unimm.sample import Codes, Image, Part, Sample
 from unimm.stream.pixels import fit
-from unimm.stream.sealed import read_sealed, write_sealed, writing
 from unimm.stream.shards import ShardError, problem_of, write_shard
 from unimm.stream.sources import Item
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from unimm.disk import file_digest, read_sealed, replace_file
 from unimm.errors import UserError
 from unimm.sample import Codes, Image, Level, Part, Sample, Text
-from unimm.stream.sealed import file_digest, read_sealed, replace_file
 
 LEVEL = ("image", "positions", "depth", "rows", "columns")
 
