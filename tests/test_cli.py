@@ -99,6 +99,20 @@ def test_damaged_and_foreign_checkpoints_are_refused(run, tmp_path):
     assert "sft" in refused("sample", tmp_path / "run", "a red circle")
 
 
+def test_encode_makes_codes_once_and_again_where_they_are_gone(run, tmp_path):
+    import shutil
+
+    shutil.copytree(run, tmp_path / "run")
+    shard = tmp_path / "run" / "codes" / "chats" / "codes-00000.arrow"
+    before = shard.read_bytes()
+    shard.write_bytes(before[:-100])
+    done = unimm("encode", tmp_path / "run", "--data", "chats")
+    assert done.returncode == 0, done.stderr
+    assert shard.read_bytes() == before
+    assert "no data 'chat'" in refused("encode", tmp_path / "run", "--data", "chat")
+    assert "no such recipe" in refused("encode", tmp_path / "none")
+
+
 def test_a_sample_longer_than_a_row_is_refused_by_name(run, tmp_path):
     import shutil
 

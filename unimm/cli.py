@@ -133,9 +133,11 @@ def run(arguments: list[str]) -> int:
         case Train():
             return _train(command, rest)
         case Encode(run=folder, data=data):
+            _none(rest)
+            recipe = load(folder, [])
             from unimm.pipeline import encode_run
 
-            encode_run(load(folder, rest), folder, data)
+            encode_run(recipe, folder, data)
         case Sample():
             from unimm.serve.files import sample_to_files
 

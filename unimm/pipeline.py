@@ -155,6 +155,7 @@ def check_codebook(recipe: Recipe, size: int) -> None:
 
 def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: list[str] | None = None) -> None:
     """Encode the datasets that language stages read (all of them, those of some stages, or one)."""
+    ranks.start()
     if not (folder / TOKENIZER_FOLDER).is_dir():
         raise ConfigError(f"{folder}: no trained image tokenizer yet; train it first: unimm train {folder}")
     if only is not None and only not in recipe.data:
