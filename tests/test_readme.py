@@ -1,5 +1,6 @@
 """The README's words hold: its files exist, its example of one's own data is a recipe, its options are options."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.readme import BEGIN, END, table
 from unimm.cli import Train, parse
 from unimm.recipe import apply_overrides, load_recipe
 
@@ -28,7 +30,12 @@ def test_files_that_the_readme_names_exist():
     named = {word for word in re.findall(r"[`(]([\w.]+/[\w./-]*|[\w-]+\.(?:py|txt|png))[`)]", README)}
     assert "unimm/layout.py" in named
     missing = {name for name in named if not name.startswith(WRITTEN_LATER) and not (ROOT / name).exists()}
-    assert missing - {"docs/demo.png"} == set()  # the picture is drawn by a trained run
+    assert missing == set()
+
+
+def test_the_scores_are_those_of_the_run_they_came_from():
+    report = json.loads((ROOT / "docs" / "demo.json").read_text())
+    assert BEGIN + table(report) + END in README
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda words: " ".join(words[1:4]))
