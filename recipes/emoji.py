@@ -1,8 +1,8 @@
 """Emoji: the demo's system on about 1,400 colour emoji and their Unicode names.
 
 A real, if small, set of pictures, learned by heart: for a name trained on it draws the emoji, for an
-emoji it says the name. Numbers are ours, for 20 minutes on two CPU cores. Needs the font Noto Color
-Emoji (Debian package fonts-noto-color-emoji).
+emoji it says the name. Numbers are ours, for eight minutes on two CPU cores. Needs the font Noto
+Color Emoji (Debian package fonts-noto-color-emoji).
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ PAIRS = (Use(data="emoji", task="t2i"), Use(data="emoji", task="caption"))
 recipe = replace(
     demo.recipe,
     name="emoji",
-    about="About 1,400 colour emoji and their Unicode names, learned by heart in 20 minutes on two CPU cores.",
+    about="About 1,400 colour emoji and their Unicode names, learned by heart in eight minutes on two CPU cores.",
     text=SentencePieceText(vocab_size=1500),
     # Drawings, unlike the demo's patches, are told apart by what surrounds a patch: the encoder sees neighbours.
     image_tokenizer=replace(demo.recipe.image_tokenizer, width=128, encoder_kernel=3, foreground_weight=1.0),
