@@ -77,6 +77,7 @@ def test_bad_runs_and_prompts_are_refused(run, tmp_path):
     assert "not a run" in refused("sample", tmp_path, "a red circle")
     assert "no prompt" in refused("sample", run)
     assert "no prompt" in refused("sample", run, "  ")
+    assert "tokens long, but the model was trained on at most" in refused("sample", run, "a red circle " * 200)
     assert "-n is 0" in refused("sample", run, "a", "-n", "0")
     assert "temperature is -1" in refused("sample", run, "a", "--temperature", "-1")
     assert "unknown option --steps" in refused("sample", run, "a", "--steps", "3")

@@ -1,8 +1,9 @@
+import inspect
 import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image as Picture
 from tiny import TINY, shortened
 
 from data.emoji import FontMissing, find_font
-from unimm import checkpoint
+from unimm import api, checkpoint, cli
 from unimm.config.check import ConfigError
 from unimm.config.data import ImageFolder, Use
 from unimm.config.tokens import Codebook
@@ -104,6 +105,26 @@ def test_a_trained_system_draws_answers_and_replies(run):
     assert isinstance(answer(system, [[shown, Text("what is this?", role="user")]])[0], str)
     for part in reply(system, [shown, Text("what is this?", role="user")]):
         assert part.role == "assistant"
+
+
+def test_python_gives_what_the_commands_give_with_the_same_defaults(run, tmp_path):
+    system = api.open_run(run)
+    one, two = api.sample(system, "a red circle", n=2, seed=5)
+    sample_to_files(run, ("a red circle",), 2, 5, tmp_path, {})
+    assert np.array_equal(one, Picture.open(tmp_path / "a-red-circle-5.png"))
+    assert np.array_equal(two, Picture.open(tmp_path / "a-red-circle-6.png"))
+    shown = [{"type": "image", "image": one}, {"type": "text", "text": "what is this?"}]
+    said = api.chat(system, [{"role": "user", "content": shown}])
+    assert said["role"] == "assistant" and {part["type"] for part in said["content"]} <= {"text", "image"}
+    for function, command in ((api.sample, cli.Sample), (api.chat, cli.Chat), (api.evaluate, cli.Eval)):
+        given = inspect.signature(function).parameters
+        ours = {name: p.default for name, p in given.items() if p.default is not p.empty}
+        theirs = {f.name: f.default for f in fields(command)}
+        assert ours and ours == {name: theirs[name] for name in ours}
+    for wrong in (lambda: api.sample(system, " "), lambda: api.chat(system, []), lambda: api.sample(system, "a", n=0),
+                  lambda: api.sample(system, "a", temperature=-1.0), lambda: api.chat(system, [{"role": "cat"}])):
+        with pytest.raises(UserError):
+            wrong()
 
 
 def test_sampling_writes_a_grid_and_single_pictures(run, tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from unimm.config.recipe import Sampling
+from unimm.config.stages import NextToken
 from unimm.errors import UserError
 from unimm.generate.decode import Request, decode, image_request
 from unimm.images.tokenizer import to_codes, to_pixels
@@ -33,13 +34,14 @@ def draw(system: System, contexts: Many[Many[Part]], seeds: Many[int], sampling:
          guided: bool = True) -> list[np.ndarray]:
     """One picture, uint8 (height, width, 3), after each context (a caption, or a chat with an instruction).
 
-    Raises PromptError for an empty prompt.
+    Raises PromptError for a prompt that is empty, or longer than what the model was trained on.
     """
     if any(not parts for parts in contexts):
         raise PromptError("the prompt is empty; say what to draw")
     automaton = system.layout.automaton()
     requests = [image_request(system.layout, automaton, encoded(system, parts), None, guided, seed)
                 for parts, seed in zip(contexts, seeds, strict=True)]
+    _check_lengths(system, requests)
     decode(system.model, system.layout, automaton, requests, sampling or system.recipe.sampling)
     codes = [written_image(system, r) for r in requests]
     return to_pixels(system.tokenizer, codes)
@@ -61,6 +63,7 @@ def answer(system: System, contexts: Many[Many[Part]], sampling: Sampling | None
 def _texts(system: System, contexts: Many[Many[Part]], sampling: Sampling, seed: int) -> list[Request]:
     requests = [Request(system.layout.prompt(encoded(system, parts)), seed=seed + n, limit=sampling.text_length)
                 for n, parts in enumerate(contexts)]
+    _check_lengths(system, requests)
     decode(system.model, system.layout, system.layout.automaton(), requests, sampling)
     return requests
 
@@ -72,7 +75,6 @@ def reply(system: System, parts: Many[Part], sampling: Sampling | None = None, s
     """
     sampling = sampling or system.recipe.sampling
     parts = encoded(system, parts)
-    _check_length(system, parts)
     request = _texts(system, [parts], sampling, seed)[0]
     layout = system.layout
     said = layout.text.decode([i for i in request.ids if layout.vocab.is_text[i]])
@@ -84,10 +86,9 @@ def reply(system: System, parts: Many[Part], sampling: Sampling | None = None, s
     return spoken
 
 
-def _check_length(system: System, parts: tuple[Part, ...]) -> None:
-    longest = max(s.seq_len for s in system.recipe.stages.values() if s.objective == "next_token")
-    length = len(system.layout.prompt(parts))
-    if length >= longest:
-        raise PromptError(f"the conversation is {length} tokens long, but the model was trained on at most {longest}; "
-                          "start a new one or send fewer images")
-
+def _check_lengths(system: System, requests: list[Request]) -> None:
+    longest = max(s.seq_len for s in system.recipe.stages.values() if isinstance(s, NextToken))
+    for request in requests:
+        if len(request.prompt) >= longest:
+            raise PromptError(f"the prompt is {len(request.prompt)} tokens long, but the model was trained on at most "
+                              f"{longest}; say less, show fewer images, or start a new conversation")
