@@ -223,9 +223,10 @@ def _ask_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
         return None
     a, b = rng.sample(scene.things, 2)
     true, who = relations(a, b), refer(a, scene, rng)
-    if len(true) != 1 or who is None:
+    other = refer(b, scene, rng) if rng.random() < 0.5 else "other thing"
+    if len(true) != 1 or who is None or other is None:
         return None
-    return f"where is the {who} from the other thing?", true[0].removesuffix(" of")
+    return f"where is the {who} from the {other}?", true[0].removesuffix(" of")
 
 
 @dataclass(frozen=True)

@@ -148,9 +148,9 @@ def answer(kind, question, scene):
     if kind == "existence":
         return "yes" if picked(question.removeprefix("is there a ").removesuffix("?"), scene) else "no"
     if kind == "relation":
-        (who,) = re.fullmatch("where is the (.*) from the other thing\\?", question).groups()
-        (a,) = picked(who, scene)
-        (b,) = set(scene.things) - {a}
+        first, second = re.fullmatch("where is the (.*) from the (.*)\\?", question).groups()
+        (a,) = picked(first, scene)
+        (b,) = set(scene.things) - {a} if second == "other thing" else picked(second, scene)
         holds = {"left": b.x - a.x > 8, "right": a.x - b.x > 8, "above": b.y - a.y > 8, "below": a.y - b.y > 8}
         (only,) = [name for name, true in holds.items() if true]
         return only
