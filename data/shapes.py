@@ -27,10 +27,10 @@ EVALUATION_SCENES = 0.15
 EVALUATION_PROMPTS = 0.20
 
 CAPTION_WEIGHTS = {"single": 0.2, "count": 0.25, "relation": 0.3, "two": 0.25}
-CHAT_WEIGHTS = {"single": 0.15, "count": 0.35, "pair": 0.5}
+CHAT_WEIGHTS = {"single": 0.25, "count": 0.25, "pair": 0.5}
 # Relation and existence are learned last and get the most questions. Position teaches what relation needs: without it
 # answers to "where is a from b?" stayed at chance.
-QUESTION_WEIGHTS = {"colour": 1, "shape": 1, "size": 1, "count": 2, "existence": 3, "relation": 4, "position": 2}
+QUESTION_WEIGHTS = {"colour": 1, "shape": 1, "size": 1, "count": 2, "existence": 3, "relation": 4, "position": 4}
 QUESTIONS_PER_CHAT = 7
 # How far one answer may run ahead of the rarest answer of its type.
 ANSWER_LEAD = 20
