@@ -121,7 +121,7 @@ def test_a_sample_longer_than_a_row_is_refused_by_name(run, tmp_path):
     recipe = tmp_path / "run" / "recipe.json"
     recipe.write_text(recipe.read_text().replace('"seq_len": 256', '"seq_len": 20'))
     line = refused("train", tmp_path / "run")
-    assert "tokens long, a row is 20; raise seq_len" in line and "shapes-pairs-" in line
+    assert "tokens long, a row is 20; raise seq_len" in line and "unimm: shapes-" in line
 
 
 def test_sampling_takes_special_token_text_as_plain_text(run, tmp_path):

@@ -165,7 +165,8 @@ def test_json_that_is_cut_short_is_refused():
         ),
         (["--stages.sft.too_long", "drop"], lambda r: r.stages["sft"].too_long, "drop"),
         (["--data.pairs.count", "9"], lambda r: r.data["pairs"].count, 9),
-        (["--image-tokenizer.quantizer.levels", "4", "4"], lambda r: r.image_tokenizer.quantizer.levels, (4, 4)),
+        (["--stages.tokenizer.optimizer.betas", "0.8", "0.9"],
+         lambda r: r.stages["tokenizer"].optimizer.betas, (0.8, 0.9)),
         (["--name", "other"], lambda r: r.name, "other"),
     ],
 )

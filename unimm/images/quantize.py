@@ -156,13 +156,26 @@ def _joint_entropy(logits: Tensor) -> Tensor:
     return -(p * p.clamp_min(1e-9).log()).sum()
 
 
+def _of_all_ranks(rows: Tensor) -> Tensor:
+    """Every rank's rows (N, C), N its own, one rank after the other."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    lengths = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))
+    most = int(max(lengths))
+    padded = [rows.new_zeros(most, rows.shape[1]) for _ in lengths]
+    dist.all_gather(padded, F.pad(rows, (0, 0, 0, most - len(rows))).contiguous())
+    return torch.cat([part[:int(n)] for part, n in zip(padded, lengths)])
+
+
 class VectorQuantizer(Quantizer):
     """VQ whose codebook is a moving average of the vectors given to it (van den Oord et al. 2017, A.1).
 
     It starts from vectors of the first batch. After each step codes whose moving count is below
     `dead_below` are moved onto vectors of the batch, drawn by squared distance to their code as in
     k-means++, so that they go where the codebook is coarse and not onto the background again.
-    Ranks stay equal: counts and sums are summed over them, and rank 0's draws are everyone's.
+    Ranks stay equal, and equal to one process on the whole batch: counts and sums are summed over them, draws are
+    from all ranks' vectors, and rank 0's draws are everyone's.
     """
 
     def __init__(self, size: int, dim: int, decay: float, commitment: float, dead_below: float):
@@ -217,7 +230,8 @@ class VectorQuantizer(Quantizer):
         n = int(codes.sum())  # the same on every rank, as the counts are
         if n == 0:
             return
-        drawn = z[torch.multinomial(weight + 1e-12, n, replacement=n > len(z))]
+        rows = _of_all_ranks(torch.cat([z, weight[:, None]], 1))
+        drawn = rows[torch.multinomial(rows[:, -1] + 1e-12, n, replacement=n > len(rows)), :-1].contiguous()
         if dist.is_initialized():
             dist.broadcast(drawn, src=0)
         count = 2 * self.dead_below  # time to prove itself: ln 2 / (1 - decay) steps without a vector
