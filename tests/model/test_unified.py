@@ -60,6 +60,17 @@ def test_attention_over_packed_rows_equals_each_document_alone(family, longest, 
         torch.testing.assert_close(hidden[row:row + 1, start:start + length], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_plain_products_equal_the_fused_kernel_under_the_same_mask():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 9, 8)
+    mask = documents_of(torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2, 2]])).mask
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    torch.testing.assert_close(attention._by_hand(query, key, value, mask, None), expected)
+    half = [x.bfloat16() for x in (query, key, value)]
+    found, _ = attention.attend(None, *half, mask)
+    torch.testing.assert_close(found.transpose(1, 2).float(), expected, atol=0.05, rtol=0.05)
+
+
 def test_documents_of_long_rows_are_spans_that_cover_every_position(monkeypatch):
     monkeypatch.setattr(attention, "LONGEST_MASKED_ROW", 0)
     found = documents_of(torch.tensor([[1, 1, 2, 0], [1, 2, 3, 3]]))

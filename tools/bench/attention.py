@@ -27,10 +27,16 @@ def seconds(run, inputs) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     print(f"{TOKENS} tokens in documents of {DOCUMENT}, {HEADS} heads of {WIDTH}; milliseconds and ratios")
-    print(f"{'row':>6}{'products':>10}{'fused':>10}{'loop':>10}{'fused':>9}{'loop':>8}")
-    for row in (64, 128, 256, 512, 1024):
+    for dtype in (torch.float32, torch.bfloat16):
+        print(f"{str(dtype):<16}{'products':>10}{'fused':>10}{'loop':>10}{'fused':>9}{'loop':>8}")
+        compare(dtype)
+
+
+def compare(dtype: torch.dtype) -> None:
+    for row in (64, 128, 160, 256, 512):
         torch.manual_seed(0)
-        inputs = [torch.randn(TOKENS // row, HEADS, row, WIDTH, requires_grad=True) for _ in range(3)]
+        shape = (TOKENS // row, HEADS, row, WIDTH)
+        inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
         numbers = (torch.arange(row) // DOCUMENT + 1).expand(TOKENS // row, row)
         same = (numbers[:, :, None] == numbers[:, None, :]) & torch.ones(row, row, dtype=torch.bool).tril()
         edges = [*range(0, row, DOCUMENT), row]
@@ -38,7 +44,7 @@ def main() -> None:
         ways = ((_by_hand, same[:, None]), (fused, same[:, None]), (_by_document, spans))
         best = [min(times) for times in zip(*([seconds(run, (*inputs, how, WIDTH**-0.5)) for run, how in ways]
                                               for _ in range(15)))]
-        print(f"{row:>6}" + "".join(f"{t * 1e3:>10.1f}" for t in best)
+        print(f"row of {row:<9}" + "".join(f"{t * 1e3:>10.1f}" for t in best)
               + f"{best[1] / best[0]:>8.2f}x{best[2] / best[0]:>7.2f}x")
 
 
