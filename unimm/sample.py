@@ -7,7 +7,7 @@ it) or *context* (the model reads it). Captioning, text-to-image, question answe
 interleaved documents and chat are all samples; no task has a class of its own.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -207,4 +207,3 @@ class Batch:
     image: np.ndarray
     slots: tuple[tuple[int, Slot], ...] = ()
     samples: int = 0
-    pixels: np.ndarray | None = field(default=None)

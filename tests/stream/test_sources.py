@@ -1,24 +1,20 @@
 """A person's own data, in every form: rows become samples, bad rows become problems, bad datasets one clear line."""
 
 import base64
-import io
 import json
 import socket
-import tarfile
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-from PIL import Image as Picture
+from stream.files import COLOURS, block, file_of, tar, write
 
 from data import emoji
 from unimm.config.data import ChatJsonl, Emoji, ImageFolder, ParquetFiles, Shapes, WebDatasetTars
 from unimm.sample import Image, Pixels, Sample, Text
 from unimm.stream.rows import SourceError
 from unimm.stream.sources import Item, open_source
-
-COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 
 
 @pytest.fixture(autouse=True)
@@ -34,37 +30,6 @@ def offline(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     yield
     assert tried == []
-
-
-def block(colour: str) -> np.ndarray:
-    return np.full((8, 8, 3), COLOURS[colour], np.uint8)
-
-
-def file_of(colour: str, kind: str = "PNG") -> bytes:
-    out = io.BytesIO()
-    Picture.fromarray(block(colour)).save(out, kind, **({"lossless": True} if kind == "WEBP" else {}))
-    return out.getvalue()
-
-
-def write(file: Path, content: bytes | str | list) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    match content:
-        case bytes():
-            file.write_bytes(content)
-        case str():
-            file.write_text(content, encoding="utf-8")
-        case list():
-            write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content))
-    return file
-
-
-def tar(file: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:
-    with tarfile.open(file, mode) as out:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            out.addfile(info, io.BytesIO(data))
-    return file
 
 
 def pair(colour: str) -> Sample:
