@@ -36,7 +36,7 @@ LAYERS = (
     "previews, show",
     "pipeline, evaluate, serve",
     "api",
-    "cli",
+        "cli",
     "__main__",
 )
 HEIGHT = {part: n for n, line in enumerate(LAYERS) for part in line.split(", ")}
@@ -155,7 +155,7 @@ def test_packages_re_export_nothing():
         "recipe",
         "text",
         "show",
-    "cli",
+        "cli",
         *(f"config.{path.stem}" for path in LIBRARY if path.parts[1] == "config"),
     ],
 )
@@ -227,7 +227,8 @@ def lines_of_code(path: Path) -> int:
 
 
 def test_the_library_is_small():
-    assert sum(lines_of_code(path) for path in LIBRARY if path.parts[0] == "unimm") < 5000
+    """Readable in an evening: ten systems, their training, sampling and serving within this bound."""
+    assert sum(lines_of_code(path) for path in LIBRARY if path.parts[0] == "unimm") < 10_000
 
 
 def test_every_field_of_a_recipe_is_read_somewhere():
