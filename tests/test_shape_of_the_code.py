@@ -36,7 +36,7 @@ LAYERS = (
     "previews, show",
     "pipeline, evaluate, serve",
     "api",
-        "cli",
+    "cli",
     "__main__",
 )
 HEIGHT = {part: n for n, line in enumerate(LAYERS) for part in line.split(", ")}
