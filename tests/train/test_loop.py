@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_saves_nothin
             return losses if self.calls < 7 else type(losses)(losses.total * bad, losses.parts)
 
     module = Failing()
-    with pytest.raises(NotFinite, match=r"step 7: the loss is (nan|inf).*newest checkpoint is .*step-00000004"):
+    with pytest.raises(NotFinite, match=r"step 7: the gradient norm is (nan|inf).*newest .*step-00000004"):
         run_stage(Work(module, Stream("lm")), stage(), tmp_path, engine="plain")
     assert torch.equal(module.embed.weight, module.before)
     assert [p.name for p in tmp_path.glob("step-*")] == ["step-00000004"]
@@ -144,7 +144,7 @@ def test_a_checkpoint_of_another_model_or_stage_is_refused(tmp_path):
     path = train(tmp_path, steps=4)
     with pytest.raises(CheckpointError, match="is of another model"):
         train(tmp_path, "regression")
-    with pytest.raises(CheckpointError, match="saved by stage 'train' on 1 processes, this is 'sft'"):
+    with pytest.raises(CheckpointError, match="saved by stage 'train', this is 'sft'"):
         run_stage(Work(ToyLM(), Stream("lm")), stage(), tmp_path, name="sft", engine="plain")
     assert checkpoint.read_state(path)["step"] == 4
 

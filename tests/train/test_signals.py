@@ -3,7 +3,7 @@
 import signal
 
 from unimm.checkpoint import verify
-from unimm.train.loop import Interrupted
+from unimm.train.signals import Interrupted
 
 
 def test_a_signal_saves_says_how_to_continue_and_sets_the_exit_code(toys, tmp_path):

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from unimm import checkpoint
 from unimm.config.data import Use
 from unimm.config.stages import AdamW, Muon, NextToken, Schedule
-from unimm.losses import Losses
+from unimm.losses import Losses, Weight
 from unimm.train import ranks
 from unimm.train.engine import NotFinite, build_engine
-from unimm.train.loop import Interrupted, Work, run_stage
+from unimm.train.loop import Work, run_stage
+from unimm.train.signals import Interrupted
 
 torch.set_num_threads(1)
 ROWS = 8
@@ -38,11 +39,14 @@ class Regression(nn.Module):
         self.head = nn.Linear(6, 1)
 
     def forward(self, batch):
-        x, y = batch
+        x, y = batch.x, batch.y
         for block in self.blocks:
             x = x + torch.tanh(block(x))
         error = (self.head(self.dropout(x)).float() - y).square().squeeze(1)
-        return Losses(error.mean(), {"all": (error.detach().sum(), len(error))}, len(error), len(error))
+        return Losses(error.sum(), {"all": (error.detach().sum(), len(error))})
+
+    def weigh(self, batch):
+        return Weight(float(len(batch)), len(batch))
 
 
 class ToyLM(nn.Module):
@@ -63,11 +67,30 @@ class ToyLM(nn.Module):
         image = batch.targets[batch.learn] >= 6
         parts = {"text": (each.detach()[~image].sum(), (~image).sum()),
                  "image": (each.detach()[image].sum(), image.sum())}
-        return Losses(each.mean(), parts, batch.learn.sum(), batch.ids.numel())
+        return Losses(each.sum(), parts)
+
+    def weigh(self, batch):
+        return Weight(float(batch.learn.sum()), batch.ids.size)
+
+
+class Rows:
+    """A batch that can be cut: every field an array over rows."""
+
+    def __len__(self):
+        return len(next(iter(vars(self).values())))
+
+    def __getitem__(self, rows):
+        return replace(self, **{name: value[rows] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Points(Rows):
+    x: np.ndarray
+    y: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tokens(Rows):
     ids: np.ndarray
     targets: np.ndarray
     learn: np.ndarray
@@ -86,10 +109,10 @@ class Stream:
         share = slice(ROWS * ranks.rank() // ranks.world(), ROWS * (ranks.rank() + 1) // ranks.world())
         if self.objective == "regression":
             x = random.standard_normal((ROWS, 6), dtype=np.float32)
-            return x[share], x[share, :1] * 2 + 1
+            return Points(x, x[:, :1] * 2 + 1)[share]
         ids = random.integers(0, 12, (ROWS, 5))
         learn = np.arange(5) < random.integers(1, 6, (ROWS, 1))
-        return Tokens(ids[share], ((ids * 5 + 1) % 12)[share], learn[share])
+        return Tokens(ids, (ids * 5 + 1) % 12, learn)[share]
 
     def state(self):
         return {"i": self.i}
@@ -99,8 +122,8 @@ class Stream:
 
 
 def stage(**changes) -> NextToken:
-    usual = {"steps": 12, "rows": ROWS, "optimizer": AdamW(lr=0.01), "log_every": 1, "preview_every": 5,
-             "save_every": 4, "schedule": Schedule(warmup=0.0, anneal=0.5)}
+    usual = {"steps": 12, "step_tokens": ROWS * 5, "seq_len": 5, "optimizer": AdamW(lr=0.01), "log_every": 1,
+             "preview_every": 5, "save_every": 4, "schedule": Schedule(warmup=0.0, anneal=0.5)}
     return NextToken(mix=(Use(data="toy"),), **(usual | changes))
 
 
@@ -118,19 +141,12 @@ def curve(folder, key="loss") -> list[float]:
 
 def outcome(path: Path, rank=0):
     """Everything a run ends with that must not depend on interruptions, as comparable text."""
-    shard = checkpoint.load_shard(path, rank)
+    pieces = path / f"training-{rank:05d}.safetensors"
+    shard = pieces.read_bytes() if pieces.exists() else b""  # without ZeRO rank 0 saves for all
     weights = (path / "model.safetensors").read_bytes()
     lines = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
     timeless = [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
-    return weights.hex(), plain(shard), checkpoint.read_state(path)["stream"], timeless
-
-
-def plain(value):
-    if isinstance(value, torch.Tensor):
-        return [str(value.dtype), value.tolist()]
-    if isinstance(value, dict):
-        return [[str(k), plain(v)] for k, v in value.items()]
-    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+    return weights.hex(), shard.hex(), checkpoint.read_state(path)["stream"], timeless
 
 
 def kill():
@@ -204,7 +220,7 @@ def explode(engine, module, bad: float) -> bool:
     """Whether a loss that is `bad` is refused and leaves the weights alone."""
     before = [p.detach().clone() for p in module.parameters()]
     x = torch.ones(ROWS, 6)
-    losses = engine((x, x[:, :1]))
+    losses = engine(Points(x, x[:, :1]))
     engine.backward(losses.total * bad)
     try:
         engine.step()
@@ -217,7 +233,7 @@ def moved(engine, module) -> tuple[float, float]:
     """The gradient norm that a step reports, and the farthest that a weight moves in it."""
     before = [p.detach().clone() for p in module.parameters()]
     x = torch.ones(ROWS, 6)
-    engine.backward(engine((x, x[:, :1])).total)
+    engine.backward(engine(Points(x, x[:, :1])).total / ROWS)
     norm = engine.step()
     return norm, max(float((a - b).detach().abs().max()) for a, b in zip(before, module.parameters(), strict=True))
 

@@ -1,18 +1,18 @@
 """One stage, from its first step or its newest checkpoint to its last step; one loop for every objective.
 
-    batch --module--> Losses --engine--> gradients --> clip --> update --> metrics, preview, checkpoint
+    batch --> slots --module--> Losses --engine--> gradients, added up --> clip --> update --> metrics, checkpoint
+
+What a step learns depends on the step alone, not on how it is divided: the weight of all its slots on all ranks is
+known before the first forward, and every slot starts all random generators from (seed, step, slot).
 """
 
 import contextlib
 import dataclasses
-import math
-import os
 import random
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -22,16 +22,21 @@ import torch
 from torch import nn
 
 from unimm import checkpoint
-from unimm.config.stages import Stage
+from unimm.config.stages import NextToken, Reconstruct
 from unimm.losses import Losses
 from unimm.train import ranks
-from unimm.train.engine import Engine, NotFinite, TrainError, build_engine, check_engine, per_step
+from unimm.train.engine import Engine, NotFinite, TrainError, build_engine
 from unimm.train.progress import Log, Progress, Window, parameter_table, teller
 from unimm.train.schedule import multiplier
+from unimm.train.shares import Shares, shares
+from unimm.train.signals import STOPS, Interrupted, Signals
 
 
 class Stream(Protocol):
-    """Where batches come from. `state` is small JSON, alike on all ranks, as of the last batch given out."""
+    """Where batches come from: this rank's rows of a step, with a length, and slices of rows that are batches again.
+
+    `state` is small JSON, alike on all ranks, as of the last batch given out.
+    """
 
     def next(self): ...
 
@@ -44,12 +49,14 @@ class Stream(Protocol):
 class Work:
     """What a stage trains and on what.
 
-    module    called with a batch (its numpy arrays as tensors on this rank's device), gives Losses
+    module    called with a slot (its numpy arrays as tensors on this rank's device), gives Losses; its method `weigh`
+              says of the slot before that what it weighs (`unimm.losses.Weighs`)
     batches   this rank's share of each optimizer step
-    preview   called on rank 0 every `preview_every` steps and at the end (not under ZeRO-3), module in eval
-              mode, without gradients; may return scalars for the metrics; can't disturb training's randomness
+    preview   called on rank 0 every `preview_every` steps and at the end, module in eval mode, without gradients, its
+              weights those that the stage would leave; may return scalars for the metrics
     new_rows  parameter name -> how many of its rows are new and must learn
     recipe    the resolved recipe as JSON values, kept in every checkpoint
+    rates     parameter name -> factor on its learning rate
     """
 
     module: nn.Module
@@ -57,28 +64,20 @@ class Work:
     preview: Callable[[int], Mapping[str, float] | None] | None = None
     new_rows: dict[str, int] = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
 
 
-class Interrupted(Exception):
-    """The stage was stopped by a signal after saving; `code` is the exit code, 128 + the signal's number."""
-
-    def __init__(self, signum: int, path: Path, again: str):
-        super().__init__(f"stopped by {signal.Signals(signum).name}, saved as {path}\ncontinue with: {again}")
-        self.code = 128 + signum
-        self.path = path
-
-
-def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", again: str | None = None,
-              engine: Literal["auto", "deepspeed", "plain"] = "auto") -> Path:
+def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name: str = "train",
+              again: str | None = None, engine: Literal["auto", "deepspeed", "plain"] = "auto") -> Path:
     """Train `work.module` in place to the stage's last step; returns the final checkpoint.
 
     Continues from the newest whole checkpoint in `folder`, if any. Every rank calls this together.
     `again` is the command that continues after an interruption; by default this process's own.
 
-    Raises TrainError (nothing trains, uneven shares, NaN), CheckpointError, Interrupted.
+    Raises ConfigError (uneven shares), TrainError (nothing trains, NaN), CheckpointError, Interrupted.
     """
     ranks.start()
-    check_engine(stage, ranks.world())
+    cut = shares(stage, ranks.world())
     _check_trains(work)
     say = teller()
     found = _find(folder, say)
@@ -86,19 +85,20 @@ def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", ag
         checkpoint.load_weights(found, work.module)
         say(f"{name}: already done, {found}")
         return found
-    _seed(stage.seed + ranks.rank())
     if found:
         checkpoint.load_weights(found, work.module)
     work.module.to(ranks.device())
-    _announce(work, stage, name, say)
-    run = _Run(work, stage, folder, name, build_engine(work.module, stage, engine))
+    say("\n".join(parameter_table(work.module, work.new_rows)))
+    say(f"{name}: {stage.steps:,} steps; {cut}; {stage.precision}, zero {stage.zero}, "
+        f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}")
+    run = _Run(work, stage, cut, folder, name, build_engine(work.module, stage, engine, work.rates))
     if found:
         run.restore(found)
         say(f"{name}: continuing after step {run.step} from {found}")
         if checkpoint.read_recipe(found) != work.recipe:
             say(f"{name}: the recipe differs from the one it was saved with ({found / 'recipe.json'})")
     run.begin()
-    with contextlib.closing(run), _Signals() as signals:
+    with contextlib.closing(run), Signals() as signals:
         while run.step < stage.steps:
             stop = run.one_step(signals.received)
             done = run.step == stage.steps
@@ -106,14 +106,18 @@ def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", ag
                 run.save()
             if stop and not done:
                 raise Interrupted(stop, run.saved, again or _own_command())
+    run.engine.close()
+    checkpoint.load_weights(run.saved, work.module)
     return run.saved
 
 
 class _Run:
     """A stage under way: the engine and everything that moves with the step."""
 
-    def __init__(self, work: Work, stage: Stage, folder: Path, name: str, engine: Engine):
-        self.work, self.stage, self.folder, self.name, self.engine = work, stage, folder, name, engine
+    def __init__(self, work: Work, stage: NextToken | Reconstruct, cut: Shares, folder: Path, name: str,
+                 engine: Engine):
+        self.work, self.stage, self.shares, self.folder, self.name = work, stage, cut, folder, name
+        self.engine = engine
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
@@ -126,49 +130,58 @@ class _Run:
         self.clock = self.logged_at = time.monotonic()
         self.seconds_before = self.seconds
         self.logged_tokens = self.tokens
-        unit = "tokens" if per_step(self.stage)[1] == "rows" else "images"
-        self.progress = Progress(self.name, self.step, self.stage.steps, unit)
+        self.progress = Progress(self.name, self.step, self.stage.steps, "tokens" if self.shares.tokens else "images")
 
     def one_step(self, received: int) -> int:
         """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0."""
         factor = multiplier(self.stage.schedule, self.step, self.stage.steps)
         self.engine.set_rate(factor)
-        losses: Losses = self.engine(tensors(self.work.batches.next(), ranks.device()))
-        stop, share = self._agree(losses, received)
-        self.engine.backward(losses.total if share == 1 else losses.total * share)
-        try:
-            norm = self.engine.step()
-        except NotFinite as error:
-            raise self._not_finite(str(error)) from None
+        slots = self.shares.slots(self.work.batches.next(), ranks.rank())
+        stop, weight = self._agree(slots.values(), received)
+        losses = [self._learn(slot, number, weight, last=number == max(slots)) for number, slot in slots.items()]
+        norm = self._update()
         self.step += 1
-        self._count(losses, norm)
+        self._count(losses, weight, norm)
         if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
             self._write(self.stage.optimizer.lr * factor)
         if self.step % self.stage.preview_every == 0 or self.step == self.stage.steps:
             self._preview()
         return stop
 
-    def _agree(self, losses: Losses, received: int) -> tuple[int, float]:
-        """One collective a step: the signal to stop, and this rank's share of the mean over ranks. Raises NotFinite."""
-        world, loss, weight = ranks.world(), float(losses.total.detach()), float(losses.weight)
-        finite = math.isfinite(loss)
-        sums = ranks.total([weight, float(losses.tokens), float(not finite), float(received == signal.SIGINT),
-                            float(received == signal.SIGTERM)])
-        if sums[2]:
-            raise self._not_finite(f"the loss is {loss}" if not finite else "another rank's loss is not finite")
-        self.tokens += int(sums[1])
-        stop = signal.SIGINT if sums[3] else signal.SIGTERM if sums[4] else 0
-        return stop, 1.0 if world == 1 else weight * world / (sums[0] or 1.0)
+    def _agree(self, slots: Iterable, received: int) -> tuple[int, float]:
+        """The step's one collective: the signal to stop, and the weight of its slots on all ranks."""
+        weights = [self.work.module.weigh(slot) for slot in slots]
+        asked = [float(received == number) for number in STOPS]
+        learned, read, *asked = ranks.total([float(sum(w.learned for w in weights)),
+                                             float(sum(w.read for w in weights)), *asked])
+        self.tokens += int(read)
+        return next((number for number, count in zip(STOPS, asked) if count), 0), learned
+
+    def _learn(self, slot, number: int, weight: float, last: bool) -> Losses:
+        """One forward and backward; what is left of its losses is without a graph."""
+        seed_slot(self.stage.seed, self.step, number)
+        losses: Losses = self.engine(tensors(slot, ranks.device()), last)
+        self.engine.backward(losses.total / (weight or 1.0))
+        return Losses(losses.total.detach(), losses.parts)
+
+    def _update(self) -> float:
+        """The gradient norm of the update. A loss that is not finite makes the norm so: the one check for both."""
+        try:
+            return self.engine.step()
+        except NotFinite as error:
+            raise self._not_finite(str(error)) from None
 
     def _not_finite(self, what: str) -> NotFinite:
         kept = f"the newest checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
         return NotFinite(f"{self.name}, step {self.step + 1}: {what}; no weight was changed by it and {kept}. "
                          "Lower optimizer.lr or optimizer.clip, or look at this step's data")
 
-    def _count(self, losses: Losses, norm: float) -> None:
-        self.window.add("loss", losses.total.detach() * losses.weight, losses.weight)
-        for part, (value, count) in losses.parts.items():
-            self.window.add(f"loss/{part}", value, count)
+    def _count(self, losses: list[Losses], weight: float, norm: float) -> None:
+        # Every rank adds its share of the weight, so that the average over ranks and steps is that over positions.
+        for each in losses:
+            self.window.add("loss", each.total, weight / (ranks.world() * len(losses)))
+            for part, (value, count) in each.parts.items():
+                self.window.add(f"loss/{part}", value, count)
         self.window.add("grad_norm", norm)
 
     def _write(self, lr: float) -> None:
@@ -188,14 +201,14 @@ class _Run:
             self.log.write(self.step, dict(values))
 
     def _preview(self) -> None:
-        if self.work.preview is None or ranks.rank() > 0 or self.stage.zero == 3:  # no rank has whole weights then
+        if self.work.preview is None:
             return
-        began, before = time.monotonic(), checkpoint.random_state()
-        self.work.module.eval()
-        with torch.no_grad():
-            values = self.work.preview(self.step)
-        self.work.module.train()
-        checkpoint.set_random_state(before)
+        began, values = time.monotonic(), None
+        with self.engine.shown(), torch.no_grad():
+            if ranks.rank() == 0:
+                self.work.module.eval()
+                values = self.work.preview(self.step)
+                self.work.module.train()
         self.logged_at += time.monotonic() - began  # tokens per second are those of training alone
         if values:
             self._log({f"preview/{name}": value for name, value in values.items()})
@@ -203,53 +216,31 @@ class _Run:
     def save(self) -> None:
         began = time.monotonic()
         self.seconds = self.seconds_before + began - self.clock
-        shard = {"engine": self.engine.state(), "random": checkpoint.random_state(), "window": self.window.sums}
-        state = {"stage": self.name, "seconds": self.seconds, "tokens": self.tokens,
-                 "stream": self.work.batches.state()}
+        window = {name: both.tolist() for name, both in self.window.sums.items()}
+        state = {"stage": self.name, "zero": self.stage.zero, "seconds": self.seconds, "tokens": self.tokens,
+                 "engine": self.engine.scalars(), "window": ranks.gather(window), "stream": self.work.batches.state()}
         peers = checkpoint.Ranks(ranks.rank(), ranks.world(), ranks.barrier)
-        with self.engine.whole():
-            self.saved = checkpoint.save(self.folder, self.step, self.work.module, shard, state, self.work.recipe,
-                                         self.stage.keep, peers)
+        self.saved = checkpoint.save(self.folder, self.step, self.engine.weights(), self.engine.pieces(), state,
+                                     self.work.recipe, self.stage.keep, peers)
         self.logged_at += time.monotonic() - began
 
     def restore(self, path: Path) -> None:
-        """Everything but the weights, which were loaded before the engine was built. Raises CheckpointError."""
+        """Everything but the weights that don't train, which were loaded before the engine was built.
+
+        Raises CheckpointError where it is another stage's, ConfigError where it was of another stream.
+        """
         state = checkpoint.read_state(path)
-        if state["stage"] != self.name or state["world"] != ranks.world():
-            raise checkpoint.CheckpointError(
-                f"{path} was saved by stage {state['stage']!r} on {state['world']} processes, this is {self.name!r} "
-                f"on {ranks.world()}; continue it as it was, or train into another folder")
-        shard = checkpoint.load_shard(path, ranks.rank())
-        self.engine.restore(shard["engine"] or checkpoint.load_shard(path, 0)["engine"])
+        if state["stage"] != self.name:
+            raise checkpoint.CheckpointError(f"{path} was saved by stage {state['stage']!r}, this is {self.name!r}; "
+                                             "continue that one, or train into another folder")
+        self.engine.restore(checkpoint.reader(path), state["engine"])
         self.work.batches.restore(state["stream"])
-        self.window.sums = {name: both.to(ranks.device()) for name, both in shard["window"].items()}
+        self.window.restore(state["window"])
         self.step, self.tokens, self.seconds, self.saved = state["step"], state["tokens"], state["seconds"], path
-        checkpoint.set_random_state(shard["random"])
 
     def close(self) -> None:
         if self.log:
             self.log.close()
-
-
-class _Signals:
-    """Notes the first SIGINT or SIGTERM instead of dying of it. A second Ctrl-C in a lone process stops at once."""
-
-    def __enter__(self):
-        self.received = 0
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number: int, frame) -> None:
-        if not self.received and ranks.rank() == 0:
-            again = "; Ctrl-C again stops at once" if ranks.world() == 1 else ""
-            os.write(1, f"\nfinishing the step and saving{again}\n".encode())  # print may be the one interrupted
-        elif self.received and ranks.world() == 1 and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a person means it; several ranks have a launcher, which repeats the signal
-        self.received = number
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def tensors(batch, device: torch.device):
@@ -291,18 +282,12 @@ def _find(folder: Path, say: Callable[[str], None]) -> Path | None:
     return ranks.from_first(found)
 
 
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-
-
-def _announce(work: Work, stage: Stage, name: str, say: Callable[[str], None]) -> None:
-    count, unit = per_step(stage)
-    world = ranks.world()
-    say("\n".join(parameter_table(work.module, work.new_rows)))
-    say(f"{name}: {stage.steps} steps of {count} {unit} = {world} processes x {count // world} {unit}, "
-        f"{stage.precision}, zero {stage.zero}, {stage.optimizer.kind} lr {stage.optimizer.lr:g}")
+def seed_slot(seed: int, step: int, slot: int) -> None:
+    """Start every generator that a forward may draw from, so that none of their states need be saved."""
+    number = int(np.random.SeedSequence((seed, step, slot)).generate_state(1, np.uint64)[0])
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
 
 
 def _own_command() -> str:
