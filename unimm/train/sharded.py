@@ -31,6 +31,10 @@ from unimm.train.shares import shares
 def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
     """DeepSpeed's configuration of this stage on `world` ranks, for a model of so many parameters."""
     cut = shares(stage, world)
+    half = stage.zero > 0 and stage.precision == "bf16"
+    # Slots of a step are added up in fp32. At stage 1 DeepSpeed would then turn to another optimizer of its own, one
+    # that takes a step as it starts; stage 2 gives the same curve.
+    summed = half and cut.accumulated > 1
     config = {
         "train_batch_size": cut.rows * cut.accumulated * world,
         "train_micro_batch_size_per_gpu": cut.rows,
@@ -38,16 +42,16 @@ def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
         # At stage 0 `clip` clips: DeepSpeed's own neither returns the norm nor looks for NaN.
         "gradient_clipping": stage.optimizer.clip if stage.zero else 0.0,
         "steps_per_print": None,
-        "zero_optimization": {"stage": stage.zero, "reduce_bucket_size": min(parameters, 500_000_000)},
-        # Slots of a step are added up in fp32, as they are at stage 0.
-        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": {"stage": max(stage.zero, 2) if summed else stage.zero,
+                              "reduce_bucket_size": min(parameters, 500_000_000)},
         "zero_allow_untested_optimizer": True,  # the optimizer with Muon, which is tested here
     }
     if stage.offload:
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         config["zero_force_ds_cpu_optimizer"] = False  # DeepSpeed's own would be compiled at the start
-    if stage.zero and stage.precision == "bf16":
+    if half:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32" if summed else "bf16"}
     return config
 
 
