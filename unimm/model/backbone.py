@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+import warnings
 from typing import assert_never
 
 import torch
@@ -60,13 +61,15 @@ def recompute_layers(backbone, reentrant: bool) -> None:
 
     `reentrant` for ZeRO-3, where weights that are gathered again are other tensors, which torch's newer way refuses.
     """
-    backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
-    if reentrant:  # it gives no gradient to a layer whose input wants none, as with a frozen table
-        backbone.enable_input_require_grads()
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in every version
+        # It also makes the embeddings want a gradient, without which frozen tables would cut off what follows them.
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
 
 
-def compile_layers(backbone) -> None:
-    """Run each layer through torch.compile; attention stays out, it depends on the documents of each batch.
+def compile_layers(backbone, recomputed: bool) -> None:
+    """Run each layer through torch.compile, or its parts where it is recomputed, which would leave it uncompiled.
+
+    Attention stays out: it depends on the documents of each batch.
 
     Raises ConfigError where this machine has no compiler.
     """
@@ -77,7 +80,8 @@ def compile_layers(backbone) -> None:
                           "False")
     use_packed_attention(backbone, torch.compiler.disable(attend))
     for layer in backbone.model.layers:
-        layer.compile()
+        for part in layer.children() if recomputed else (layer,):
+            part.compile()
 
 
 @torch.no_grad()
