@@ -139,7 +139,7 @@ def previewed(folder: Path, name: str, module: str, stage: dict, **_) -> list[fl
                      build(changes), folder / name, engine="deepspeed")
     net, _ = parts(module, dict(stage))
     checkpoint.load_weights(path, net)
-    return [*seen, float(net(tensors(batch, ranks.device())).total)]
+    return [*seen, net(tensors(batch, ranks.device())).total.item()]
 
 
 def skipping(folder: Path, stage: dict, **_) -> list[float]:

@@ -99,10 +99,13 @@ class MuonAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
-        for group in self.param_groups:
+        groups = self.param_groups
+        for group in groups:
             if group["muon"]:
                 self._muon(group)
-        return super().step(closure)  # skips the matrices: they have no gradient any more
+        self.param_groups = [group for group in groups if not group["muon"]]
+        super().step(closure)
+        self.param_groups = groups
 
     def _muon(self, group: dict) -> None:
         alike: dict[tuple, list[Tensor]] = {}
@@ -115,15 +118,12 @@ class MuonAdamW(torch.optim.AdamW):
             updates = orthogonalise(torch.stack(self._ahead(params, group))).to(params[0].dtype).unbind()
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(params, updates, alpha=-group["lr"] * stretch(shape))
-            for p in params:
-                p.grad = None
 
     def _cut(self, p: Tensor, group: dict) -> None:
         ahead, = self._ahead([p], group)
         p.mul_(1 - group["lr"] * group["weight_decay"])
         for held, update in self.exchanges[p].orthogonalised(ahead):
             p[held.offset:held.offset + held.size].add_(update.to(p.dtype), alpha=-group["lr"] * stretch(held.shape))
-        p.grad = None
 
     def _ahead(self, params: list[Tensor], group: dict) -> list[Tensor]:
         """Nesterov's look ahead, after the momenta took in the gradients."""
