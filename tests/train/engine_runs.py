@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from train_toys import Regression, Stream, Tokens, ToyLM, curve, stage
 from torch import nn
+from train_toys import Regression, Stream, Tokens, ToyLM, curve, stage
 
 from unimm import checkpoint
 from unimm.config.model import FreshBackbone, SharedTable
@@ -29,8 +29,9 @@ from unimm.model.unified import UnifiedModel
 from unimm.sample import Batch
 from unimm.text import BytesTokenizer
 from unimm.train import ranks
-from unimm.train.engine import NotFinite, build_engine
+from unimm.train.engine import build_engine
 from unimm.train.loop import Work, run_stage, tensors
+from unimm.train.update import NotFinite
 
 OPTIMIZERS = {"adamw": AdamW(lr=0.01, clip=0.5, weight_decay=0.1), "muon": Muon(clip=0.5, weight_decay=0.1)}
 

@@ -9,8 +9,8 @@ from train_toys import Regression, Stream, ToyLM, curve, outcome, stage, train
 
 from unimm import checkpoint
 from unimm.checkpoint import CheckpointError
-from unimm.train.engine import NotFinite, TrainError
 from unimm.train.loop import Work, run_stage
+from unimm.train.update import NotFinite, TrainError
 
 DROPOUT = {"objective": "regression", "dropout": 0.3, "log_every": 5}
 

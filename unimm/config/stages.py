@@ -92,7 +92,11 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruct(Stage):
-    """Train the image tokenizer to give back the pixels it is given."""
+    """Train the image tokenizer to give back the pixels it is given.
+
+    What a quantizer learns from a batch as a whole (VQ's averages, LFQ's entropy) it takes from one forward: with
+    `micro`, from that many images.
+    """
 
     batch: int = 64
     """Images per optimizer step, over all ranks."""

@@ -78,7 +78,7 @@ def _by_document(query, key, value, spans, scaling):
 
 
 def use_packed_attention(backbone, how=attend) -> None:
-    """Let a transformers model attend through `attend`, or a wrapper of it. Refuses models whose attention it can't express."""
+    """Let a transformers model attend through `attend`, or a wrapper of it. Refuses what it can't express."""
     from transformers import AttentionInterface
 
     window = getattr(backbone.config, "sliding_window", None)

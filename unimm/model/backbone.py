@@ -66,7 +66,7 @@ def recompute_layers(backbone, reentrant: bool) -> None:
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
 
 
-def compile_layers(backbone, recomputed: bool) -> None:
+def compile_layers(backbone, recomputed: bool, backend: str = "inductor") -> None:
     """Run each layer through torch.compile, or its parts where it is recomputed, which would leave it uncompiled.
 
     Attention stays out: it depends on the documents of each batch.
@@ -81,7 +81,7 @@ def compile_layers(backbone, recomputed: bool) -> None:
     use_packed_attention(backbone, torch.compiler.disable(attend))
     for layer in backbone.model.layers:
         for part in layer.children() if recomputed else (layer,):
-            part.compile()
+            part.compile(backend=backend)
 
 
 @torch.no_grad()

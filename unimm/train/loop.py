@@ -25,11 +25,12 @@ from unimm import checkpoint
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.losses import Losses
 from unimm.train import ranks
-from unimm.train.engine import Engine, NotFinite, TrainError, build_engine
+from unimm.train.engine import Engine, build_engine
 from unimm.train.progress import Log, Progress, Window, parameter_table, teller
 from unimm.train.schedule import multiplier
 from unimm.train.shares import Shares, shares
 from unimm.train.signals import STOPS, Interrupted, Signals
+from unimm.train.update import NotFinite, TrainError
 
 
 class Stream(Protocol):

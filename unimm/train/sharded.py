@@ -21,11 +21,11 @@ from unimm.checkpoint import Piece
 from unimm.config.stages import Stage
 from unimm.losses import Losses
 from unimm.train import ranks
-from unimm.train.engine import Autocast, NotFinite, clip, set_rate
 from unimm.train.muon import Exchange, MuonAdamW
 from unimm.train.optimizer import build_optimizer
 from unimm.train.pieces import Held, Masters, Read, held_whole, own_parameters
 from unimm.train.shares import shares
+from unimm.train.update import Autocast, NotFinite, clip, set_rate
 
 
 def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
