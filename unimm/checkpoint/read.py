@@ -1,28 +1,52 @@
 """Finding the newest whole checkpoint, and reading from it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
+from unimm.checkpoint.folders import candidates, set_aside, tidy
+from unimm.checkpoint.manifest import CheckpointError, verify
 from unimm.checkpoint.pieces import Pieces
+from unimm.checkpoint.tensors import read_tensors, shapes_of, untied
 
 
 def take_up(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The checkpoint that a run continues from; None where there is none at all. Rank 0 calls this alone, once.
 
-    Tidies what a kill left, and sets newer, damaged ones aside, saying so. Raises CheckpointError where all are damaged.
+    Tidies what a kill left, and sets newer, damaged ones aside, saying so. Raises CheckpointError where the folder
+    can't be changed or all are damaged; then none is set aside, so that a run is never begun anew by mistake.
     """
-    raise NotImplementedError
+    bad: list[tuple[Path, str]] = []
+    try:
+        tidy(folder)
+        found = newest(folder, lambda path, why: bad.append((path, why)))
+        for path, why in bad:
+            say(f"{why}; kept as {set_aside(path).name}, continuing from the older {found.name}")
+    except OSError as error:
+        raise CheckpointError(f"can't tidy {error.filename or folder}: {error.strerror}") from error
+    return found
 
 
 def newest(folder: Path, damaged: Callable[[Path, str], None] = lambda path, why: None) -> Path | None:
-    """The newest checkpoint in `folder` that verifies; nothing is changed on disk.
+    """The newest checkpoint in `folder` that verifies, or None where there is none at all; nothing is changed on disk.
 
     `damaged(path, why)` is called for each newer one that does not. Raises CheckpointError where all are damaged.
     """
-    raise NotImplementedError
+    found = candidates(folder)
+    faults = []
+    for path in found:
+        try:
+            verify(path)
+            return path
+        except CheckpointError as error:
+            faults.append(str(error))
+            damaged(path, str(error))
+    if found:
+        raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} is whole; repair one, or start in "
+                              f"another folder ({'; '.join(faults)})")
+    return None
 
 
 def read_state(path: Path) -> dict:
@@ -38,9 +62,46 @@ def open_pieces(path: Path) -> Pieces:
     return Pieces(path.glob("training-*.safetensors"))
 
 
+def has_averages(path: Path) -> bool:
+    """Whether the checkpoint keeps running averages of its weights: what a stage with `ema` leaves as its result."""
+    pieces = open_pieces(path)
+    found = any("ema" in pieces.kinds(name) for name in pieces.names())
+    pieces.close()
+    return found
+
+
+def read_weights(path: Path, ema: bool = False) -> Iterator[dict[str, Tensor]]:
+    """A checkpoint's weights, one file at a time; with `ema` averages stand in for what trained, in the same dtype.
+
+    Raises CheckpointError where averages are asked for and there are none.
+    """
+    if not ema:
+        yield from read_tensors(path)
+        return
+    if not has_averages(path):
+        raise CheckpointError(f"{path} has no averaged weights: its stage had ema 0; use the weights themselves")
+    pieces = open_pieces(path)
+    for tensors in read_tensors(path):
+        averaged = [name for name in tensors if "ema" in pieces.kinds(name)]
+        yield tensors | {name: _average(pieces, name, tensors[name]) for name in averaged}
+    pieces.close()
+
+
 def load_weights(path: Path, module: nn.Module, ema: bool = False) -> None:
-    """Put a verified checkpoint's weights into `module`; with `ema` their running averages where they have any.
+    """Put a verified checkpoint's weights into `module`; with `ema` their running averages where something trained.
 
     Raises CheckpointError where names or shapes differ, or where averages are asked for and there are none.
     """
-    raise NotImplementedError
+    here, saved = module.state_dict(), shapes_of(path)
+    needed = untied(here)
+    for name in sorted(saved.keys() | needed.keys()):
+        ours = f"shape {tuple(here[name].shape)}" if name in here else "none"
+        theirs = f"shape {saved[name]}" if name in saved else "none"
+        if ours != theirs:
+            raise CheckpointError(f"{path} is of another model: for {name} it has {theirs}, this model {ours}")
+    for tensors in read_weights(path, ema):
+        module.load_state_dict(tensors, strict=False)
+
+
+def _average(pieces: Pieces, name: str, weight: Tensor) -> Tensor:
+    return pieces(name, 0, weight.numel(), only=["ema"])["ema"].reshape(weight.shape).to(weight.dtype)

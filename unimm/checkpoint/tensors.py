@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -52,21 +53,25 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], limit: int = SPLI
     return digests | {INDEX: write_file(folder / INDEX, [json.dumps(index, indent=1).encode()])}
 
 
-def read_weights(folder: Path) -> Iterator[dict[str, Tensor]]:
-    """The weights in a folder, one file at a time, mapped into memory. Raises CheckpointError where one can't be read."""
-    from safetensors import SafetensorError
+def read_tensors(folder: Path) -> Iterator[dict[str, Tensor]]:
+    """The weights in a folder, one file at a time. Raises CheckpointError where one can't be read."""
     from safetensors.torch import load_file
 
-    index = folder / INDEX
-    names = [WEIGHTS]
-    if index.is_file():
-        names = list(dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values()))
-    for name in names:
-        try:
-            tensors = load_file(folder / name)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"can't read {folder / name}: {error}") from error
+    for file in _files_of(folder):
+        with _reading(file):
+            tensors = load_file(file)
         yield tensors
+
+
+def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the weights in a folder, from the headers alone. Raises CheckpointError."""
+    from safetensors import safe_open
+
+    shapes = {}
+    for file in _files_of(folder):
+        with _reading(file), safe_open(file, framework="pt") as tensors:
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+    return shapes
 
 
 def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,6 +83,23 @@ def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             kept[name] = t
         seen.add(place)
     return kept
+
+
+def _files_of(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if not index.is_file():
+        return [folder / WEIGHTS]
+    return [folder / name for name in dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values())]
+
+
+@contextmanager
+def _reading(file: Path):
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"can't read {file}: {error}") from error
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
