@@ -65,6 +65,12 @@ def write_file(path: Path, chunks: Iterable) -> Digest:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
+def copy_file(source: Path, target: Path) -> Digest:
+    """Copy and sync a file of any size; what was written. Raises OSError."""
+    with open(source, "rb") as file:
+        return write_file(target, iter(lambda: file.read(1 << 24), b""))
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder (files created, renamed, removed) survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -193,7 +193,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     """One stage of the language model, from the previous stage's weights; its final checkpoint."""
     import torch
 
-    from unimm import checkpoint
+    from unimm.checkpoint.read import load_weights
     from unimm.model.backbone import compile_layers, recompute_layers
     from unimm.previews import preview_drawings
 
@@ -203,7 +203,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     torch.manual_seed(stage.seed)
     model = new_model(recipe, layout, tokenizer, stage.image_weight)
     if previous is not None:
-        checkpoint.load_weights(previous, model)
+        load_weights(previous, model)
     if stage.compile:
         compile_layers(model.backbone, stage.recompute)
     if stage.recompute:

@@ -62,35 +62,30 @@ def open_pieces(path: Path) -> Pieces:
     return Pieces(path.glob("training-*.safetensors"))
 
 
-def has_averages(path: Path) -> bool:
-    """Whether the checkpoint keeps running averages of its weights: what a stage with `ema` leaves as its result."""
-    pieces = open_pieces(path)
-    found = any("ema" in pieces.kinds(name) for name in pieces.names())
-    pieces.close()
-    return found
+def read_weights(path: Path, ema: bool | None = None) -> Iterator[dict[str, Tensor]]:
+    """A checkpoint's weights, one file at a time: as the stage leaves them, that is averaged if it has `ema`.
 
-
-def read_weights(path: Path, ema: bool = False) -> Iterator[dict[str, Tensor]]:
-    """A checkpoint's weights, one file at a time; with `ema` averages stand in for what trained, in the same dtype.
-
-    Raises CheckpointError where averages are asked for and there are none.
+    True asks for the averages and False for the weights that were trained on, both put together from the pieces of
+    all ranks, in the dtype of the weights. Raises CheckpointError where the checkpoint has no such pieces.
     """
-    if not ema:
+    if ema is None:
         yield from read_tensors(path)
         return
-    if not has_averages(path):
-        raise CheckpointError(f"{path} has no averaged weights: its stage had ema 0; use the weights themselves")
+    kind = "ema" if ema else "master"
     pieces = open_pieces(path)
+    if not any(kind in pieces.kinds(name) for name in pieces.names()):
+        raise CheckpointError(f"{path} has no averaged weights: its stage had no ema" if ema else
+                              f"{path} has no training state, so no weights but those it was exported with")
     for tensors in read_tensors(path):
-        averaged = [name for name in tensors if "ema" in pieces.kinds(name)]
-        yield tensors | {name: _average(pieces, name, tensors[name]) for name in averaged}
+        trained = [name for name in tensors if kind in pieces.kinds(name)]
+        yield tensors | {name: _whole(pieces, name, kind, tensors[name]) for name in trained}
     pieces.close()
 
 
-def load_weights(path: Path, module: nn.Module, ema: bool = False) -> None:
-    """Put a verified checkpoint's weights into `module`; with `ema` their running averages where something trained.
+def load_weights(path: Path, module: nn.Module, ema: bool | None = None) -> None:
+    """Put a verified checkpoint's weights into `module`; which ones is said at `read_weights`.
 
-    Raises CheckpointError where names or shapes differ, or where averages are asked for and there are none.
+    Raises CheckpointError where names or shapes differ, or where the weights asked for are not there.
     """
     here, saved = module.state_dict(), shapes_of(path)
     needed = untied(here)
@@ -103,5 +98,5 @@ def load_weights(path: Path, module: nn.Module, ema: bool = False) -> None:
         module.load_state_dict(tensors, strict=False)
 
 
-def _average(pieces: Pieces, name: str, weight: Tensor) -> Tensor:
-    return pieces(name, 0, weight.numel(), only=["ema"])["ema"].reshape(weight.shape).to(weight.dtype)
+def _whole(pieces: Pieces, name: str, kind: str, like: Tensor) -> Tensor:
+    return pieces(name, 0, like.numel(), only=[kind])[kind].reshape(like.shape).to(like.dtype)

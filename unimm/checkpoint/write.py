@@ -29,10 +29,11 @@ from unimm.checkpoint.tensors import SPLIT, untied
 class Saver:
     """Writes a stage's checkpoints into `folder`, one at a time, and removes those that need not be kept."""
 
-    def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0, peers: Peers = Peers(),
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0, peers: Peers | None = None,
                  background: bool = True, split: int = SPLIT):
         """Keeps the newest `keep` and those of steps divisible by `keep_every` (0: none of them)."""
-        self.folder, self.keep, self.keep_every, self.peers, self.split = folder, keep, keep_every, peers, split
+        self.folder, self.keep, self.keep_every, self.split = folder, keep, keep_every, split
+        self.peers = peers or Peers()
         self.background = background
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
