@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from unimm.checkpoint.manifest import MANIFEST
 from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct
@@ -79,6 +80,8 @@ def timed(folder: Path, name: str):
 def _begin(recipe: Recipe, folder: Path) -> None:
     """Claim the folder for this recipe. Raises ConfigError where it can't be written or holds another one."""
     path = folder / RECIPE_FILE
+    if (folder / MANIFEST).is_file():
+        raise ConfigError(f"{folder} was exported, without its training state; train into another folder with --out")
     if ranks.rank() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -149,8 +149,9 @@ class Write:
     def _explained(self, error: Exception) -> str:
         match error:
             case OSError(errno=number) if number in FULL:
-                return (f"the disk is full; it takes {self.needed:,} bytes, {self.free:,} were free: free "
-                        f"{max(self.needed - self.free, 0):,} more, or choose another folder")
+                lacking = f"{self.needed - self.free:,} more" if self.free < self.needed else "more, or ask for a quota"
+                return (f"the disk is full; it takes {self.needed:,} bytes, {self.free:,} were free: free {lacking}, "
+                        "or choose another folder")
             case OSError(errno=number, strerror=said) if number in FORBIDDEN:
                 return f"{said} ({error.filename}); make the folder writable, or choose another"
             case OSError(strerror=said) if said:
