@@ -18,7 +18,6 @@ class Odd(nn.Module):
 
     def __init__(self, seed: int = 0):
         super().__init__()
-        torch.manual_seed(seed)
         self.embed = nn.Embedding(5, 3, dtype=torch.bfloat16)
         self.head = nn.Linear(3, 5, bias=False)
         self.head.weight = self.embed.weight
@@ -27,6 +26,9 @@ class Odd(nn.Module):
         self.empty = nn.Parameter(torch.empty(0, 4))
         for name in ("uint8", "uint16", "uint32", "uint64", "int8", "bool", "float64", "float8_e4m3fn"):
             self.register_buffer(name, torch.arange(seed, seed + 5).to(getattr(torch, name)))
+        random = torch.Generator().manual_seed(seed)  # its own: tests draw in several threads
+        for p in self.parameters():
+            p.data.copy_(torch.randn(p.shape, generator=random))
 
 
 def pieces_of(module: nn.Module, rank: int = 0, world: int = 1, keys=("master", "ema")) -> list[Piece]:
