@@ -16,7 +16,7 @@ from typing import Literal, Protocol, assert_never
 import torch
 from torch import Tensor, nn
 
-from unimm.checkpoint import Piece
+from unimm.checkpoint.pieces import Piece
 from unimm.config.stages import Stage
 from unimm.errors import UserError
 from unimm.losses import Losses
