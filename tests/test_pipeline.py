@@ -12,7 +12,8 @@ from PIL import Image as Picture
 from tiny import TINY, shortened
 
 from data.emoji import FontMissing, find_font
-from unimm import api, checkpoint, cli
+from unimm import api, cli
+from unimm.checkpoint.read import newest
 from unimm.config.check import ConfigError
 from unimm.config.data import ImageFolder, Use
 from unimm.config.tokens import Codebook
@@ -35,7 +36,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def weights(folder: Path) -> bytes:
-    return (checkpoint.newest(folder) / "model.safetensors").read_bytes()
+    return (newest(folder) / "model.safetensors").read_bytes()
 
 
 def losses(stage: Path) -> list[float]:

@@ -34,7 +34,7 @@ LAYERS = (
     "system",
     "train, generate",
     "previews, show",
-    "pipeline, evaluate, serve",
+    "pipeline, evaluate, serve, export",
     "api",
     "cli",
     "__main__",

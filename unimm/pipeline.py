@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from unimm.checkpoint.manifest import MANIFEST
 from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct
@@ -79,6 +80,8 @@ def timed(folder: Path, name: str):
 def _begin(recipe: Recipe, folder: Path) -> None:
     """Claim the folder for this recipe. Raises ConfigError where it can't be written or holds another one."""
     path = folder / RECIPE_FILE
+    if (folder / MANIFEST).is_file():
+        raise ConfigError(f"{folder} was exported, without its training state; train into another folder with --out")
     if ranks.rank() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +196,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     """One stage of the language model, from the previous stage's weights; its final checkpoint."""
     import torch
 
-    from unimm import checkpoint
+    from unimm.checkpoint.read import load_weights
     from unimm.model.backbone import compile_layers, recompute_layers
     from unimm.previews import preview_drawings
 
@@ -203,7 +206,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     torch.manual_seed(stage.seed)
     model = new_model(recipe, layout, tokenizer, stage.image_weight)
     if previous is not None:
-        checkpoint.load_weights(previous, model)
+        load_weights(previous, model)
     if stage.compile:
         compile_layers(model.backbone, stage.recompute)
     if stage.recompute:

@@ -79,11 +79,14 @@ class Stage:
     preview_every: int = 500
     save_every: int = 500
     keep: int = 2
-    """How many checkpoints of the stage are kept."""
+    """How many of the stage's newest checkpoints are kept."""
+    keep_every: int = 0
+    """Checkpoints of steps divisible by this are kept too. 0: none of them."""
 
     def __post_init__(self):
         positive(self, "steps", "log_every", "preview_every", "save_every", "keep")
         check(self, len(self.mix) > 0, "mix", "at least one Use of a dataset")
+        check(self, self.keep_every >= 0, "keep_every", "0 (none) or more")
         check(self, self.micro >= 0, "micro", "0 (all at once) or more")
         check(self, 0 <= self.ema < 1, "ema", "0 (no average) or a decay below 1, 0.999 say")
         check(self, self.zero > 0 or not self.offload, "offload", "False at zero 0: set zero to 1, 2 or 3, or offload "

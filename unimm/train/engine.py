@@ -14,7 +14,7 @@ from typing import Literal, Protocol, assert_never
 
 from torch import Tensor, nn
 
-from unimm.checkpoint import Piece
+from unimm.checkpoint.pieces import Piece
 from unimm.config.stages import Stage
 from unimm.losses import Losses
 from unimm.train import ranks

@@ -21,7 +21,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from unimm import checkpoint
+from unimm.checkpoint.manifest import CheckpointError
+from unimm.checkpoint.phases import Peers
+from unimm.checkpoint.read import load_weights, open_pieces, read_recipe, read_state, take_up
+from unimm.checkpoint.write import Saver
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.losses import Losses
 from unimm.train import ranks
@@ -82,12 +85,12 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
     _check_trains(work)
     say = teller()
     found = _find(folder, say)
-    if found and checkpoint.read_state(found)["step"] >= stage.steps:
-        checkpoint.load_weights(found, work.module)
+    if found and read_state(found)["step"] >= stage.steps:
+        load_weights(found, work.module)
         say(f"{name}: already done, {found}")
         return found
     if found:
-        checkpoint.load_weights(found, work.module)
+        load_weights(found, work.module)
     work.module.to(ranks.device())
     say("\n".join(parameter_table(work.module, work.new_rows)))
     say(f"{name}: {stage.steps:,} steps; {cut}; {stage.precision}, zero {stage.zero}, "
@@ -96,7 +99,7 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
     if found:
         run.restore(found)
         say(f"{name}: continuing after step {run.step} from {found}")
-        if checkpoint.read_recipe(found) != work.recipe:
+        if read_recipe(found) != work.recipe:
             say(f"{name}: the recipe differs from the one it was saved with ({found / 'recipe.json'})")
     run.begin()
     with contextlib.closing(run), Signals() as signals:
@@ -106,9 +109,10 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
             if done or stop or run.step % stage.save_every == 0:
                 run.save()
             if stop and not done:
-                raise Interrupted(stop, run.saved, again or _own_command())
+                raise Interrupted(stop, run.saver.wait(), again or _own_command())
+        run.saved = run.saver.wait()
     run.engine.close()
-    checkpoint.load_weights(run.saved, work.module)
+    load_weights(run.saved, work.module)
     return run.saved
 
 
@@ -123,6 +127,7 @@ class _Run:
         self.tokens = 0
         self.seconds = 0.0
         self.window = Window()
+        self.saver = Saver(folder, stage.keep, stage.keep_every, Peers.over(ranks.own_group()))
         self.saved: Path | None = None
 
     def begin(self) -> None:
@@ -134,7 +139,10 @@ class _Run:
         self.progress = Progress(self.name, self.step, self.stage.steps, "tokens" if self.shares.tokens else "images")
 
     def one_step(self, received: int) -> int:
-        """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0."""
+        """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0.
+
+        Raises NotFinite, and CheckpointError where the save behind has failed.
+        """
         factor = multiplier(self.stage.schedule, self.step, self.stage.steps)
         self.engine.set_rate(factor)
         slots = self.shares.slots(self.work.batches.next(), ranks.rank())
@@ -153,8 +161,11 @@ class _Run:
         """The step's one collective: the signal to stop, and the weight of its slots on all ranks."""
         weights = [self.work.module.weigh(slot) for slot in slots]
         asked = [float(received == number) for number in STOPS]
-        learned, read, *asked = ranks.total([float(sum(w.learned for w in weights)),
-                                             float(sum(w.read for w in weights)), *asked])
+        learned, read, failed, *asked = ranks.total([float(sum(w.learned for w in weights)),
+                                                     float(sum(w.read for w in weights)), float(self.saver.failed),
+                                                     *asked])
+        if failed:
+            self.saver.wait()
         self.tokens += int(read)
         return next((number for number, count in zip(STOPS, asked) if count), 0), learned
 
@@ -173,7 +184,8 @@ class _Run:
             raise self._not_finite(str(error)) from None
 
     def _not_finite(self, what: str) -> NotFinite:
-        kept = f"the newest checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
+        saved = self.saver.wait() or self.saved
+        kept = f"the newest checkpoint is {saved}" if saved else "there is no checkpoint yet"
         return NotFinite(f"{self.name}, step {self.step + 1}: {what}; no weight was changed by it and {kept}. "
                          "Lower optimizer.lr or optimizer.clip, or look at this step's data")
 
@@ -220,9 +232,7 @@ class _Run:
         window = {name: both.tolist() for name, both in self.window.sums.items()}
         state = {"stage": self.name, "zero": self.stage.zero, "seconds": self.seconds, "tokens": self.tokens,
                  "engine": self.engine.scalars(), "window": ranks.gather(window), "stream": self.work.batches.state()}
-        peers = checkpoint.Ranks(ranks.rank(), ranks.world(), ranks.barrier)
-        self.saved = checkpoint.save(self.folder, self.step, self.engine.weights(), self.engine.pieces(), state,
-                                     self.work.recipe, self.stage.keep, peers)
+        self.saver.save(self.step, self.engine.weights(), self.engine.pieces(), state, self.work.recipe)
         self.logged_at += time.monotonic() - began
 
     def restore(self, path: Path) -> None:
@@ -230,11 +240,12 @@ class _Run:
 
         Raises CheckpointError where it is another stage's, ConfigError where it was of another stream.
         """
-        state = checkpoint.read_state(path)
+        state = read_state(path)
         if state["stage"] != self.name:
-            raise checkpoint.CheckpointError(f"{path} was saved by stage {state['stage']!r}, this is {self.name!r}; "
+            raise CheckpointError(f"{path} was saved by stage {state['stage']!r}, this is {self.name!r}; "
                                              "continue that one, or train into another folder")
-        self.engine.restore(checkpoint.reader(path), state["engine"])
+        with contextlib.closing(open_pieces(path)) as read:
+            self.engine.restore(read, state["engine"])
         self.work.batches.restore(state["stream"])
         self.window.restore(state["window"])
         self.step, self.tokens, self.seconds, self.saved = state["step"], state["tokens"], state["seconds"], path
@@ -275,11 +286,7 @@ def _find(folder: Path, say: Callable[[str], None]) -> Path | None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainError(f"can't write into {folder}: {error.strerror}") from error
-
-        def damaged(path: Path, why: str) -> None:
-            say(f"{why}; kept as {checkpoint.set_aside(path).name}, looking for an older one")
-
-        found = checkpoint.newest(folder, damaged)
+        found = take_up(folder, say)
     return ranks.from_first(found)
 
 

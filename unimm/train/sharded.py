@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from unimm.checkpoint import Piece
+from unimm.checkpoint.pieces import Piece
 from unimm.config.stages import Stage
 from unimm.losses import Losses
 from unimm.train import ranks
