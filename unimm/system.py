@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken
+from unimm.config.stages import NextToken, Stage
 from unimm.config.tokens import PretrainedText, SentencePieceText
 from unimm.layout import Layout
 from unimm.recipe import load_recipe
@@ -72,6 +72,19 @@ def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image
     return UnifiedModel(backbone, layout.vocab, image_input, image_weight)
 
 
+def load_stage(path: Path, model: "UnifiedModel", stage: Stage) -> None:
+    """Put the weights of a checkpoint of `stage` into a plain model; adapters are merged into what they adapt."""
+    from unimm import checkpoint
+
+    if stage.train.lora:
+        from unimm.model.lora import adapt, merge
+
+        adapt(model, stage.train.lora)
+    checkpoint.load_weights(path, model)
+    if stage.train.lora:
+        merge(model)
+
+
 def open_run(folder: str | Path) -> System:
     """A trained run, with the newest whole checkpoint of its latest language stage.
 
@@ -92,5 +105,5 @@ def open_run(folder: str | Path) -> System:
     layout = layout_of(recipe, text_of(recipe, folder))
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
     model = new_model(recipe, layout, tokenizer)
-    checkpoint.load_weights(found, model)
+    load_stage(found, model, recipe.stages[found.parent.name])
     return System(recipe, folder, layout, tokenizer.eval(), model.eval(), found)
