@@ -21,7 +21,7 @@ def is_adapter(name: str) -> bool:
 
 
 def adapt(module: nn.Module, lora: Lora, where: str = "train.lora") -> None:
-    """Add adapters to `module`, A drawn from torch's random state, B zero; freezes all else.
+    """Add adapters to `module`, A drawn from torch's random state, B zero; what trained before still does.
 
     Raises ConfigError, naming the field `where`.targets, for a target that is no linear layer of a block.
     """
@@ -33,8 +33,11 @@ def adapt(module: nn.Module, lora: Lora, where: str = "train.lora") -> None:
                                       for own in dict.fromkeys(name.rpartition(".")[2] for name in linear)}
     kind = "linear layer inside this model's blocks (tables and heads train by train.parts)"
     targets = set().union(*chosen(lora.targets, linear, words, f"{where}.targets", kind))
+    trained = [p for p in module.parameters() if p.requires_grad]
     inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
                                        target_modules=sorted(targets)), module)
+    for p in trained:  # which peft has frozen
+        p.requires_grad_(True)
 
 
 def merge(module: nn.Module) -> None:

@@ -98,8 +98,9 @@ def _how(members: dict[str, nn.Parameter], trained: Trained) -> str:
         how.append(f"LoRA rank {max(ranks)} on {len(adapters) // 2} layers")
     how += [f"{len(some):,} new rows of {len(plain[name]):,}" for name, some in trained.rows.items() if name in plain]
     if whole:
-        owners = list(dict.fromkeys(name.split(".")[-2] for name in whole))
-        some = f"{len(whole)} of {len(plain)} tensors" if len(owners) > 2 else ", ".join(owners)
+        owners = dict.fromkeys(name.split(".")[-2] for name in whole)
+        named = len(owners) <= 2 and not any(owner.isdigit() for owner in owners)
+        some = ", ".join(owners) if named else f"{len(whole)} of {len(plain)} tensors"
         some = "norms" if all("norm" in owner for owner in owners) else some
         how.append("full" if len(whole) == len(plain) else some)
         how[-1] += "".join(f", {'all' if len(new) == len(plain[name]) else f'{len(new):,}'} rows new"
