@@ -212,7 +212,8 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
     system = System(recipe, folder, layout, tokenizer, model, folder)
     work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),
-                new_rows=_new_rows(recipe, layout, model), parts=model.parts(), recipe=json.loads(recipe_to_json(recipe)))
+                new_rows=_new_rows(recipe, layout, model), parts=model.parts(),
+                recipe=json.loads(recipe_to_json(recipe)))
     teller()(f"{name}: {model.describe()}")
     return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}")
 

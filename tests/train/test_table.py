@@ -46,6 +46,11 @@ def test_a_rank_s_memory_follows_precision_zero_and_what_trains(zero, precision,
     assert sums == [weights, gradients, optimizer]
 
 
+def test_gradients_added_up_over_several_forwards_are_fp32_and_shared_out():
+    found = rows(NEW_ROWS, 2, zero=1, precision="bf16", micro=2).values()
+    assert sum(r.gradients for r in found) == 4 * 192 / 2
+
+
 @pytest.mark.parametrize("optimizer", [AdamW(), Muon()], ids=["adamw", "muon"])
 def test_in_one_process_the_bytes_are_those_of_the_tensors(optimizer):
     module = Toy()

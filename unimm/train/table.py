@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from unimm.config.stages import Stage
+from unimm.config.stages import NextToken, Reconstruct
 from unimm.model.lora import is_adapter
 from unimm.train.optimizer import build_optimizer
+from unimm.train.shares import shares
 from unimm.train.trains import Trained
 
 
@@ -29,7 +30,8 @@ class Row:
     optimizer: float
 
 
-def bytes_per_rank(size: int, moved: int, stage: Stage, world: int, moments: int) -> tuple[float, float, float]:
+def bytes_per_rank(size: int, moved: int, stage: NextToken | Reconstruct, world: int,
+                   moments: int) -> tuple[float, float, float]:
     """Bytes of (weights, gradients, optimizer) on one rank; activations and buffers of collectives come on top.
 
     size     elements of all tensors
@@ -38,16 +40,18 @@ def bytes_per_rank(size: int, moved: int, stage: Stage, world: int, moments: int
 
     At stage 0 weights and gradients are fp32. From stage 1 on they have the stage's precision, and the optimizer, with
     fp32 masters of what it moves, is shared out; from 2 on gradients are, at 3 weights too (Rajbhandari et al. 2020,
-    arXiv:1910.02054, section 3).
+    arXiv:1910.02054, section 3). Gradients that are added up over several forwards are fp32 and shared out (see
+    `unimm.train.sharded`).
     """
     if stage.zero == 0:
         return 4.0 * size, 4.0 * moved, 4.0 * moments * moved
     width = 2 if stage.precision == "bf16" else 4
-    return (width * size / (world if stage.zero == 3 else 1), width * moved / (world if stage.zero >= 2 else 1),
-            4 * (1 + moments) * moved / world)
+    summed = width == 2 and shares(stage, world).accumulated > 1
+    gradients = 4 * moved / world if summed else width * moved / (world if stage.zero >= 2 else 1)
+    return width * size / (world if stage.zero == 3 else 1), gradients, 4 * (1 + moments) * moved / world
 
 
-def rows(module: nn.Module, stage: Stage, trained: Trained, world: int) -> list[Row]:
+def rows(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, world: int) -> list[Row]:
     """The table's rows, in the module's order."""
     groups = build_optimizer(module, stage.optimizer, trained.rates, trained.rows).param_groups
     group_of = {p: group for group in groups for p in group["params"]}
@@ -67,7 +71,7 @@ def rows(module: nn.Module, stage: Stage, trained: Trained, world: int) -> list[
     return found
 
 
-def lines(module: nn.Module, stage: Stage, trained: Trained, world: int) -> list[str]:
+def lines(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, world: int) -> list[str]:
     """The table as text, with its totals."""
     found = rows(module, stage, trained, world)
     sums = [sum(values) for values in zip(*((r.parameters, r.trained, r.weights, r.gradients, r.optimizer)
@@ -84,8 +88,9 @@ def lines(module: nn.Module, stage: Stage, trained: Trained, world: int) -> list
     table = ["  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
              for row in cells]
     who = f"each of {world} ranks" if world > 1 else "one process"
+    where = ", the optimizer's in host memory" if stage.offload else ""
     return table + [f"{who} holds {sum(sums[2:]) / scale:,.2f} {unit} of these at zero {stage.zero} in "
-                    f"{stage.precision}, and activations"]
+                    f"{stage.precision}{where}, and activations"]
 
 
 def _how(members: dict[str, nn.Parameter], trained: Trained) -> str:
