@@ -12,11 +12,13 @@ import torch
 from PIL import Image as Picture
 from safetensors.torch import load_file
 from tiny import TINY, shortened
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from data.emoji import FontMissing, find_font
 from unimm import api, checkpoint, cli
 from unimm.config.check import ConfigError
 from unimm.config.data import ImageFolder, Use
+from unimm.config.model import PretrainedBackbone
 from unimm.config.stages import AdamW
 from unimm.config.tokens import Codebook
 from unimm.config.trains import Lora, Trains
@@ -194,6 +196,32 @@ def test_a_lora_stage_is_sampled_and_continued_as_plain_weights(tmp_path):
     assert draw(second, [[Text("a red circle")]], [0])[0].shape == (32, 32, 3)
     assert first.model.state_dict().keys() == second.model.state_dict().keys()
     assert not torch.equal(second.model.get_parameter(f"{layer}.weight"), merged)
+
+
+def test_a_published_model_s_own_rows_and_layers_survive_lora_bit_for_bit(tmp_path):
+    """SEED-LLaMA's condition, end to end: adapters and new rows learn, whatever was published stays."""
+    shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16)
+    published = Qwen3ForCausalLM(Qwen3Config(vocab_size=400, intermediate_size=64, tie_word_embeddings=False, **shape))
+    published.bfloat16().save_pretrained(tmp_path / "published")
+    train = Trains(parts=("new_rows",), lora=Lora(rank=2))
+    stage = replace(TINY.stages["pretrain"], train=train, optimizer=AdamW(lr=0.01, weight_decay=0.5))
+    recipe = replace(TINY, backbone=PretrainedBackbone(path=str(tmp_path / "published")),
+                     image_in=replace(TINY.image_in, rows="mean"), stages=TINY.stages | {"pretrain": stage})
+    train_run(recipe, tmp_path / "run", last="pretrain")
+    system = open_run(tmp_path / "run")
+    begun = load_file(system.checkpoint / "model.safetensors")
+    text = system.layout.vocab.text_size
+    assert 0 < text < system.layout.vocab.rows == len(begun["backbone.lm_head.weight"])
+    for name, p in published.named_parameters():
+        ours = system.model.backbone.get_parameter(name)
+        assert ours.dtype == torch.float32  # what an optimizer updates is never bf16
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert torch.equal(ours[:text], p[:text].float())
+        elif name.endswith("proj.weight"):
+            assert torch.equal(begun[f"backbone.{name.removesuffix('.weight')}.base_layer.weight"], p.float())
+            assert not torch.equal(ours, p.float())
+        else:
+            assert torch.equal(ours, p.float())
 
 
 def test_a_tokenizer_s_stage_trains_the_parts_it_names(tmp_path):

@@ -24,7 +24,8 @@ def build_backbone(config: Backbone, vocab: Vocab, image_in: SharedTable, code_v
         case PretrainedBackbone(path=path):
             from transformers import AutoModelForCausalLM
 
-            backbone = AutoModelForCausalLM.from_pretrained(path)
+            # Not in the bf16 that most are published in: small updates of bf16 weights are lost in rounding.
+            backbone = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
             known = backbone.get_input_embeddings().weight.shape[0]
             if vocab.rows > known:
                 # Our own initialisation follows; the built-in one needs the mean of all old rows twice.
