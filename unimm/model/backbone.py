@@ -26,8 +26,9 @@ def build_backbone(config: Backbone, vocab: Vocab, image_in: SharedTable, code_v
 
             # Not in the bf16 that most are published in: small updates of bf16 weights are lost in rounding.
             backbone = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-            known = backbone.get_input_embeddings().weight.shape[0]
-            if vocab.rows > known:
+            published = backbone.get_input_embeddings().weight.shape[0]
+            known = min(published, vocab.text_size)  # many tables end in rows of no id, which markers then take
+            if vocab.rows > published:
                 # Our own initialisation follows; the built-in one needs the mean of all old rows twice.
                 backbone.resize_token_embeddings(vocab.rows, mean_resizing=False)
         case _:
