@@ -94,16 +94,15 @@ def lines(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, w
 
 
 def _how(members: dict[str, nn.Parameter], trained: Trained) -> str:
-    adapters = [p for name, p in members.items() if is_adapter(name)]
+    adapters = [p for name, p in members.items() if ".lora_A." in name]  # (rank, inputs)
     plain = {name: p for name, p in members.items() if not is_adapter(name)}
     whole = [name for name, p in plain.items() if p.requires_grad and name not in trained.rows]
     how = []
     if adapters:
-        ranks = {min(p.shape) for p in adapters}
-        how.append(f"LoRA rank {max(ranks)} on {len(adapters) // 2} layers")
+        how.append(f"LoRA rank {len(adapters[0])} on {len(adapters)} layers")
     how += [f"{len(some):,} new rows of {len(plain[name]):,}" for name, some in trained.rows.items() if name in plain]
     if whole:
-        owners = dict.fromkeys(name.split(".")[-2] for name in whole)
+        owners = dict.fromkeys(name.rpartition(".")[0].rpartition(".")[2] for name in whole)
         named = len(owners) <= 2 and not any(owner.isdigit() for owner in owners)
         some = ", ".join(owners) if named else f"{len(whole)} of {len(plain)} tensors"
         some = "norms" if all("norm" in owner for owner in owners) else some
