@@ -52,6 +52,7 @@ HEAVY = (
     "torch",
     "transformers",
     "deepspeed",
+    "peft",
     "datasets",
     "grain",
     "pyarrow",

@@ -19,7 +19,7 @@ from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken
 from unimm.disk import Digest, copy_file, sync_folder, write_file, writing
 from unimm.recipe import load_recipe
-from unimm.system import RECIPE_FILE, TEXT_FILE, TOKENIZER_FOLDER, trained_language
+from unimm.system import EXPORT_FILE, RECIPE_FILE, TEXT_FILE, TOKENIZER_FOLDER, trained_language
 
 
 def export_run(run: Path, out: Path, stage: str | None = None, step: int | None = None,
@@ -44,7 +44,7 @@ def export_run(run: Path, out: Path, stage: str | None = None, step: int | None 
         part.mkdir(parents=True)
         try:
             write_manifest(part, _copied(run, part) | write_weights(part, weights)
-                           | {"export.json": write_file(part / "export.json", [json.dumps(about, indent=1).encode()])})
+                           | {EXPORT_FILE: write_file(part / EXPORT_FILE, [json.dumps(about, indent=1).encode()])})
             sync_folder(part)
             part.rename(out)
             sync_folder(out.parent)

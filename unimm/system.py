@@ -10,13 +10,14 @@
 A run that was exported has the model's weights beside its recipe instead of stages and codes.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken
+from unimm.config.stages import NextToken, Stage
 from unimm.config.tokens import PretrainedText, SentencePieceText
 from unimm.layout import Layout
 from unimm.recipe import load_recipe
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from unimm.images.tokenizer import ImageTokenizer
     from unimm.model.unified import UnifiedModel
 
-TEXT_FILE, TOKENIZER_FOLDER, RECIPE_FILE = "text.model", "image_tokenizer", "recipe.json"
+TEXT_FILE, TOKENIZER_FOLDER, RECIPE_FILE, EXPORT_FILE = "text.model", "image_tokenizer", "recipe.json", "export.json"
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,31 @@ def trained_language(recipe: Recipe, folder: Path) -> Path | None:
     return next((path for name in reversed(stages) if (path := newest(folder / name))), None)
 
 
+def stage_of(checkpoint: Path) -> str:
+    """The stage whose weights a checkpoint, or an exported folder, holds."""
+    exported = checkpoint / EXPORT_FILE
+    return json.loads(exported.read_bytes())["stage"] if exported.is_file() else checkpoint.parent.name
+
+
+def load_stage(path: Path, model: "UnifiedModel", stage: Stage) -> None:
+    """Put the weights of a checkpoint of `stage` into a plain model; adapters are merged into what they adapt."""
+    from unimm.checkpoint.read import load_weights
+
+    if stage.train.lora:
+        from unimm.model.lora import adapt, merge
+
+        adapt(model, stage.train.lora)
+    load_weights(path, model)
+    if stage.train.lora:
+        merge(model)
+
+
 def open_run(folder: str | Path) -> System:
     """A trained run, with the newest whole checkpoint of its latest language stage.
 
     Raises ConfigError where the folder is no run or has no trained model yet; TextError, TokenizerError
     and CheckpointError where a part of it is damaged.
     """
-    from unimm.checkpoint.read import load_weights
     from unimm.images.tokenizer import load_tokenizer
 
     folder = Path(folder)
@@ -108,5 +127,5 @@ def open_run(folder: str | Path) -> System:
     layout = layout_of(recipe, text_of(recipe, folder))
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
     model = new_model(recipe, layout, tokenizer)
-    load_weights(found, model)
+    load_stage(found, model, recipe.stages[stage_of(found)])
     return System(recipe, folder, layout, tokenizer.eval(), model.eval(), found)

@@ -135,25 +135,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_saves_nothin
     assert [p.name for p in tmp_path.glob("step-*")] == ["step-00000004"]
 
 
-def test_the_table_says_what_trains_and_what_is_new(tmp_path, capsys):
-    module = ToyLM()
-    module.blocks.requires_grad_(False)
-    run_stage(Work(module, Stream("lm"), new_rows={"embed.weight": 6}), stage(steps=1), tmp_path, engine="plain")
-    table = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["embed", "96", "96", "6", "new", "rows"] in table
-    assert ["blocks", "128", "frozen"] in table and ["total", "320", "192"] in table
-
-
-def test_a_stage_in_which_nothing_or_no_new_row_can_learn_is_refused(tmp_path):
-    module = ToyLM()
-    module.embed.requires_grad_(False)
-    with pytest.raises(TrainError, match="6 new rows of embed.weight could never learn"):
-        run_stage(Work(module, Stream("lm"), new_rows={"embed.weight": 6}), stage(), tmp_path)
-    module.requires_grad_(False)
-    with pytest.raises(TrainError, match="nothing trains"):
-        run_stage(Work(module, Stream("lm")), stage(), tmp_path)
-
-
 def test_a_checkpoint_of_another_model_or_stage_is_refused(tmp_path):
     path = train(tmp_path, steps=4)
     with pytest.raises(CheckpointError, match="is of another model"):

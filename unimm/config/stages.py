@@ -5,6 +5,7 @@ from typing import Literal
 
 from unimm.config.check import check, fraction, nearest, positive
 from unimm.config.data import Use
+from unimm.config.trains import Trains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class Stage:
 
     mix: tuple[Use, ...]
     steps: int
+    train: Trains = Trains()
+    """What trains, and how: everything; some parts; new rows and low-rank adapters."""
     optimizer: AdamW | Muon = AdamW()
     schedule: Schedule = Schedule()
     precision: Literal["fp32", "bf16"] = "fp32"

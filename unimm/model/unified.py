@@ -32,6 +32,15 @@ class UnifiedModel(nn.Module):
     def device(self) -> torch.device:
         return self.backbone.get_input_embeddings().weight.device
 
+    def parts(self) -> dict[str, list[str]]:
+        """Names of parameters by what recipes call them; tied tables are in two parts, under a name in each."""
+        layers = {"embeddings": self.backbone.get_input_embeddings(), "head": self.backbone.get_output_embeddings()}
+        owned = {word: set(layer.parameters()) for word, layer in layers.items()}
+        inside = dict(self.named_parameters(remove_duplicate=False))
+        parts = {word: [name for name, p in inside.items() if p in own] for word, own in owned.items()}
+        tables = set().union(*owned.values())
+        return parts | {"backbone": [n for n, p in inside.items() if n.startswith("backbone.") and p not in tables]}
+
     def hidden(self, ids: torch.Tensor, position: torch.Tensor, document: torch.Tensor) -> torch.Tensor:
         """The last hidden states (B, T, width) of packed rows."""
         embedded, _ = self.image_input(self.backbone.get_input_embeddings(), ids)

@@ -9,7 +9,7 @@ nowhere written by hand (`unimm.train.sharded`).
 
 import contextlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, Protocol, assert_never
 
 from torch import Tensor, nn
@@ -62,14 +62,15 @@ class Engine(Protocol):
 class PlainEngine:
     """One process, torch alone: where DeepSpeed can't be installed, and as the reference for its curve."""
 
-    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None):
+    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None,
+                 undecayed: Collection[str] = ()):
         if ranks.world() > 1:
             raise TrainError(f"{ranks.world()} processes need DeepSpeed; install it, or start one process")
         self.module = module
         self.trained = [p for p in module.parameters() if p.requires_grad]
         self.limit = stage.optimizer.clip
         self.forward = Autocast(module, stage)
-        self.optimizer = build_optimizer(module, stage.optimizer, rates)
+        self.optimizer = build_optimizer(module, stage.optimizer, rates, undecayed)
         held = list(held_whole(module, self.optimizer).values())
         self.masters = Masters(module, self.optimizer, held, stage.ema, shared=True)
 
@@ -111,10 +112,10 @@ class PlainEngine:
 
 
 def build_engine(module: nn.Module, stage: Stage, kind: Literal["auto", "deepspeed", "plain"] = "auto",
-                 rates: Mapping[str, float] | None = None) -> Engine:
+                 rates: Mapping[str, float] | None = None, undecayed: Collection[str] = ()) -> Engine:
     """The engine of a stage; `auto` takes DeepSpeed where it is installed. Raises TrainError.
 
-    `rates` multiplies the learning rate of the parameters it names.
+    `rates` multiplies the learning rate of the parameters it names; `undecayed` names those without weight decay.
     """
     ranks.start()
     if kind == "auto":
@@ -123,8 +124,8 @@ def build_engine(module: nn.Module, stage: Stage, kind: Literal["auto", "deepspe
         case "deepspeed":
             from unimm.train.sharded import DeepSpeedEngine
 
-            return DeepSpeedEngine(module, stage, rates)
+            return DeepSpeedEngine(module, stage, rates, undecayed)
         case "plain":
-            return PlainEngine(module, stage, rates)
+            return PlainEngine(module, stage, rates, undecayed)
         case _:
             assert_never(kind)

@@ -27,9 +27,9 @@ from unimm.checkpoint.read import load_weights, open_pieces, read_recipe, read_s
 from unimm.checkpoint.write import Saver
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.losses import Losses
-from unimm.train import ranks
+from unimm.train import ranks, table, trains
 from unimm.train.engine import Engine, build_engine
-from unimm.train.progress import Log, Progress, Window, parameter_table, teller
+from unimm.train.progress import Log, Progress, Window, teller
 from unimm.train.schedule import multiplier
 from unimm.train.shares import Shares, shares
 from unimm.train.signals import STOPS, Interrupted, Signals
@@ -58,17 +58,17 @@ class Work:
     batches   this rank's share of each optimizer step
     preview   called on rank 0 every `preview_every` steps and at the end, module in eval mode, without gradients, its
               weights those that the stage would leave; may return scalars for the metrics
-    new_rows  parameter name -> how many of its rows are new and must learn
+    new_rows  parameter name -> which of its rows are new and must learn
+    parts     what recipes call a part -> names of parameters, beyond `unimm.config.trains`'s own words
     recipe    the resolved recipe as JSON values, kept in every checkpoint
-    rates     parameter name -> factor on its learning rate
     """
 
     module: nn.Module
     batches: Stream
     preview: Callable[[int], Mapping[str, float] | None] | None = None
-    new_rows: dict[str, int] = field(default_factory=dict)
+    new_rows: dict[str, range] = field(default_factory=dict)
+    parts: dict[str, list[str]] = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)
-    rates: dict[str, float] = field(default_factory=dict)
 
 
 def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name: str = "train",
@@ -82,8 +82,9 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
     """
     ranks.start()
     cut = shares(stage, ranks.world())
-    _check_trains(work)
     say = teller()
+    torch.manual_seed(stage.seed)  # adapters start alike on every rank
+    trained = trains.apply(work.module, stage.train, work.new_rows, work.parts, f"stages.{name}.train")
     found = _find(folder, say)
     if found and read_state(found)["step"] >= stage.steps:
         load_weights(found, work.module)
@@ -92,10 +93,11 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
     if found:
         load_weights(found, work.module)
     work.module.to(ranks.device())
-    say("\n".join(parameter_table(work.module, work.new_rows)))
+    say("\n".join(table.lines(work.module, stage, trained, ranks.world())))
     say(f"{name}: {stage.steps:,} steps; {cut}; {stage.precision}, zero {stage.zero}, "
         f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}")
-    run = _Run(work, stage, cut, folder, name, build_engine(work.module, stage, engine, work.rates))
+    run = _Run(work, stage, cut, folder, name,
+               build_engine(work.module, stage, engine, trained.rates, trained.rows))
     if found:
         run.restore(found)
         say(f"{name}: continuing after step {run.step} from {found}")
@@ -267,15 +269,6 @@ def tensors(batch, device: torch.device):
     if isinstance(batch, dict):
         return {name: move(value) for name, value in batch.items()}
     return tuple(move(value) for value in batch)
-
-
-def _check_trains(work: Work) -> None:
-    frozen = {name for name, p in work.module.named_parameters() if not p.requires_grad}
-    if len(frozen) == sum(1 for _ in work.module.named_parameters()):
-        raise TrainError("nothing trains in this stage: every parameter is frozen")
-    for name, rows in work.new_rows.items():
-        if name in frozen:
-            raise TrainError(f"{rows} new rows of {name} could never learn: it is frozen in this stage; let it train")
 
 
 def _find(folder: Path, say: Callable[[str], None]) -> Path | None:
