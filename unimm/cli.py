@@ -192,7 +192,7 @@ def _show(recipe: Recipe, as_json: bool) -> int:
 def _train(command: Train, rest: list[str]) -> int:
     recipe = load(command.recipe, rest)
     from unimm.pipeline import train_run
-    from unimm.train.loop import Interrupted
+    from unimm.train.signals import Interrupted
 
     folder = command.out or (command.recipe if command.recipe.is_dir() else Path("runs") / recipe.name)
     try:

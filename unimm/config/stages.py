@@ -5,6 +5,7 @@ from typing import Literal
 
 from unimm.config.check import check, fraction, positive
 from unimm.config.data import Use
+from unimm.config.guards import Guards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ class Stage:
     save_every: int = 500
     keep: int = 2
     """How many checkpoints of the stage are kept."""
+    guards: Guards = Guards()
 
     def __post_init__(self):
         positive(self, "steps", "log_every", "preview_every", "save_every", "keep")

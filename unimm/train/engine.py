@@ -46,7 +46,10 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None: ...
 
     def step(self) -> float:
-        """Clip, update, clear; the gradient norm before clipping, over all ranks. Raises NotFinite, weights unmoved."""
+        """Clip, update, clear; the gradient norm before clipping, over all ranks.
+
+        Raises NotFinite, on all ranks alike, with weights and optimizer unmoved and the gradients cleared.
+        """
 
     def set_rate(self, factor: float) -> None:
         """Set every group's learning rate to `factor` times its highest."""
@@ -108,9 +111,11 @@ class PlainEngine:
         loss.backward()
 
     def step(self) -> float:
-        norm = clip([p.grad for p in self.trained if p.grad is not None], self.limit)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        try:
+            norm = clip([p.grad for p in self.trained if p.grad is not None], self.limit)
+            self.optimizer.step()
+        finally:
+            self.optimizer.zero_grad()
         return norm
 
     def set_rate(self, factor: float) -> None:
@@ -181,8 +186,11 @@ class DeepSpeedEngine:
 
     def step(self) -> float:
         if self.zero == 0:
-            norm = clip([p.grad for p in self.trained if p.grad is not None], self.limit)
-            self.engine.step()
+            try:
+                norm = clip([p.grad for p in self.trained if p.grad is not None], self.limit)
+                self.engine.step()
+            finally:
+                self.engine.zero_grad()
             return norm
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm())

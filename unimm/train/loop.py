@@ -6,10 +6,8 @@
 import contextlib
 import dataclasses
 import math
-import os
 import random
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,10 +22,15 @@ from torch import nn
 from unimm import checkpoint
 from unimm.config.stages import Stage
 from unimm.losses import Losses
+from unimm.status import HUNG, Status
 from unimm.train import ranks
 from unimm.train.engine import Engine, NotFinite, TrainError, build_engine, check_engine, per_step
+from unimm.train.guards import Guards
+from unimm.train.meter import Meter
 from unimm.train.progress import Log, Progress, Window, parameter_table, teller
 from unimm.train.schedule import multiplier
+from unimm.train.signals import Interrupted, Signals, verdict, votes
+from unimm.train.watchdog import Watchdog
 
 
 class Stream(Protocol):
@@ -50,6 +53,9 @@ class Work:
               mode, without gradients; may return scalars for the metrics; can't disturb training's randomness
     new_rows  parameter name -> how many of its rows are new and must learn
     recipe    the resolved recipe as JSON values, kept in every checkpoint
+    show      a batch in words, as JSON values, for the file of one that went wrong
+    codes     codebook -> its ids (first, one past the last), to log how evenly image targets use it
+    flops_per_token  of forward and backward, for the MFU
     """
 
     module: nn.Module
@@ -57,23 +63,17 @@ class Work:
     preview: Callable[[int], Mapping[str, float] | None] | None = None
     new_rows: dict[str, int] = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)
-
-
-class Interrupted(Exception):
-    """The stage was stopped by a signal after saving; `code` is the exit code, 128 + the signal's number."""
-
-    def __init__(self, signum: int, path: Path, again: str):
-        super().__init__(f"stopped by {signal.Signals(signum).name}, saved as {path}\ncontinue with: {again}")
-        self.code = 128 + signum
-        self.path = path
+    show: Callable[[object], dict] | None = None
+    codes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    flops_per_token: float = 0.0
 
 
 def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", again: str | None = None,
-              engine: Literal["auto", "deepspeed", "plain"] = "auto") -> Path:
+              engine: Literal["auto", "deepspeed", "plain"] = "auto", status: Status | None = None) -> Path:
     """Train `work.module` in place to the stage's last step; returns the final checkpoint.
 
     Continues from the newest whole checkpoint in `folder`, if any. Every rank calls this together.
-    `again` is the command that continues after an interruption; by default this process's own.
+    `again` is the command that continues after an interruption; by default this process's own. `status` is kept up.
 
     Raises TrainError (nothing trains, uneven shares, NaN), CheckpointError, Interrupted.
     """
@@ -91,16 +91,18 @@ def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", ag
         checkpoint.load_weights(found, work.module)
     work.module.to(ranks.device())
     _announce(work, stage, name, say)
-    run = _Run(work, stage, folder, name, build_engine(work.module, stage, engine))
+    run = _Run(work, stage, folder, name, build_engine(work.module, stage, engine), status)
     if found:
         run.restore(found)
         say(f"{name}: continuing after step {run.step} from {found}")
         if checkpoint.read_recipe(found) != work.recipe:
             say(f"{name}: the recipe differs from the one it was saved with ({found / 'recipe.json'})")
     run.begin()
-    with contextlib.closing(run), _Signals() as signals:
+    with contextlib.closing(run), Signals() as signals:
         while run.step < stage.steps:
             stop = run.one_step(signals.received)
+            if run.leapt and run.roll_back():
+                continue  # a signal is still there at the next step
             done = run.step == stage.steps
             if done or stop or run.step % stage.save_every == 0:
                 run.save()
@@ -112,9 +114,16 @@ def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", ag
 class _Run:
     """A stage under way: the engine and everything that moves with the step."""
 
-    def __init__(self, work: Work, stage: Stage, folder: Path, name: str, engine: Engine):
+    def __init__(self, work: Work, stage: Stage, folder: Path, name: str, engine: Engine, status: Status | None):
         self.work, self.stage, self.folder, self.name, self.engine = work, stage, folder, name, engine
+        self.status = status
+        self.guards = Guards(stage.guards, folder, name, teller(), work.show)
+        self.meter = Meter(work.codes, work.flops_per_token)
+        limits = stage.guards
+        self.watchdog = Watchdog(folder, ranks.rank(), ranks.world(), limits.late_seconds, ends=limits.end_when_late,
+                                 last_words=lambda text: status and status.end("resume", HUNG, text))
         self.step = 0
+        self.leapt = False
         self.tokens = 0
         self.seconds = 0.0
         self.window = Window()
@@ -128,42 +137,75 @@ class _Run:
         self.logged_tokens = self.tokens
         unit = "tokens" if per_step(self.stage)[1] == "rows" else "images"
         self.progress = Progress(self.name, self.step, self.stage.steps, unit)
+        self.watchdog.start()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.status:
+            self.status.at(stage=self.name, step=self.step, steps=self.stage.steps, checkpoint=str(self.saved or ""))
 
     def one_step(self, received: int) -> int:
         """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0."""
-        factor = multiplier(self.stage.schedule, self.step, self.stage.steps)
+        factor = multiplier(self.stage.schedule, self.step - self.guards.skipped, self.stage.steps)
         self.engine.set_rate(factor)
-        losses: Losses = self.engine(tensors(self.work.batches.next(), ranks.device()))
-        stop, share = self._agree(losses, received)
-        self.engine.backward(losses.total if share == 1 else losses.total * share)
+        beat, step = self.watchdog.beat, self.step + 1
+        beat(step, "data")
+        with self.meter.waiting("data"):
+            batch = self.guards.draw(step, self.work.batches)
+        beat(step, "forward")
+        losses: Losses = self.engine(tensors(batch, ranks.device()))
+        beat(step, "collective")
+        stop, share, loss = self._agree(losses, received)
         try:
+            if not math.isfinite(loss):
+                raise NotFinite(f"the loss is {loss}")
+            beat(step, "backward")
+            self.engine.backward(losses.total if share == 1 else losses.total * share)
+            beat(step, "update")
             norm = self.engine.step()
         except NotFinite as error:
-            raise self._not_finite(str(error)) from None
+            self.guards.skip(step, str(error), batch, [losses])
+        else:
+            self._count(losses, norm)
+            self.meter.see(batch)
+            self.leapt = self.guards.after_step(step, loss) == "roll back"
         self.step += 1
-        self._count(losses, norm)
         if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
             self._write(self.stage.optimizer.lr * factor)
         if self.step % self.stage.preview_every == 0 or self.step == self.stage.steps:
+            beat(step, "preview")
             self._preview()
+        beat(step, "end")
         return stop
 
-    def _agree(self, losses: Losses, received: int) -> tuple[int, float]:
-        """One collective a step: the signal to stop, and this rank's share of the mean over ranks. Raises NotFinite."""
-        world, loss, weight = ranks.world(), float(losses.total.detach()), float(losses.weight)
-        finite = math.isfinite(loss)
-        sums = ranks.total([weight, float(losses.tokens), float(not finite), float(received == signal.SIGINT),
-                            float(received == signal.SIGTERM)])
-        if sums[2]:
-            raise self._not_finite(f"the loss is {loss}" if not finite else "another rank's loss is not finite")
+    def _agree(self, losses: Losses, received: int) -> tuple[int, float, float]:
+        """One collective a step: the signal to stop, this rank's share of the mean over ranks, and that mean."""
+        world, weight = ranks.world(), float(losses.weight)
+        sums = ranks.total([weight, float(losses.tokens), float(losses.total.detach()) * weight, *votes(received)])
         self.tokens += int(sums[1])
-        stop = signal.SIGINT if sums[3] else signal.SIGTERM if sums[4] else 0
-        return stop, 1.0 if world == 1 else weight * world / (sums[0] or 1.0)
+        share = 1.0 if world == 1 else weight * world / (sums[0] or 1.0)
+        return verdict(sums[3:]), share, sums[2] / (sums[0] or 1.0)
 
-    def _not_finite(self, what: str) -> NotFinite:
-        kept = f"the newest checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
-        return NotFinite(f"{self.name}, step {self.step + 1}: {what}; no weight was changed by it and {kept}. "
-                         "Lower optimizer.lr or optimizer.clip, or look at this step's data")
+    def roll_back(self) -> bool:
+        """Back to the newest checkpoint from before a spike; False, and nothing is done, where there is none."""
+        self.leapt = False
+        saved = {path: int(path.name[5:]) for path in self.folder.glob("step-????????")}
+        ranks.barrier()  # all ranks have looked before rank 0 moves anything
+        if not any(step < self.guards.spike_step for step in saved.values()):
+            teller()(f"{self.name}: there is no checkpoint from before it to go back to; going on")
+            return False
+        for path, step in saved.items():
+            if ranks.rank() == 0 and step >= self.guards.spike_step:
+                checkpoint.set_aside(path)
+        found = _find(self.folder, teller())
+        self.guards.condemn(checkpoint.read_state(found)["guards"])
+        with self.engine.whole():
+            checkpoint.load_weights(found, self.work.module)
+        self.restore(found)
+        if self.log:
+            self.log.close()
+            self.log = Log(self.folder, self.step)
+        return True
 
     def _count(self, losses: Losses, norm: float) -> None:
         self.window.add("loss", losses.total.detach() * losses.weight, losses.weight)
@@ -178,7 +220,8 @@ class _Run:
         rate = (self.tokens - self.logged_tokens) / max(now - self.logged_at, 1e-9)
         self.logged_at, self.logged_tokens = now, self.tokens
         values = {"seconds": round(self.seconds, 3), "lr": lr, **means, "tokens": self.tokens,
-                  "tokens_per_second": round(rate, 1)}
+                  "tokens_per_second": round(rate, 1), **self.guards.metrics(),
+                  **self.meter.line(self.window.counted, rate)}
         self._log(values)
         if ranks.rank() == 0:
             self.progress.show(self.step, values)
@@ -201,16 +244,19 @@ class _Run:
             self._log({f"preview/{name}": value for name, value in values.items()})
 
     def save(self) -> None:
+        self.watchdog.beat(self.step, "save")
         began = time.monotonic()
         self.seconds = self.seconds_before + began - self.clock
         shard = {"engine": self.engine.state(), "random": checkpoint.random_state(), "window": self.window.sums}
         state = {"stage": self.name, "seconds": self.seconds, "tokens": self.tokens,
-                 "stream": self.work.batches.state()}
+                 "stream": self.work.batches.state(), "guards": self.guards.state(), "meter": self.meter.state()}
         peers = checkpoint.Ranks(ranks.rank(), ranks.world(), ranks.barrier)
         with self.engine.whole():
             self.saved = checkpoint.save(self.folder, self.step, self.work.module, shard, state, self.work.recipe,
                                          self.stage.keep, peers)
         self.logged_at += time.monotonic() - began
+        self.meter.waited["save"] += time.monotonic() - began
+        self._tell()
 
     def restore(self, path: Path) -> None:
         """Everything but the weights, which were loaded before the engine was built. Raises CheckpointError."""
@@ -222,34 +268,16 @@ class _Run:
         shard = checkpoint.load_shard(path, ranks.rank())
         self.engine.restore(shard["engine"] or checkpoint.load_shard(path, 0)["engine"])
         self.work.batches.restore(state["stream"])
+        self.guards.restore(state["guards"])
+        self.meter.restore(state["meter"])
         self.window.sums = {name: both.to(ranks.device()) for name, both in shard["window"].items()}
         self.step, self.tokens, self.seconds, self.saved = state["step"], state["tokens"], state["seconds"], path
         checkpoint.set_random_state(shard["random"])
 
     def close(self) -> None:
+        self.watchdog.stop()
         if self.log:
             self.log.close()
-
-
-class _Signals:
-    """Notes the first SIGINT or SIGTERM instead of dying of it. A second Ctrl-C in a lone process stops at once."""
-
-    def __enter__(self):
-        self.received = 0
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number: int, frame) -> None:
-        if not self.received and ranks.rank() == 0:
-            again = "; Ctrl-C again stops at once" if ranks.world() == 1 else ""
-            os.write(1, f"\nfinishing the step and saving{again}\n".encode())  # print may be the one interrupted
-        elif self.received and ranks.world() == 1 and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a person means it; several ranks have a launcher, which repeats the signal
-        self.received = number
-
-    def __exit__(self, *error) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def tensors(batch, device: torch.device):

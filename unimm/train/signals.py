@@ -1,0 +1,59 @@
+"""Signals that ask a run to save and end, and the exit codes that say so. See docs/exit-codes.md."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from unimm.status import RESUME
+from unimm.train import ranks
+
+# In the order in which they win when ranks got different ones: a person before a cluster, its notice before its end.
+# SLURM sends SIGUSR1 ahead of the time limit (--signal=USR1@300); Windows has none.
+ASKED = (signal.SIGINT, signal.SIGTERM, *(() if sys.platform == "win32" else (signal.SIGUSR1,)))
+
+
+def exit_code(signum: int) -> int:
+    """What a run that saved because of this signal exits with: 75, "start me again", where a cluster gave notice;
+    128 + its number where somebody meant the run to end."""
+    return 128 + signum if signum in (signal.SIGINT, signal.SIGTERM) else RESUME
+
+
+class Interrupted(Exception):
+    """The stage was stopped by a signal after saving."""
+
+    def __init__(self, signum: int, path: Path, again: str):
+        super().__init__(f"stopped by {signal.Signals(signum).name}, saved as {path}\ncontinue with: {again}")
+        self.code = exit_code(signum)
+        self.path = path
+
+
+def votes(received: int) -> list[float]:
+    """What this rank got, to be summed over ranks together with whatever else a step sums."""
+    return [float(received == number) for number in ASKED]
+
+
+def verdict(sums: list[float]) -> int:
+    """The signal that all ranks obey, or 0, from the sums of their votes."""
+    return next((number for number, votes in zip(ASKED, sums, strict=True) if votes), 0)
+
+
+class Signals:
+    """Notes the first signal instead of dying of it. A second Ctrl-C in a lone process stops at once."""
+
+    def __enter__(self):
+        self.received = 0
+        self.before = {number: signal.signal(number, self._note) for number in ASKED}
+        return self
+
+    def _note(self, number: int, frame) -> None:
+        if not self.received and ranks.rank() == 0:
+            again = "; Ctrl-C again stops at once" if ranks.world() == 1 else ""
+            os.write(1, f"\nfinishing the step and saving{again}\n".encode())  # print may be the one interrupted
+        elif self.received and ranks.world() == 1 and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a person means it; several ranks have a launcher, which repeats the signal
+        self.received = number
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
