@@ -1,5 +1,6 @@
-"""unimm show | train | encode | sample | chat | eval: each a small class; heavy imports wait for their command."""
+"""unimm show | train | encode | sample | chat | eval | status: each a small class; heavy imports wait."""
 
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -37,6 +38,15 @@ class Train:
     """The run's folder; runs/NAME by default."""
     stage: str | None = None
     """Stop after this stage."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Say how a run went. Exit code: 0 done, 75 start it again, 1 failed, 3 running, or killed without a word."""
+
+    run: Positional[Path]
+    json: bool = False
+    """Print status.json with the errors of all ranks instead."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +108,12 @@ class Eval:
 Command = (
     Annotated[Show, subcommand("show")] | Annotated[Train, subcommand("train")]
     | Annotated[Encode, subcommand("encode")] | Annotated[Sample, subcommand("sample")]
-    | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")])
+    | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")]
+    | Annotated[Status, subcommand("status")])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The `unimm` command. Bad input ends in one line on stderr and exit code 2; an interruption in 128 + signal."""
+    """The `unimm` command. Bad input ends in one line on stderr and exit code 2; see docs/exit-codes.md."""
     code = 0
     try:
         code = run(sys.argv[1:] if arguments is None else arguments)
@@ -132,6 +143,9 @@ def run(arguments: list[str]) -> int:
             return _show(load(path, rest), as_json)
         case Train():
             return _train(command, rest)
+        case Status(run=folder, json=as_json):
+            _none(rest)
+            return _status(folder, as_json)
         case Encode(run=folder, data=data):
             _none(rest)
             recipe = load(folder, [])
@@ -189,6 +203,14 @@ def _show(recipe: Recipe, as_json: bool) -> int:
     return 0
 
 
+def _status(folder: Path, as_json: bool) -> int:
+    from unimm.status import code_of, describe, read_status
+
+    status = read_status(folder)
+    print(json.dumps(status, indent=1) if as_json else "\n".join(describe(folder, status)))
+    return code_of(status)
+
+
 def _train(command: Train, rest: list[str]) -> int:
     recipe = load(command.recipe, rest)
     from unimm.pipeline import train_run
@@ -202,5 +224,6 @@ def _train(command: Train, rest: list[str]) -> int:
 
         if ranks.rank() == 0:
             print(stopped, file=sys.stderr)
+        ranks.barrier()  # all are here: none may leave, and have the launcher end the others, before rank 0 has spoken
         return stopped.code
     return 0

@@ -80,7 +80,7 @@ def told(status: Status, ended: Callable[[BaseException], tuple[State, int]]):
     """Write how the inside went: done, or what `ended` makes of its error, which goes on to the caller."""
     status.begin()
     try:
-        yield
+        yield status
     except BaseException as error:
         state, code = ended(error)
         name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "

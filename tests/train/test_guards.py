@@ -79,7 +79,8 @@ def test_a_run_cut_after_a_skipped_step_continues_bit_for_bit(tmp_path):
 def test_the_set_number_of_bad_steps_stops_the_run_with_the_batch_in_a_file(tmp_path, capsys, limits, bad, last):
     shown = {"rows": ["a red circle"]}
     work = Work(Regression(), Spoilt(bad), show=lambda batch: shown)
-    with pytest.raises(NotFinite, match=rf"train, step {last}: .*nan on rank 0.*bad-batches/step-0000000{last}") as error:
+    told = rf"train, step {last}: .*nan on rank 0.*bad-batches/step-0000000{last}"
+    with pytest.raises(NotFinite, match=told) as error:
         run_stage(work, stage(guards=limits), tmp_path, engine="plain")
     assert "\n" not in str(error.value) and "guards.skips" in str(error.value)
     assert capsys.readouterr().out.count("no weight was changed") == [b < last for b in bad].count(True)

@@ -20,9 +20,11 @@ from unimm import checkpoint
 from unimm.config.data import Use
 from unimm.config.stages import AdamW, Muon, NextToken, Schedule
 from unimm.losses import Losses
+from unimm.status import Status, told
 from unimm.train import ranks
 from unimm.train.engine import NotFinite, build_engine
-from unimm.train.loop import Interrupted, Work, run_stage
+from unimm.train.loop import Work, run_stage
+from unimm.train.signals import Interrupted, ended
 
 torch.set_num_threads(1)
 ROWS = 8
@@ -120,11 +122,12 @@ def stage(**changes) -> NextToken:
     return NextToken(mix=(Use(data="toy"),), **(usual | changes))
 
 
-def train(folder, objective="lm", engine="plain", at=lambda i: None, dropout=0.0, again=None, **changes) -> Path:
+def train(folder, objective="lm", engine="plain", at=lambda i: None, dropout=0.0, again=None, status=None,
+          **changes) -> Path:
     """Train a toy in `folder`; a preview that draws random numbers rides along."""
     module = ToyLM() if objective == "lm" else Regression(dropout)
     work = Work(module, Stream(objective, at), preview=lambda step: {"draw": torch.rand(1).item()})
-    return run_stage(work, stage(**changes), Path(folder), engine=engine, again=again)
+    return run_stage(work, stage(**changes), Path(folder), engine=engine, again=again, status=status)
 
 
 def curve(folder, key="loss") -> list[float]:
@@ -205,14 +208,16 @@ def mode_interrupt(folder: Path):
     """Train for ever, saying when it is under way; ends as the command line ends an interrupted run."""
     def under_way(i):
         if i == 3:
-            print("UNDER WAY", flush=True)
+            print("UNDER WAY", os.getpid(), flush=True)
 
     engine = "deepspeed" if ranks.world() > 1 else "plain"
     ever = {"steps": 10**7, "save_every": 10**7, "log_every": 10**6}
     try:
-        train(folder, engine=engine, at=under_way, again="unimm train toy", **ever)
+        with told(Status(folder, ranks.rank(), ranks.world()), ended) as status:
+            train(folder, engine=engine, at=under_way, again="unimm train toy", status=status, **ever)
     except Interrupted as stopped:
         print(stopped, flush=True)
+        ranks.barrier()
         ranks.leave(stopped.code)
         sys.exit(stopped.code)
 
@@ -316,7 +321,8 @@ def mode_skip(folder: Path):
     alike = 0
     for zero in (0, 1, 2, 3):
         outcomes = []
-        for name, stream, steps in ((f"zero {zero}", SpoiltOnOne(), 12), (f"without {zero}", Spoilt(without=(5, 8)), 10)):
+        runs = ((f"zero {zero}", SpoiltOnOne(), 12), (f"without {zero}", Spoilt(without=(5, 8)), 10))
+        for name, stream, steps in runs:
             flat = stage(steps=steps, zero=zero, schedule=Schedule(warmup=0.0, anneal=0.0))
             path = run_stage(Work(Brittle(), stream), flat, folder / name, engine="deepspeed")
             state = checkpoint.load_shard(path, 0)["engine"]

@@ -85,6 +85,8 @@ def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", ag
     if found and checkpoint.read_state(found)["step"] >= stage.steps:
         checkpoint.load_weights(found, work.module)
         say(f"{name}: already done, {found}")
+        if status:
+            status.at(stage=name, step=stage.steps, steps=stage.steps, checkpoint=str(found))
         return found
     _seed(stage.seed + ranks.rank())
     if found:

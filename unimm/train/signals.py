@@ -5,7 +5,8 @@ import signal
 import sys
 from pathlib import Path
 
-from unimm.status import RESUME
+from unimm.errors import UserError
+from unimm.status import BAD_INPUT, FAILED, RESUME, State
 from unimm.train import ranks
 
 # In the order in which they win when ranks got different ones: a person before a cluster, its notice before its end.
@@ -26,6 +27,19 @@ class Interrupted(Exception):
         super().__init__(f"stopped by {signal.Signals(signum).name}, saved as {path}\ncontinue with: {again}")
         self.code = exit_code(signum)
         self.path = path
+
+
+def ended(error: BaseException) -> tuple[State, int]:
+    """What a run that ended with this error is to its launcher, and the exit code that says so."""
+    match error:
+        case Interrupted(code=code):
+            return "resume", code
+        case KeyboardInterrupt():  # a second Ctrl-C: nothing was saved, and the checkpoint before it serves
+            return "resume", 128 + signal.SIGINT
+        case UserError() | OSError():
+            return "failed", BAD_INPUT
+        case _:
+            return "failed", FAILED
 
 
 def votes(received: int) -> list[float]:
