@@ -83,6 +83,7 @@ class Watchdog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.stack = open(self._path(self.rank).with_suffix(".stack.txt"), "w")
         self._write([])
+        self._arm()
         self.thread.start()
         return self
 
@@ -99,9 +100,12 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self.stopping.wait(self.seconds / 8):
-            # Comes true only if this thread, too, gets no turn.
-            faulthandler.dump_traceback_later(self.seconds, file=self.stack)
+            self._arm()
             self.look()
+
+    def _arm(self) -> None:
+        """Put off what comes true only if this thread, too, gets no turn."""
+        faulthandler.dump_traceback_later(self.seconds, file=self.stack)
 
     def look(self) -> None:
         """One round: write this rank's file, on rank 0 read all of them, end the process where it is time."""
@@ -157,7 +161,14 @@ class Watchdog:
                 return f"watchdog: all {self.world} ranks move again"
             return None
         self.told = place
-        return "\n".join(_report(late, [self.peers[rank].found or {"rank": rank} for rank in silent], self.world))
+        gone = [(self.peers[rank].found or {"rank": rank}) | {"stack": self._dumped(rank)} for rank in silent]
+        return "\n".join(_report(late, gone, self.world))
+
+    def _dumped(self, rank: int) -> list[str]:
+        """What faulthandler wrote of a rank whose threads get no turn."""
+        with suppress(OSError):
+            return self._path(rank).with_suffix(".stack.txt").read_text(errors="replace").splitlines()
+        return []
 
     def _read(self, rank: int) -> None:
         known = self.peers[rank].found
@@ -174,8 +185,9 @@ class Watchdog:
 def _report(late: dict[int, dict], silent: list[dict], world: int) -> list[str]:
     lines = [f"watchdog: {len(late) + len(silent)} of {world} ranks do not move"]
     for found in silent:
-        last = f" on {found['host']}, last in {found['where']} of step {found['step']}" if "step" in found else ""
+        last = f" on {found['host']}, last seen in {found['where']} of step {found['step']}" if "step" in found else ""
         lines.append(f"rank {found['rank']}{last}: no sign of life; its process or node is gone or frozen")
+        lines += [f"  {line}" for line in found["stack"]]
     if not late:
         return lines
     behind = min((found["step"], found["count"]) for found in late.values())
