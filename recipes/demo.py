@@ -39,13 +39,13 @@ recipe = Recipe(
         "pretrain": NextToken(
             mix=(Use(data="pairs", task="t2i", weight=0.5), Use(data="pairs", task="caption", weight=0.1),
                  Use(data="chats", weight=0.4)),
-            steps=500, rows=14, seq_len=160, precision="bf16", optimizer=Muon(lr=0.02, adamw_lr=4e-3),
+            steps=500, step_tokens=14 * 160, seq_len=160, precision="bf16", optimizer=Muon(lr=0.02, adamw_lr=4e-3),
             schedule=Schedule(warmup=0.06, anneal=0.0)),
         "sft": NextToken(
             mix=(Use(data="pairs", task="t2i", weight=0.32), Use(data="pairs", task="draw", weight=0.03),
                  Use(data="pairs", task="caption", weight=0.07), Use(data="chats", weight=0.38),
                  Use(data="edits", weight=0.2)),
-            steps=4200, rows=14, seq_len=160, precision="bf16", optimizer=Muon(lr=0.02, adamw_lr=4e-3),
+            steps=4200, step_tokens=14 * 160, seq_len=160, precision="bf16", optimizer=Muon(lr=0.02, adamw_lr=4e-3),
             schedule=Schedule(warmup=0.0, anneal=0.4), seed=1),
     },
     sampling=Sampling(guidance=1.5, temperature=0.3),

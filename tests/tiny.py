@@ -13,9 +13,9 @@ SMALL = {"pairs": 40, "chats": 20, "edits": 20}
 
 def shortened(recipe: Recipe, steps: int = 2) -> Recipe:
     """Any recipe at two steps a stage, with a small backbone and little data; its format is untouched."""
+    sizes = {"reconstruct": {"batch": 4}, "next_token": {"step_tokens": 2 * 256, "seq_len": 256}}
     stages = {name: replace(stage, steps=steps, log_every=1, preview_every=steps, save_every=steps,
-                            **({"batch": 4} if stage.objective == "reconstruct" else {"rows": 2, "seq_len": 256}))
-              for name, stage in recipe.stages.items()}
+                            **sizes[stage.objective]) for name, stage in recipe.stages.items()}
     data = {name: replace(source, count=SMALL[source.part]) if isinstance(source, Shapes) else source
             for name, source in recipe.data.items()}
     return replace(recipe, stages=stages, data=data, text=SentencePieceText(vocab_size=400, texts=200),

@@ -2,7 +2,7 @@
 
     step-00001234/
       model.safetensors   the weights, under the module's own names
-      rank-00000.pt       one per rank: optimizer shard, random state, sums of the open metrics window
+      training-00000.safetensors   one per rank: its pieces of the masters and what the optimizer keeps
       state.json          step, the stream's place, seconds and tokens so far
       recipe.json         the resolved recipe
       manifest.json       size and sha256 of each file above, and of itself; written last
@@ -15,16 +15,14 @@ pointer: the newest folder whose manifest holds is the one to continue from.
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unimm.disk import file_digest
 from unimm.errors import UserError
@@ -45,11 +43,20 @@ class Ranks:
     barrier: Callable[[], None] = lambda: None
 
 
-def save(folder: Path, step: int, module: nn.Module, shard: dict, state: dict, recipe: dict, keep: int,
-         ranks: Ranks = Ranks()) -> Path:
+@dataclass(frozen=True)
+class Piece:
+    """Elements [start, start + n) of the flattened parameter `name`; `tensors` float32 (n,) by what they are."""
+
+    name: str
+    start: int
+    tensors: dict[str, Tensor]
+
+
+def save(folder: Path, step: int, weights: dict[str, Tensor], pieces: list[Piece], state: dict, recipe: dict,
+         keep: int, ranks: Ranks = Ranks()) -> Path:
     """Write the checkpoint of `step` and remove all but the newest `keep`; every rank calls this together.
 
-    `module` and the two JSON values are rank 0's; `shard` is each rank's own (tensors and plain values).
+    `weights` and the two JSON values are rank 0's; `pieces` are each rank's own.
     Raises CheckpointError where the folder can't be written; what was there before is then untouched.
     """
     final = folder / f"step-{step:08d}"
@@ -59,11 +66,13 @@ def save(folder: Path, step: int, module: nn.Module, shard: dict, state: dict, r
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
         ranks.barrier()
-        torch.save(shard, part / f"rank-{ranks.rank:05d}.pt")
-        _sync(part / f"rank-{ranks.rank:05d}.pt")
+        if pieces:
+            _save_tensors(part / f"training-{ranks.rank:05d}.safetensors", {
+                f"{p.name}[{p.start}:{p.start + len(t)}].{kind}": t for p in pieces for kind, t in p.tensors.items()})
+            _sync(part / f"training-{ranks.rank:05d}.safetensors")
         ranks.barrier()
         if ranks.rank == 0:
-            _write_common(part, module, state | {"step": step, "world": ranks.world}, recipe)
+            _write_common(part, weights, state | {"step": step, "world": ranks.world}, recipe)
             if final.exists():
                 set_aside(final)
             os.rename(part, final)
@@ -71,13 +80,13 @@ def save(folder: Path, step: int, module: nn.Module, shard: dict, state: dict, r
             for old in _folders(folder, upto=step)[keep:]:
                 shutil.rmtree(old)
         ranks.barrier()
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+    except OSError as error:
         raise CheckpointError(f"can't write the checkpoint {final}: {_first_line(error)}") from error
     return final
 
 
-def _write_common(part: Path, module: nn.Module, state: dict, recipe: dict) -> None:
-    save_weights(part / "model.safetensors", module)
+def _write_common(part: Path, weights: dict[str, Tensor], state: dict, recipe: dict) -> None:
+    _save_tensors(part / "model.safetensors", weights)
     (part / "state.json").write_text(json.dumps(state, indent=1))
     (part / "recipe.json").write_text(json.dumps(recipe, indent=1))
     files = sorted(p for p in part.iterdir())
@@ -146,14 +155,10 @@ def read_recipe(path: Path) -> dict:
     return json.loads((path / "recipe.json").read_bytes())
 
 
-def save_weights(file: Path, module: nn.Module) -> None:
-    """Write `module`'s state as safetensors; tensors that share memory under several names are written once."""
+def _save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
-    aliases = _aliases(module)
-    state = {name: t for name, t in module.state_dict().items() if name not in aliases}
-    # A copy: under ZeRO the weights are views of one flat buffer, which safetensors refuses.
-    save_file({name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}, file)
+    save_file({name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}, file)
     file.chmod(0o644)  # safetensors makes it readable by its owner alone
 
 
@@ -182,26 +187,28 @@ def _aliases(module: nn.Module) -> set[str]:
     return aliases
 
 
-def load_shard(path: Path, rank: int) -> dict:
-    """What `rank` saved, by the loader that runs no code."""
-    return torch.load(path / f"rank-{rank:05d}.pt", map_location="cpu", weights_only=True)
+def reader(path: Path) -> Callable[[str, int, int], dict[str, Tensor]]:
+    """read(name, start, stop) -> what was saved of those elements, by what it is, whoever saved which part."""
+    from safetensors import safe_open
 
+    files = [safe_open(file, framework="pt") for file in sorted(path.glob("training-*.safetensors"))]
+    parts: dict[str, dict[str, list]] = {}
+    for file in files:
+        for key in file.keys():
+            name, start, stop, kind = re.fullmatch(r"(.+)\[(\d+):(\d+)\]\.(\w+)", key).groups()
+            parts.setdefault(name, {}).setdefault(kind, []).append((int(start), int(stop), file, key))
 
-def random_state() -> dict:
-    """The state of every generator a step may draw from: torch (and its GPU), numpy, Python."""
-    name, keys, *rest = np.random.get_state()
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(),
-            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest]}
+    def read(name: str, start: int, stop: int) -> dict[str, Tensor]:
+        if name not in parts:
+            raise CheckpointError(f"{path} has no training state for {name}")
+        found = {}
+        for kind, places in parts[name].items():
+            places.sort(key=lambda place: place[0])
+            found[kind] = torch.cat([file.get_slice(key)[max(start - a, 0):stop - a] for a, b, file, key in places
+                                     if a < stop and b > start])
+        return found
 
-
-def set_random_state(state: dict) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    return read
 
 
 def _folders(folder: Path, upto: int = 10**8) -> list[Path]:

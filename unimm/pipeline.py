@@ -204,6 +204,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     import torch
 
     from unimm import checkpoint
+    from unimm.model.backbone import compile_layers, recompute_layers
     from unimm.previews import preview_drawings
 
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER).eval()
@@ -213,6 +214,10 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     model = new_model(recipe, layout, tokenizer, stage.image_weight)
     if previous is not None:
         checkpoint.load_weights(previous, model)
+    if stage.compile:
+        compile_layers(model.backbone, stage.recompute)
+    if stage.recompute:
+        recompute_layers(model.backbone, reentrant=stage.zero == 3)
     shards = {use.data: open_shards(folder / "codes" / use.data, fingerprint(tokenizer)) for use in stage.mix}
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
     system = System(recipe, folder, layout, tokenizer, model, folder)

@@ -207,3 +207,13 @@ class Batch:
     image: np.ndarray
     slots: tuple[tuple[int, Slot], ...] = ()
     samples: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice) -> "Batch":
+        """Some of the rows, as a batch."""
+        first, stop, _ = rows.indices(len(self))
+        slots = tuple((row - first, slot) for row, slot in self.slots if first <= row < stop)
+        arrays = (self.ids, self.targets, self.learn, self.position, self.document, self.image)
+        return Batch(*(array[rows] for array in arrays), slots, int(self.document[rows].max(1, initial=0).sum()))

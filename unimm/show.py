@@ -44,8 +44,8 @@ def _batch(stage: Stage) -> str:
     match stage:
         case Reconstruct(batch=images):
             return f"{images} images"
-        case NextToken(rows=rows, seq_len=length):
-            return f"{rows} rows x {length} = {rows * length:,} tokens"
+        case NextToken(rows=rows, seq_len=length, step_tokens=tokens):
+            return f"{tokens:,} tokens = {rows} rows x {length}"
 
 
 def _share(use: Use) -> str:

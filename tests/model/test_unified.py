@@ -83,16 +83,18 @@ def batch(ids, learn, image):
                  position=np.arange(ids.shape[1])[None], document=np.ones_like(ids))
 
 
-def test_the_loss_is_the_mean_over_learned_positions_with_text_and_image_apart():
+def test_the_loss_is_the_weighted_sum_over_learned_positions_with_text_and_image_apart():
     backbone = tiny("qwen3")
     b = batch([1, 2, 3, 4, 5, 6], [0, 1, 1, 0, 1, 0], [0, 0, 1, 0, 1, 0])
-    losses = unified(backbone, image_weight=0.5)(b)
+    model = unified(backbone, image_weight=0.5)
+    losses = model(b)
     logits = backbone(torch.tensor(b.ids)).logits[0].detach().double().numpy()
     nll = [np.log(np.exp(row).sum()) - row[t] for row, t in zip(logits, b.targets[0])]
     assert float(losses.parts["text"][0]) == pytest.approx(nll[1], abs=1e-5)
     assert float(losses.parts["image"][0]) == pytest.approx(nll[2] + nll[4], abs=1e-5)
     assert int(losses.parts["image"][1]) == 2
-    assert float(losses.total.detach()) == pytest.approx((nll[1] + 0.5 * nll[2] + 0.5 * nll[4]) / 2, abs=1e-5)
+    assert float(losses.total.detach()) == pytest.approx(nll[1] + 0.5 * nll[2] + 0.5 * nll[4], abs=1e-5)
+    assert model.weigh(b) == (2.0, 6)
 
 
 def test_a_batch_without_a_learned_position_runs_and_reaches_every_parameter():

@@ -30,5 +30,5 @@ def pairs(count: int, seed: int = 0) -> Named:
 
 
 def stage(**changes) -> NextToken:
-    return NextToken(**{"mix": (Use(data="d", task="t2i"),), "steps": 1, "rows": 4, "seq_len": 64,
-                        "drop_context": 0.0, **changes})
+    values = {"mix": (Use(data="d", task="t2i"),), "steps": 1, "rows": 4, "seq_len": 64, "drop_context": 0.0, **changes}
+    return NextToken(step_tokens=values.pop("rows") * values["seq_len"], **values)

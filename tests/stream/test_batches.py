@@ -211,7 +211,7 @@ def test_two_real_processes_hold_the_halves_and_know_the_whole_state(tmp_path):
 
 
 def test_rows_that_the_processes_cannot_share_are_refused():
-    with pytest.raises(ConfigError, match="rows is 4, which 3 processes can't share evenly"):
+    with pytest.raises(ConfigError, match="step_tokens is 256 = 4 rows, .* 3 processes .*multiple of 3 x 64"):
         batches(stage(), world=3)
 
 

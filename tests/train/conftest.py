@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,15 @@ class Toys:
     def command(self, mode: str, folder: Path, ranks: int = 1) -> list[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
         return [sys.executable, *launcher, str(HERE / "train_toys.py"), mode, str(folder)]
+
+    def runs(self, folder: Path, runs: list[dict], ranks: int = 1) -> dict[str, list[float]]:
+        """What engine_runs.py finds, by name."""
+        (folder / "runs.json").write_text(json.dumps(runs))
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+        command = [sys.executable, *launcher, str(HERE / "engine_runs.py"), str(folder)]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+        return json.loads((folder / "found.json").read_text())
 
     def run(self, mode: str, folder: Path, ranks: int = 1) -> str:
         command = self.command(mode, folder, ranks)

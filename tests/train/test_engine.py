@@ -6,8 +6,9 @@ import pytest
 import torch
 from train_toys import Regression, moved, stage
 
-from unimm.config.stages import AdamW, Muon
-from unimm.train.engine import NotFinite, PlainEngine, TrainError, check_engine, clip, deepspeed_config
+from unimm.config.stages import AdamW
+from unimm.train.engine import NotFinite, PlainEngine, clip
+from unimm.train.sharded import deepspeed_config
 
 
 def test_deepspeed_gives_the_plain_engine_s_curve_clips_and_refuses_nan(toys, tmp_path, plain_curves):
@@ -58,10 +59,3 @@ def test_the_deepspeed_configuration_follows_the_stage():
     assert config["gradient_clipping"] == 0.7 and config["bf16"]["enabled"]
     assert config["zero_optimization"]["stage"] == 2
     assert "bf16" not in deepspeed_config(stage(precision="bf16"), world=1, parameters=1000)  # autocast instead
-
-
-def test_uneven_shares_and_muon_under_zero_are_refused_by_field_name():
-    with pytest.raises(TrainError, match="NextToken.rows is 8.*multiple of 3"):
-        check_engine(stage(), world=3)
-    with pytest.raises(TrainError, match="NextToken.zero is 1.*Muon"):
-        check_engine(stage(zero=1, optimizer=Muon()), world=1)

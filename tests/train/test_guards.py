@@ -37,9 +37,11 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 def training_state(folder) -> list[bytes]:
     """The bytes of weights and optimizer in the newest checkpoint: their files hold nothing else that moves."""
-    newest = checkpoint.newest(folder)
-    optimizer = checkpoint.load_shard(newest, 0)["engine"]
-    return [(newest / "model.safetensors").read_bytes(), json.dumps(optimizer, default=torch.Tensor.tolist).encode()]
+    return tensors_of(checkpoint.newest(folder))
+
+
+def tensors_of(path) -> list[bytes]:
+    return [file.read_bytes() for file in sorted(path.glob("*.safetensors"))]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -59,10 +61,8 @@ def test_a_bad_batch_is_skipped_and_the_run_goes_on_as_if_it_had_never_been_ther
 def test_a_skipped_step_moves_no_bit_of_weights_or_optimizer_nor_the_schedule(tmp_path):
     run(tmp_path, Spoilt([5]), steps=12, save_every=1, keep=12)
     before, after = (tmp_path / f"step-{n:08d}" for n in (5, 6))
-    assert (before / "model.safetensors").read_bytes() == (after / "model.safetensors").read_bytes()
-    moments = [json.dumps(checkpoint.load_shard(path, 0)["engine"]["optimizer"]["state"],
-                          default=torch.Tensor.tolist) for path in (before, after)]
-    assert moments[0] == moments[1]
+    assert tensors_of(before) == tensors_of(after) and len(tensors_of(after)) == 2
+    assert tensors_of(after) != tensors_of(tmp_path / "step-00000007")
     run(tmp_path / "plain", Spoilt(), steps=12)
     assert curve(tmp_path, "lr")[6:] == curve(tmp_path / "plain", "lr")[5:11]
 
@@ -88,15 +88,7 @@ def test_the_set_number_of_bad_steps_stops_the_run_with_the_batch_in_a_file(tmp_
     assert facts["batch"] == last - 1 and facts["rows"] == ["a red circle"] and facts["losses"][0]["loss"] == "nan"
     assert facts["losses"][0]["parts"]["all"] == {"sum": "nan", "count": 8.0}
     arrays = load_file(tmp_path / "bad-batches" / f"step-0000000{last}-rank-00000.safetensors")
-    x, y = Stream("regression").next()
-    assert arrays["0"].shape == x.shape and bool(arrays["0"].isnan().all()) and arrays["1"].shape == y.shape
-
-
-def test_what_goes_wrong_on_one_rank_of_two_is_skipped_on_both_at_every_zero_stage(toys, tmp_path):
-    assert "SKIPPED ALIKE 4" in toys.run("skip", tmp_path, ranks=2)
-    names = sorted(path.name for path in (tmp_path / "zero 2" / "bad-batches").glob("*.json"))
-    # At step 6 rank 1's gradient alone was NaN, which no rank can tell; at step 9 it was rank 1's loss.
-    assert names == [f"step-0000000{step}-rank-0000{rank}.json" for step, rank in ((6, 0), (6, 1), (9, 1))]
+    assert arrays["x"].shape == (8, 6) and bool(arrays["x"].isnan().all()) and bool(arrays["y"].isfinite().all())
 
 
 def test_a_packed_batch_is_kept_whole_with_slots_and_a_gradient_alone_names_no_loss(tmp_path):
@@ -188,7 +180,7 @@ def test_a_run_killed_after_its_rollback_leaves_the_same_batches_out_when_it_con
 
     class Fatal(Spoilt):
         def next(self):
-            if self.i == 17:  # given out only after the rollback
+            if self.i == 18:  # given out only after the rollback
                 raise Killed
             return super().next()
 
@@ -200,10 +192,11 @@ def test_a_run_killed_after_its_rollback_leaves_the_same_batches_out_when_it_con
     assert same(again, whole) and curve(tmp_path / "cut") == curve(tmp_path / "whole")
 
 
-def test_a_checkpoint_saved_with_the_spike_in_it_is_set_aside(tmp_path):
+def test_a_spike_at_the_step_that_is_to_be_saved_is_found_before(tmp_path):
     changes = LONG | {"save_every": 8}
     rolled = run(tmp_path / "rolled", Spoilt([15], 40.0), ROLL, **changes)
     assert same(rolled, run(tmp_path / "clean", Spoilt(without=[14, 15]), ROLL, **changes))
+    assert sorted(path.name for path in (tmp_path / "rolled").glob("step-*"))[:2] == ["step-00000008", "step-00000016"]
 
 
 def test_rollbacks_end_with_their_number_and_without_a_checkpoint_the_run_goes_on(tmp_path, capsys):
@@ -212,7 +205,7 @@ def test_rollbacks_end_with_their_number_and_without_a_checkpoint_the_run_goes_o
     assert curve(tmp_path / "once", "rollbacks")[-1] == 1
     assert "all 1 rollbacks are used up" in capsys.readouterr().out
     run(tmp_path / "none", Spoilt([9], 40.0), once, **LONG)
-    assert "no checkpoint from before it to go back to; going on" in capsys.readouterr().out
+    assert "no checkpoint to go back to; going on" in capsys.readouterr().out
 
 
 def test_impossible_guards_are_refused():

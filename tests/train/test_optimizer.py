@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from unimm.config.stages import AdamW, Muon
-from unimm.train.optimizer import block_matrices, build_optimizer, orthogonalise
+from unimm.train.muon import orthogonalise
+from unimm.train.optimizer import block_matrices, build_optimizer
 
 
 class Net(nn.Module):

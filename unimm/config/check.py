@@ -20,3 +20,9 @@ def positive(owner, *names: str) -> None:
 def fraction(owner, *names: str) -> None:
     for name in names:
         check(owner, 0 <= getattr(owner, name) <= 1, name, "between 0 and 1")
+
+
+def nearest(number: int, unit: int) -> str:
+    """The multiples of `unit` next to `number`, in words: "2,048 or 2,304"."""
+    below = number // unit * unit
+    return f"{below:,} or {below + unit:,}" if below else f"{unit:,}"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from unimm.config.check import check, fraction, positive
+from unimm.config.check import check, fraction, nearest, positive
 from unimm.config.data import Use
 from unimm.config.guards import Guards
 
@@ -39,7 +39,11 @@ class Muon:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Learning rate over a stage: rise over `warmup`, hold, fall to `final` over `anneal` (fractions of the steps)."""
+    """Learning rate over a stage: rise over `warmup`, hold, fall to `final` over `anneal` (fractions of the steps).
+
+    Warm-up, stable, decay is Schedule(warmup=0.02, anneal=0.2); half a cosine after the rise is
+    Schedule(warmup=0.02, anneal=0.98, shape="cosine"); a constant rate is Schedule(warmup=0.0, anneal=0.0).
+    """
 
     warmup: float = 0.02
     anneal: float = 0.4
@@ -61,6 +65,16 @@ class Stage:
     schedule: Schedule = Schedule()
     precision: Literal["fp32", "bf16"] = "fp32"
     zero: Literal[0, 1, 2, 3] = 0
+    """What DeepSpeed divides among the ranks: 1 the optimizer's state, 2 gradients too, 3 weights too."""
+    offload: bool = False
+    """Keep the optimizer's state and its fp32 weights in host memory, and update them there; from zero 1 on."""
+    micro: int = 0
+    """The most rows (or images) in one forward on one rank; a step is accumulated from as many as that takes.
+    0: all at once."""
+    ema: float = 0.0
+    """Decay of a moving average of the trained weights, 0.999 say: previews, and what the stage leaves, are then the
+    average; 0: none. It rises to this as (1 + updates) / (10 + updates), so that the first weights are soon forgotten.
+    """
     seed: int = 0
     log_every: int = 20
     preview_every: int = 500
@@ -72,6 +86,10 @@ class Stage:
     def __post_init__(self):
         positive(self, "steps", "log_every", "preview_every", "save_every", "keep")
         check(self, len(self.mix) > 0, "mix", "at least one Use of a dataset")
+        check(self, self.micro >= 0, "micro", "0 (all at once) or more")
+        check(self, 0 <= self.ema < 1, "ema", "0 (no average) or a decay below 1, 0.999 say")
+        check(self, self.zero > 0 or not self.offload, "offload", "False at zero 0: set zero to 1, 2 or 3, or offload "
+              "to False")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +109,15 @@ class Reconstruct(Stage):
 class NextToken(Stage):
     """Train the language model to write the next token of packed documents, text and image alike."""
 
-    rows: int = 16
-    """Packed rows per optimizer step, over all ranks."""
+    step_tokens: int = 2048
+    """Tokens per optimizer step, over all ranks, padding included: a multiple of seq_len. Ranks, accumulation and rows
+    follow from it and `micro`."""
     seq_len: int = 128
     """Tokens per row."""
+    recompute: bool = False
+    """Keep only what enters each layer and compute the rest again in backward: a third more work, far less memory."""
+    compile: bool = False
+    """Run each layer through torch.compile; up to zero 2."""
     drop_context: float = 0.1
     """Share of text-to-image documents whose context takes the layout's unconditional form."""
     image_weight: float = 1.0
@@ -105,5 +128,14 @@ class NextToken(Stage):
 
     def __post_init__(self):
         super().__post_init__()
-        positive(self, "rows", "seq_len", "image_weight")
+        positive(self, "step_tokens", "seq_len", "image_weight")
         fraction(self, "drop_context")
+        check(self, self.step_tokens % self.seq_len == 0, "step_tokens",
+              f"a multiple of seq_len ({self.seq_len:,}): {nearest(self.step_tokens, self.seq_len)}")
+        check(self, not (self.compile and self.zero == 3), "compile", "False at zero 3, whose layers are whole only "
+              "while they run: set zero to 2 or less, or compile to False")
+
+    @property
+    def rows(self) -> int:
+        """Packed rows per optimizer step, over all ranks."""
+        return self.step_tokens // self.seq_len

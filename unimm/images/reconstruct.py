@@ -1,14 +1,15 @@
 """Training the image tokenizer: pixels in, losses out, through the same loop as the language model."""
 
+import numpy as np
 import torch
 from torch import nn
 
 from unimm.images.tokenizer import ImageTokenizer
-from unimm.losses import Losses
+from unimm.losses import Losses, Weight
 
 
 class Reconstruction(nn.Module):
-    """forward(uint8 (B, H, W, 3)) -> Losses: the sum of the tokenizer's named losses, each reported apart."""
+    """forward(uint8 (B, H, W, 3)) -> Losses: the tokenizer's named losses of each image, each reported apart."""
 
     def __init__(self, tokenizer: ImageTokenizer):
         super().__init__()
@@ -19,4 +20,7 @@ class Reconstruction(nn.Module):
         found = self.tokenizer(images)
         n = len(pixels)
         parts = {name: (loss.detach() * n, n) for name, loss in found.losses.items()}
-        return Losses(sum(found.losses.values()), parts, float(n), n)
+        return Losses(sum(found.losses.values()) * n, parts)
+
+    def weigh(self, pixels: np.ndarray) -> Weight:
+        return Weight(float(len(pixels)), len(pixels))

@@ -77,8 +77,8 @@ def _by_document(query, key, value, spans, scaling):
     return torch.cat([torch.cat(rows[row], 2) for row in sorted(rows)])
 
 
-def use_packed_attention(backbone) -> None:
-    """Let a transformers model attend through `attend`. Refuses models whose attention it can't express."""
+def use_packed_attention(backbone, how=attend) -> None:
+    """Let a transformers model attend through `attend`, or a wrapper of it. Refuses models whose attention it can't express."""
     from transformers import AttentionInterface
 
     window = getattr(backbone.config, "sliding_window", None)
@@ -86,5 +86,5 @@ def use_packed_attention(backbone) -> None:
         raise ValueError(f"{backbone.config.model_type}: sliding-window attention ({window}) is not supported yet")
     if getattr(backbone.config, "attn_logit_softcapping", None):
         raise ValueError(f"{backbone.config.model_type}: soft-capped attention is not supported yet")
-    AttentionInterface.register(NAME, attend)
+    AttentionInterface.register(NAME, how)
     backbone.set_attn_implementation(NAME)

@@ -1,12 +1,15 @@
 """The language model: a stock transformers causal LM, its table extended by the rows of markers and codes."""
 
+import importlib.util
+import shutil
+import warnings
 from typing import assert_never
 
 import torch
 
 from unimm.config.check import ConfigError
 from unimm.config.model import Backbone, FreshBackbone, PretrainedBackbone, SharedTable
-from unimm.model.attention import use_packed_attention
+from unimm.model.attention import attend, use_packed_attention
 from unimm.vocab import Vocab
 
 
@@ -51,6 +54,34 @@ def _fresh(config: FreshBackbone, rows: int):
             return LlamaForCausalLM(LlamaConfig(**shape))
         case _:
             assert_never(config.family)
+
+
+def recompute_layers(backbone, reentrant: bool) -> None:
+    """Keep only what enters each layer and compute the rest again in backward.
+
+    `reentrant` for ZeRO-3, where weights that are gathered again are other tensors, which torch's newer way refuses.
+    """
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is not in every version
+        # It also makes the embeddings want a gradient, without which frozen tables would cut off what follows them.
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+
+
+def compile_layers(backbone, recomputed: bool) -> None:
+    """Run each layer through torch.compile, or its parts where it is recomputed, which would leave it uncompiled.
+
+    Attention stays out: it depends on the documents of each batch.
+
+    Raises ConfigError where this machine has no compiler.
+    """
+    compiler = importlib.util.find_spec("triton") if torch.cuda.is_available() else shutil.which("g++")
+    if not compiler:
+        missing = "triton" if torch.cuda.is_available() else "a C++ compiler (g++)"
+        raise ConfigError(f"compile is True, but torch.compile needs {missing} here; install it, or set compile to "
+                          "False")
+    use_packed_attention(backbone, torch.compiler.disable(attend))
+    for layer in backbone.model.layers:
+        for part in layer.children() if recomputed else (layer,):
+            part.compile()
 
 
 @torch.no_grad()

@@ -1,9 +1,10 @@
 """A packed batch through the language model to losses, text and image apart."""
 
+import numpy as np
 import torch
 from torch import nn
 
-from unimm.losses import Losses
+from unimm.losses import Losses, Weight
 from unimm.model.attention import documents_of
 from unimm.model.cache import KVCache
 from unimm.model.cross_entropy import token_losses
@@ -47,7 +48,7 @@ class UnifiedModel(nn.Module):
         return out.last_hidden_state[:, -1], codes
 
     def forward(self, batch: Batch) -> Losses:
-        """Mean weighted cross-entropy over the learned positions; parts "text" and "image" in nats per token."""
+        """Weighted cross-entropy, summed over the learned positions; parts "text" and "image" in nats per token."""
         ids, targets, learn, position, document, image = (
             torch.as_tensor(x, device=self.device) for x in
             (batch.ids, batch.targets, batch.learn, batch.position, batch.document, batch.image))
@@ -56,10 +57,14 @@ class UnifiedModel(nn.Module):
         losses = token_losses(hidden[learn], self.backbone.lm_head, targets[learn])
         weights = torch.where(image, self.image_weight, 1.0)
         # A rank without a learned position still runs the head, on nothing: every rank runs every module.
-        total = (losses * weights).sum() / weights.sum().clamp_min(1.0)
         parts = {name: (losses.detach()[which].sum(), which.sum()) for name, which in
                  (("text", ~image), ("image", image))}
-        return Losses(total, parts, weights.sum(), int((document > 0).sum()))
+        return Losses((losses * weights).sum(), parts)
+
+    def weigh(self, batch: Batch) -> Weight:
+        images = np.count_nonzero(batch.learn & batch.image)
+        text = np.count_nonzero(batch.learn) - images
+        return Weight(text + self.image_weight * images, np.count_nonzero(batch.document))
 
     def describe(self) -> str:
         """What the vocabulary is made of, for the table before step 1."""

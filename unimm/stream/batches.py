@@ -53,8 +53,8 @@ class Batches:
     def __init__(self, mixture: Mixture, layout: Layout, stage: NextToken, rank: int = 0, world: int = 1,
                  gather: Callable[[list], list[list]] = lambda own: [own]):
         if stage.rows % world:
-            raise ConfigError(f"rows is {stage.rows}, which {world} processes can't share evenly; "
-                              f"make it a multiple of {world}")
+            raise ConfigError(f"step_tokens is {stage.step_tokens} = {stage.rows} rows, which {world} processes can't "
+                              f"share evenly; make it a multiple of {world} x {stage.seq_len}")
         self.mixture, self.layout, self.stage, self.gather = mixture, layout, stage, gather
         self.is_code = layout.vocab.is_code
         per_rank = stage.rows // world

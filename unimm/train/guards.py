@@ -8,6 +8,7 @@ All ranks call these together and decide alike: on counts that move together, on
 each, and on what a gather tells all of them. Nothing here waits for a device.
 """
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -37,7 +38,9 @@ class Spikes:
         self.seen: deque[float] = deque(maxlen=window)
 
     def add(self, loss: float) -> float | None:
-        """The highest loss that would have been ordinary, if this one is above it. Finite losses only."""
+        """The highest loss that would have been ordinary, if this one is above it. """
+        if not math.isfinite(loss):  # with a finite gradient, or the step had been refused
+            return max(self.seen, default=0.0) if self.limit else None
         bound = None
         if self.limit and len(self.seen) == self.seen.maxlen:
             median = statistics.median(self.seen)

@@ -1,16 +1,18 @@
 """One stage, from its first step or its newest checkpoint to its last step; one loop for every objective.
 
-    batch --module--> Losses --engine--> gradients --> clip --> update --> metrics, preview, checkpoint
+    batch --> slots --module--> Losses --engine--> gradients, added up --> clip --> update --> metrics, checkpoint
+
+What a step learns depends on the step alone, not on how it is divided: the weight of all its slots on all ranks is
+known before the first forward, and every slot starts all random generators from (seed, step, slot).
 """
 
 import contextlib
 import dataclasses
-import math
 import random
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -20,21 +22,25 @@ import torch
 from torch import nn
 
 from unimm import checkpoint
-from unimm.config.stages import Stage
+from unimm.config.stages import NextToken, Reconstruct
 from unimm.losses import Losses
 from unimm.status import HUNG, Status
 from unimm.train import ranks
-from unimm.train.engine import Engine, NotFinite, TrainError, build_engine, check_engine, per_step
+from unimm.train.engine import Engine, NotFinite, TrainError, build_engine
 from unimm.train.guards import Guards
 from unimm.train.meter import Meter
 from unimm.train.progress import Log, Progress, Window, parameter_table, teller
 from unimm.train.schedule import multiplier
+from unimm.train.shares import Shares, shares
 from unimm.train.signals import Interrupted, Signals, verdict, votes
-from unimm.train.watchdog import Watchdog
+from unimm.train.watchdog import Watchdog, Where
 
 
 class Stream(Protocol):
-    """Where batches come from. `state` is small JSON, alike on all ranks, as of the last batch given out."""
+    """Where batches come from: this rank's rows of a step, with a length, and slices of rows that are batches again.
+
+    `state` is small JSON, alike on all ranks, as of the last batch given out.
+    """
 
     def next(self): ...
 
@@ -47,12 +53,14 @@ class Stream(Protocol):
 class Work:
     """What a stage trains and on what.
 
-    module    called with a batch (its numpy arrays as tensors on this rank's device), gives Losses
+    module    called with a slot (its numpy arrays as tensors on this rank's device), gives Losses; its method `weigh`
+              says of the slot before that what it weighs (`unimm.losses.Weighs`)
     batches   this rank's share of each optimizer step
-    preview   called on rank 0 every `preview_every` steps and at the end (not under ZeRO-3), module in eval
-              mode, without gradients; may return scalars for the metrics; can't disturb training's randomness
+    preview   called on rank 0 every `preview_every` steps and at the end, module in eval mode, without gradients, its
+              weights those that the stage would leave; may return scalars for the metrics
     new_rows  parameter name -> how many of its rows are new and must learn
     recipe    the resolved recipe as JSON values, kept in every checkpoint
+    rates     parameter name -> factor on its learning rate
     show      a batch in words, as JSON values, for the file of one that went wrong
     codes     codebook -> its ids (first, one past the last), to log how evenly image targets use it
     flops_per_token  of forward and backward, for the MFU
@@ -63,22 +71,24 @@ class Work:
     preview: Callable[[int], Mapping[str, float] | None] | None = None
     new_rows: dict[str, int] = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
     show: Callable[[object], dict] | None = None
     codes: dict[str, tuple[int, int]] = field(default_factory=dict)
     flops_per_token: float = 0.0
 
 
-def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", again: str | None = None,
-              engine: Literal["auto", "deepspeed", "plain"] = "auto", status: Status | None = None) -> Path:
+def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name: str = "train",
+              again: str | None = None, engine: Literal["auto", "deepspeed", "plain"] = "auto",
+              status: Status | None = None) -> Path:
     """Train `work.module` in place to the stage's last step; returns the final checkpoint.
 
     Continues from the newest whole checkpoint in `folder`, if any. Every rank calls this together.
     `again` is the command that continues after an interruption; by default this process's own. `status` is kept up.
 
-    Raises TrainError (nothing trains, uneven shares, NaN), CheckpointError, Interrupted.
+    Raises ConfigError (uneven shares), TrainError (nothing trains, NaN), CheckpointError, Interrupted.
     """
     ranks.start()
-    check_engine(stage, ranks.world())
+    cut = shares(stage, ranks.world())
     _check_trains(work)
     say = teller()
     found = _find(folder, say)
@@ -88,12 +98,13 @@ def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", ag
         if status:
             status.at(stage=name, step=stage.steps, steps=stage.steps, checkpoint=str(found))
         return found
-    _seed(stage.seed + ranks.rank())
     if found:
         checkpoint.load_weights(found, work.module)
     work.module.to(ranks.device())
-    _announce(work, stage, name, say)
-    run = _Run(work, stage, folder, name, build_engine(work.module, stage, engine), status)
+    say("\n".join(parameter_table(work.module, work.new_rows)))
+    say(f"{name}: {stage.steps:,} steps; {cut}; {stage.precision}, zero {stage.zero}, "
+        f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}")
+    run = _Run(work, stage, cut, folder, name, build_engine(work.module, stage, engine, work.rates), status)
     if found:
         run.restore(found)
         say(f"{name}: continuing after step {run.step} from {found}")
@@ -103,33 +114,40 @@ def run_stage(work: Work, stage: Stage, folder: Path, *, name: str = "train", ag
     with contextlib.closing(run), Signals() as signals:
         while run.step < stage.steps:
             stop = run.one_step(signals.received)
+            done = run.step == stage.steps
+            due = done or stop or run.step % stage.save_every == 0
+            if due:
+                run.judge()  # what is saved holds no spike
             if run.leapt and run.roll_back():
                 continue  # a signal is still there at the next step
-            done = run.step == stage.steps
-            if done or stop or run.step % stage.save_every == 0:
+            if due:
                 run.save()
             if stop and not done:
                 raise Interrupted(stop, run.saved, again or _own_command())
+    run.engine.close()
+    checkpoint.load_weights(run.saved, work.module)
     return run.saved
 
 
 class _Run:
     """A stage under way: the engine and everything that moves with the step."""
 
-    def __init__(self, work: Work, stage: Stage, folder: Path, name: str, engine: Engine, status: Status | None):
-        self.work, self.stage, self.folder, self.name, self.engine = work, stage, folder, name, engine
-        self.status = status
-        self.guards = Guards(stage.guards, folder, name, teller(), work.show)
-        self.meter = Meter(work.codes, work.flops_per_token)
-        limits = stage.guards
-        self.watchdog = Watchdog(folder, ranks.rank(), ranks.world(), limits.late_seconds, ends=limits.end_when_late,
-                                 last_words=lambda text: status and status.end("resume", HUNG, text))
+    def __init__(self, work: Work, stage: NextToken | Reconstruct, cut: Shares, folder: Path, name: str,
+                 engine: Engine, status: Status | None):
+        self.work, self.stage, self.shares, self.folder, self.name = work, stage, cut, folder, name
+        self.engine = engine
         self.step = 0
-        self.leapt = False
         self.tokens = 0
         self.seconds = 0.0
         self.window = Window()
         self.saved: Path | None = None
+        self.status, self.meter = status, Meter(work.codes, work.flops_per_token)
+        self.guards = Guards(stage.guards, folder, name, teller(), work.show)
+        self.watchdog = Watchdog(folder, ranks.rank(), ranks.world(), stage.guards.late_seconds,
+                                 ends=stage.guards.end_when_late,
+                                 last_words=lambda text: status and status.end("resume", HUNG, text))
+        self.unjudged: tuple[int, float, float] | None = None
+        self.leapt = False
 
     def begin(self) -> None:
         self.work.module.train()
@@ -137,8 +155,7 @@ class _Run:
         self.clock = self.logged_at = time.monotonic()
         self.seconds_before = self.seconds
         self.logged_tokens = self.tokens
-        unit = "tokens" if per_step(self.stage)[1] == "rows" else "images"
-        self.progress = Progress(self.name, self.step, self.stage.steps, unit)
+        self.progress = Progress(self.name, self.step, self.stage.steps, "tokens" if self.shares.tokens else "images")
         self.watchdog.start()
         self._tell()
 
@@ -150,70 +167,88 @@ class _Run:
         """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0."""
         factor = multiplier(self.stage.schedule, self.step - self.guards.skipped, self.stage.steps)
         self.engine.set_rate(factor)
-        beat, step = self.watchdog.beat, self.step + 1
-        beat(step, "data")
+        self._at("data")
         with self.meter.waiting("data"):
-            batch = self.guards.draw(step, self.work.batches)
-        beat(step, "forward")
-        losses: Losses = self.engine(tensors(batch, ranks.device()))
-        beat(step, "collective")
-        stop, share, loss = self._agree(losses, received)
+            batch = self.guards.draw(self.step + 1, self.work.batches)
+        slots = self.shares.slots(batch, ranks.rank())
+        self._at("collective")
+        stop, weight = self._agree(slots.values(), received)
+        losses = [self._learn(slot, number, weight, last=number == max(slots)) for number, slot in slots.items()]
+        self._at("update")
+        self.step += 1
         try:
-            if not math.isfinite(loss):
-                raise NotFinite(f"the loss is {loss}")
-            beat(step, "backward")
-            self.engine.backward(losses.total if share == 1 else losses.total * share)
-            beat(step, "update")
             norm = self.engine.step()
         except NotFinite as error:
-            self.guards.skip(step, str(error), batch, [losses])
+            self.guards.skip(self.step, str(error), batch, losses)
         else:
-            self._count(losses, norm)
+            self._count(losses, weight, norm)
             self.meter.see(batch)
-            self.leapt = self.guards.after_step(step, loss) == "roll back"
-        self.step += 1
         if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
             self._write(self.stage.optimizer.lr * factor)
         if self.step % self.stage.preview_every == 0 or self.step == self.stage.steps:
-            beat(step, "preview")
+            self._at("preview")
             self._preview()
-        beat(step, "end")
+        self._at("end")
         return stop
 
-    def _agree(self, losses: Losses, received: int) -> tuple[int, float, float]:
-        """One collective a step: the signal to stop, this rank's share of the mean over ranks, and that mean."""
-        world, weight = ranks.world(), float(losses.weight)
-        sums = ranks.total([weight, float(losses.tokens), float(losses.total.detach()) * weight, *votes(received)])
+    def _at(self, where: Where) -> None:
+        done = where in ("preview", "save", "end")  # or in the step that will be the next one
+        self.watchdog.beat(self.step if done else self.step + 1, where)
+
+    def _agree(self, slots: Iterable, received: int) -> tuple[int, float]:
+        """The step's one collective: the signal to stop, and the weight of its slots on all ranks.
+
+        The loss of the step before goes with it: it is known by now, and nothing waits for it.
+        """
+        weights = [self.work.module.weigh(slot) for slot in slots]
+        sums = ranks.total([float(sum(w.learned for w in weights)), float(sum(w.read for w in weights)),
+                            self.unjudged[1] if self.unjudged else 0.0, *votes(received)])
+        self._judged(sums[2])
         self.tokens += int(sums[1])
-        share = 1.0 if world == 1 else weight * world / (sums[0] or 1.0)
-        return verdict(sums[3:]), share, sums[2] / (sums[0] or 1.0)
+        return verdict(sums[3:]), sums[0]
+
+    def judge(self) -> None:
+        """Judge the newest loss at once, before a checkpoint."""
+        self._judged(ranks.total([self.unjudged[1] if self.unjudged else 0.0])[0])
+
+    def _judged(self, total: float) -> None:
+        if self.unjudged:
+            step, _, weight = self.unjudged
+            self.unjudged = None
+            self.leapt |= self.guards.after_step(step, total / (weight or 1.0)) == "roll back"
 
     def roll_back(self) -> bool:
-        """Back to the newest checkpoint from before a spike; False, and nothing is done, where there is none."""
+        """Back to the newest checkpoint, which is from before the spike; False, and nothing is done, without one."""
         self.leapt = False
-        saved = {path: int(path.name[5:]) for path in self.folder.glob("step-????????")}
-        ranks.barrier()  # all ranks have looked before rank 0 moves anything
-        if not any(step < self.guards.spike_step for step in saved.values()):
-            teller()(f"{self.name}: there is no checkpoint from before it to go back to; going on")
+        if self.saved is None:
+            teller()(f"{self.name}: there is no checkpoint to go back to; going on")
             return False
-        for path, step in saved.items():
-            if ranks.rank() == 0 and step >= self.guards.spike_step:
-                checkpoint.set_aside(path)
         found = _find(self.folder, teller())
         self.guards.condemn(checkpoint.read_state(found)["guards"])
-        with self.engine.whole():
-            checkpoint.load_weights(found, self.work.module)
+        self.unjudged = None
         self.restore(found)
         if self.log:
             self.log.close()
             self.log = Log(self.folder, self.step)
         return True
 
-    def _count(self, losses: Losses, norm: float) -> None:
-        self.window.add("loss", losses.total.detach() * losses.weight, losses.weight)
-        for part, (value, count) in losses.parts.items():
-            self.window.add(f"loss/{part}", value, count)
+    def _learn(self, slot, number: int, weight: float, last: bool) -> Losses:
+        """One forward and backward; what is left of its losses is without a graph."""
+        seed_slot(self.stage.seed, self.step, number)
+        self._at("forward")
+        losses: Losses = self.engine(tensors(slot, ranks.device()), last)
+        self._at("backward")
+        self.engine.backward(losses.total / (weight or 1.0))
+        return Losses(losses.total.detach(), losses.parts)
+
+    def _count(self, losses: list[Losses], weight: float, norm: float) -> None:
+        # Every rank adds its share of the weight, so that the average over ranks and steps is that over positions.
+        for each in losses:
+            self.window.add("loss", each.total, weight / (ranks.world() * len(losses)))
+            for part, (value, count) in each.parts.items():
+                self.window.add(f"loss/{part}", value, count)
         self.window.add("grad_norm", norm)
+        self.unjudged = self.step, sum(float(each.total) for each in losses), weight  # the update has waited for them
 
     def _write(self, lr: float) -> None:
         means = self.window.means()
@@ -233,48 +268,48 @@ class _Run:
             self.log.write(self.step, dict(values))
 
     def _preview(self) -> None:
-        if self.work.preview is None or ranks.rank() > 0 or self.stage.zero == 3:  # no rank has whole weights then
+        if self.work.preview is None:
             return
-        began, before = time.monotonic(), checkpoint.random_state()
-        self.work.module.eval()
-        with torch.no_grad():
-            values = self.work.preview(self.step)
-        self.work.module.train()
-        checkpoint.set_random_state(before)
+        began, values = time.monotonic(), None
+        with self.engine.shown(), torch.no_grad():
+            if ranks.rank() == 0:
+                self.work.module.eval()
+                values = self.work.preview(self.step)
+                self.work.module.train()
         self.logged_at += time.monotonic() - began  # tokens per second are those of training alone
         if values:
             self._log({f"preview/{name}": value for name, value in values.items()})
 
     def save(self) -> None:
-        self.watchdog.beat(self.step, "save")
+        self._at("save")
         began = time.monotonic()
         self.seconds = self.seconds_before + began - self.clock
-        shard = {"engine": self.engine.state(), "random": checkpoint.random_state(), "window": self.window.sums}
-        state = {"stage": self.name, "seconds": self.seconds, "tokens": self.tokens,
-                 "stream": self.work.batches.state(), "guards": self.guards.state(), "meter": self.meter.state()}
+        window = {name: both.tolist() for name, both in self.window.sums.items()}
+        state = {"stage": self.name, "zero": self.stage.zero, "seconds": self.seconds, "tokens": self.tokens,
+                 "engine": self.engine.scalars(), "window": ranks.gather(window), "stream": self.work.batches.state(),
+                 "guards": self.guards.state(), "meter": self.meter.state()}
         peers = checkpoint.Ranks(ranks.rank(), ranks.world(), ranks.barrier)
-        with self.engine.whole():
-            self.saved = checkpoint.save(self.folder, self.step, self.work.module, shard, state, self.work.recipe,
-                                         self.stage.keep, peers)
+        self.saved = checkpoint.save(self.folder, self.step, self.engine.weights(), self.engine.pieces(), state,
+                                     self.work.recipe, self.stage.keep, peers)
         self.logged_at += time.monotonic() - began
         self.meter.waited["save"] += time.monotonic() - began
         self._tell()
 
     def restore(self, path: Path) -> None:
-        """Everything but the weights, which were loaded before the engine was built. Raises CheckpointError."""
+        """Everything but the weights that don't train, which were loaded before the engine was built.
+
+        Raises CheckpointError where it is another stage's, ConfigError where it was of another stream.
+        """
         state = checkpoint.read_state(path)
-        if state["stage"] != self.name or state["world"] != ranks.world():
-            raise checkpoint.CheckpointError(
-                f"{path} was saved by stage {state['stage']!r} on {state['world']} processes, this is {self.name!r} "
-                f"on {ranks.world()}; continue it as it was, or train into another folder")
-        shard = checkpoint.load_shard(path, ranks.rank())
-        self.engine.restore(shard["engine"] or checkpoint.load_shard(path, 0)["engine"])
+        if state["stage"] != self.name:
+            raise checkpoint.CheckpointError(f"{path} was saved by stage {state['stage']!r}, this is {self.name!r}; "
+                                             "continue that one, or train into another folder")
+        self.engine.restore(checkpoint.reader(path), state["engine"])
         self.work.batches.restore(state["stream"])
+        self.window.restore(state["window"])
         self.guards.restore(state["guards"])
         self.meter.restore(state["meter"])
-        self.window.sums = {name: both.to(ranks.device()) for name, both in shard["window"].items()}
         self.step, self.tokens, self.seconds, self.saved = state["step"], state["tokens"], state["seconds"], path
-        checkpoint.set_random_state(shard["random"])
 
     def close(self) -> None:
         self.watchdog.stop()
@@ -321,18 +356,12 @@ def _find(folder: Path, say: Callable[[str], None]) -> Path | None:
     return ranks.from_first(found)
 
 
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-
-
-def _announce(work: Work, stage: Stage, name: str, say: Callable[[str], None]) -> None:
-    count, unit = per_step(stage)
-    world = ranks.world()
-    say("\n".join(parameter_table(work.module, work.new_rows)))
-    say(f"{name}: {stage.steps} steps of {count} {unit} = {world} processes x {count // world} {unit}, "
-        f"{stage.precision}, zero {stage.zero}, {stage.optimizer.kind} lr {stage.optimizer.lr:g}")
+def seed_slot(seed: int, step: int, slot: int) -> None:
+    """Start every generator that a forward may draw from, so that none of their states need be saved."""
+    number = int(np.random.SeedSequence((seed, step, slot)).generate_state(1, np.uint64)[0])
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
 
 
 def _own_command() -> str:

@@ -30,6 +30,17 @@ class Window:
         both = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).detach() for v in (value, count)])
         self.sums[name] = self.sums[name] + both if name in self.sums else both
 
+    def restore(self, saved: list[dict[str, list[float]]]) -> None:
+        """Go on from the sums of every rank; at another number of ranks the first takes them all."""
+        if len(saved) == ranks.world():
+            mine = saved[ranks.rank()]
+        else:
+            totals = {name: [sum(sums.get(name, (0.0, 0.0))[i] for sums in saved) for i in range(2)]
+                      for name in {name: None for sums in saved for name in sums}}
+            mine = totals if ranks.rank() == 0 else {}
+        self.sums = {name: torch.tensor(both, dtype=torch.float64, device=ranks.device())
+                     for name, both in mine.items()}
+
     def means(self) -> dict[str, float]:
         """The averages over all ranks, and a fresh start. A name that one rank lacks counts as 0 of 0 there.
 

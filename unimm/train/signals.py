@@ -11,7 +11,7 @@ from unimm.train import ranks
 
 # In the order in which they win when ranks got different ones: a person before a cluster, its notice before its end.
 # SLURM sends SIGUSR1 ahead of the time limit (--signal=USR1@300); Windows has none.
-ASKED = (signal.SIGINT, signal.SIGTERM, *(() if sys.platform == "win32" else (signal.SIGUSR1,)))
+STOPS = (signal.SIGINT, signal.SIGTERM, *(() if sys.platform == "win32" else (signal.SIGUSR1,)))
 
 
 def exit_code(signum: int) -> int:
@@ -44,12 +44,12 @@ def ended(error: BaseException) -> tuple[State, int]:
 
 def votes(received: int) -> list[float]:
     """What this rank got, to be summed over ranks together with whatever else a step sums."""
-    return [float(received == number) for number in ASKED]
+    return [float(received == number) for number in STOPS]
 
 
 def verdict(sums: list[float]) -> int:
     """The signal that all ranks obey, or 0, from the sums of their votes."""
-    return next((number for number, votes in zip(ASKED, sums, strict=True) if votes), 0)
+    return next((number for number, votes in zip(STOPS, sums, strict=True) if votes), 0)
 
 
 class Signals:
@@ -57,7 +57,7 @@ class Signals:
 
     def __enter__(self):
         self.received = 0
-        self.before = {number: signal.signal(number, self._note) for number in ASKED}
+        self.before = {number: signal.signal(number, self._note) for number in STOPS}
         return self
 
     def _note(self, number: int, frame) -> None:

@@ -1,0 +1,181 @@
+"""The training state in pieces: which elements of which parameter this rank's optimizer holds, whatever cut them.
+
+    Held            name, start, size  <-  owner.view(-1)[offset : offset + size]
+    Masters         all that is held here: out as pieces, back from pieces, whole weights, the weights to show
+
+An *owner* is a tensor that the optimizer updates: a parameter itself without ZeRO, DeepSpeed's flat fp32 piece of many
+with it. Pieces name elements of the module's own parameters, so they are the same at any world size and ZeRO stage.
+"""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from unimm.checkpoint import CheckpointError, Piece
+from unimm.train import ranks
+from unimm.train.ema import Average
+
+Read = Callable[[str, int, int], dict[str, Tensor]]
+"""(name, start, stop) -> the saved tensors of those elements: "master" and whatever the optimizer keeps."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Held:
+    """Elements [start, start + size) of parameter `name` of `shape`: `size` of owner from `offset` on.
+
+    moments  what the optimizer keeps for them: "exp_avg" and "exp_avg_sq", or "momentum"
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    moments: tuple[str, ...]
+    start: int
+    size: int
+    owner: Tensor
+    offset: int
+
+    def of(self, like_owner: Tensor) -> Tensor:
+        """This piece of the owner, or of a tensor laid out like it."""
+        return like_owner.detach().view(-1)[self.offset:self.offset + self.size]
+
+
+def held_whole(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, Held]:
+    """Every trained parameter as its own owner."""
+    muon = {p: group["muon"] for group in optimizer.param_groups for p in group["params"]}
+    return {p: Held(name=name, shape=tuple(p.shape), start=0, size=p.numel(), owner=p, offset=0,
+                    moments=("momentum",) if muon[p] else ("exp_avg", "exp_avg_sq"))
+            for name, p in module.named_parameters() if p.requires_grad}
+
+
+class Masters:
+    """The fp32 weights that the optimizer updates here, with its state and their average.
+
+    shared  whether every rank holds the same: then rank 0's pieces serve all
+    frozen  gives the whole of a parameter that does not train; every rank calls it
+    """
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, held: list[Held], ema: float, *,
+                 shared: bool, frozen: Callable[[nn.Parameter], Tensor] = lambda p: p.detach()):
+        self.module, self.optimizer, self.held, self.shared, self.frozen = module, optimizer, held, shared, frozen
+        self.owners = list(dict.fromkeys(h.owner for h in held))
+        self.average = Average(self.owners, ema) if ema else None
+        self.updates = 0
+
+    def updated(self) -> None:
+        """To be called after every update of the optimizer."""
+        self.updates += 1
+        if self.average:
+            self.average.update(self.updates)
+
+    def pieces(self) -> list[Piece]:
+        if self.shared and ranks.rank() > 0:
+            return []
+        return [Piece(h.name, h.start, {key: h.of(tensor) for key, tensor in self._state(h.owner).items()})
+                for h in self.held]
+
+    def _state(self, owner: Tensor) -> dict[str, Tensor]:
+        """Every tensor laid out like the owner, by the name under which it is saved."""
+        moments = {key: value for key, value in self.optimizer.state.get(owner, {}).items()
+                   if isinstance(value, Tensor) and value.numel() == owner.numel() and key != "step"}
+        return {"master": owner} | moments | ({"ema": self.average.of[owner]} if self.average else {})
+
+    @torch.no_grad()
+    def restore(self, read: Read, updates: int) -> None:
+        """Take back what was saved after so many updates. Raises CheckpointError where it is another optimizer's."""
+        self.updates = updates
+        for h in self.held if updates else ():
+            if not self.optimizer.state.get(h.owner):
+                self.optimizer.state[h.owner] = {m: torch.zeros_like(h.owner) for m in h.moments}
+            # Also where there was one: a run that goes back has made more updates than it is to have made.
+            self.optimizer.state[h.owner]["step"] = torch.tensor(float(updates), device=h.owner.device)
+        for h in self.held:
+            saved = read(h.name, h.start, h.start + h.size)
+            state = self._state(h.owner)
+            missing = sorted(state.keys() - saved.keys() - {"ema"})
+            if missing:
+                raise CheckpointError(f"the checkpoint has no {', '.join(missing)} of {h.name}: it was saved with "
+                                      "another optimizer; continue with that one, or train into another folder")
+            for key, tensor in state.items():
+                h.of(tensor).copy_(saved.get(key, saved["master"]))  # an average that begins now starts from there
+
+    def weights(self, whole: bool) -> dict[str, Tensor]:
+        """What the stage leaves, by the module's own names, in rank 0's memory; nothing on other ranks.
+
+        The average where there is one. Every rank calls this; at most one parameter more than they hold is brought
+        together at a time. `whole`: the module holds whole weights, so only an average need be brought together.
+        """
+        own: dict[str, list[Held]] = {}
+        for h in self.held:
+            own.setdefault(h.name, []).append(h)
+        found: dict[str, Tensor] = {}
+        everything = self.module.state_dict()
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        for name, p in self.module.named_parameters():
+            if p.requires_grad and (self.average or not whole):
+                value = self._together(own.get(name, []), getattr(p, "ds_shape", p.shape)).to(p.dtype)
+            else:
+                value = self.frozen(p)
+            if ranks.rank() == 0:
+                found[name] = value.detach().to("cpu", copy=True)
+        if ranks.rank() == 0:
+            found |= {name: t.detach().to("cpu", copy=True) for name, t in everything.items() if name not in parameters}
+        return found
+
+    def _together(self, own: list[Held], shape: tuple[int, ...]) -> Tensor:
+        """A trained parameter's masters, or their average, from all ranks; fp32, whole on rank 0."""
+        flat = torch.zeros(shape.numel(), device=ranks.device())
+        for h in own:
+            flat[h.start:h.start + h.size] = h.of(self.average.of[h.owner] if self.average else h.owner)
+        if ranks.world() > 1 and not self.shared:
+            dist.reduce(flat, dst=0)
+        return flat.view(shape)
+
+    @contextlib.contextmanager
+    def shown(self, whole: bool) -> Iterator[None]:
+        """Inside, rank 0's module holds what the stage would leave now. Every rank enters and leaves it."""
+        if whole and not self.average:
+            yield
+            return
+        weights = self.weights(whole)
+        if ranks.rank() > 0:
+            yield
+            return
+        before = {p: p.data for p in self.module.parameters()}
+        with _without_hooks(self.module):
+            for name, p in self.module.named_parameters():
+                p.data = weights[name].to(ranks.device())
+            yield
+            for p, data in before.items():
+                p.data = data
+
+
+@contextlib.contextmanager
+def _without_hooks(module: nn.Module) -> Iterator[None]:
+    """ZeRO-3 gathers and lets go of weights by hooks, all ranks together; here one rank has them whole."""
+    kept = [(m, m._forward_hooks, m._forward_pre_hooks) for m in module.modules()]
+    for m, _, _ in kept:
+        m._forward_hooks, m._forward_pre_hooks = OrderedDict(), OrderedDict()
+    yield
+    for m, after, before in kept:
+        m._forward_hooks, m._forward_pre_hooks = after, before
+
+
+def own_parameters(module: nn.Module) -> None:
+    """Give a module that DeepSpeed held fresh parameters of its own, to be loaded; ties stay ties.
+
+    After ZeRO-3 they are in host memory: whole, they may not fit on the device.
+    """
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for m in module.modules():
+        fresh = {}
+        for name, p in m._parameters.items():
+            if p is not None and p not in made:
+                shape, device = getattr(p, "ds_shape", p.shape), "cpu" if hasattr(p, "ds_shape") else p.device
+                made[p] = nn.Parameter(torch.zeros(shape, dtype=p.dtype, device=device), p.requires_grad)
+            fresh[name] = None if p is None else made[p]
+        m._parameters = fresh

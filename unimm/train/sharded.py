@@ -1,0 +1,198 @@
+"""The engine by DeepSpeed, at every ZeRO stage, over any number of ranks, one included.
+
+At ZeRO stage 0 the weights stay fp32, bf16 is autocast, and clipping is ours (it needs the norm anyway and refuses
+non-finite gradients before anything moves); from stage 1 on, DeepSpeed holds fp32 masters of bf16 weights, clips, and
+skips a step that is not finite. Plain bf16 weights at stage 0 are never used: DeepSpeed 0.19 takes an extra Adam step
+there at initialisation.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from unimm.checkpoint import Piece
+from unimm.config.stages import Stage
+from unimm.losses import Losses
+from unimm.train import ranks
+from unimm.train.engine import Autocast, NotFinite, clip, set_rate
+from unimm.train.muon import Exchange, MuonAdamW
+from unimm.train.optimizer import build_optimizer
+from unimm.train.pieces import Held, Masters, Read, held_whole, own_parameters
+from unimm.train.shares import shares
+
+
+def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
+    """DeepSpeed's configuration of this stage on `world` ranks, for a model of so many parameters."""
+    cut = shares(stage, world)
+    half = stage.zero > 0 and stage.precision == "bf16"
+    # Slots of a step are added up in fp32. At stage 1 DeepSpeed would then turn to another optimizer of its own, one
+    # that takes a step as it starts; stage 2 gives the same curve.
+    summed = half and cut.accumulated > 1
+    config = {
+        "train_batch_size": cut.rows * cut.accumulated * world,
+        "train_micro_batch_size_per_gpu": cut.rows,
+        "gradient_accumulation_steps": cut.accumulated,
+        # At stage 0 `clip` clips: DeepSpeed's own neither returns the norm nor looks for NaN.
+        "gradient_clipping": stage.optimizer.clip if stage.zero else 0.0,
+        "steps_per_print": None,
+        "zero_optimization": {"stage": max(stage.zero, 2) if summed else stage.zero,
+                              "reduce_bucket_size": min(parameters, 500_000_000)},
+        "zero_allow_untested_optimizer": True,  # the optimizer with Muon, which is tested here
+    }
+    if stage.offload:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        config["zero_force_ds_cpu_optimizer"] = False  # DeepSpeed's own would be compiled at the start
+    if half:
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32" if summed else "bf16"}
+    return config
+
+
+class DeepSpeedEngine:
+    """See `unimm.train.engine.Engine`."""
+
+    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None):
+        deepspeed = _import_deepspeed()
+        ranks.start(alone=True)
+        self.module = module
+        self.zero = stage.zero
+        self.trained = [p for p in module.parameters() if p.requires_grad]
+        self.limit = stage.optimizer.clip
+        self.optimizer = build_optimizer(module, stage.optimizer, rates)
+        whole = held_whole(module, self.optimizer)
+        parameters = sum(p.numel() for p in module.parameters())
+        self.engine, *_ = deepspeed.initialize(
+            model=Autocast(module, stage), optimizer=self.optimizer, dist_init_required=False,
+            config=deepspeed_config(stage, ranks.world(), parameters))
+        if ranks.world() == 1 and stage.zero == 0:
+            self.engine.enable_backward_allreduce = False  # it would copy every gradient there and back for nobody
+        self.gathered = deepspeed.zero.GatheredParameters
+        held = self._held(whole)
+        self.masters = Masters(module, self.optimizer, held, stage.ema, shared=stage.zero == 0, frozen=self._frozen)
+        if isinstance(self.optimizer, MuonAdamW) and stage.zero:
+            self.optimizer.exchanges = self._exchanges(held)
+
+    def _held(self, whole: dict[nn.Parameter, Held]) -> list[Held]:
+        """What of every trained parameter this rank's optimizer updates."""
+        match self.zero:
+            case 0:
+                return list(whole.values())
+            case 1 | 2:
+                flats = self.engine.optimizer.single_partition_of_fp32_groups
+                return [dataclasses.replace(
+                    h, owner=flats[p._hp_mapping.param_group_index], offset=p._hp_mapping.hp_fragment_address.start,
+                    start=p._hp_mapping.lp_fragment_address.start, size=p._hp_mapping.lp_fragment_address.numel)
+                    for p, h in whole.items() if p._hp_mapping is not None]
+            case 3:
+                return [piece for p, h in whole.items() if (piece := self._partition(p, h)).size > 0]
+
+    def _partition(self, p: nn.Parameter, whole: Held) -> Held:
+        """ZeRO-3 gives every rank an equal part of every parameter, the last ones padded."""
+        sharded = self.engine.optimizer
+        group, offset, length = sharded.grad_position[sharded.get_param_id(p)]
+        start = min(length * ranks.rank(), whole.size)
+        return dataclasses.replace(whole, start=start, size=min(length, whole.size - start), offset=offset,
+                                   owner=sharded.fp32_partitioned_groups_flat[group])
+
+    def _flats(self) -> list[Tensor]:
+        sharded = self.engine.optimizer
+        return sharded.fp32_partitioned_groups_flat if self.zero == 3 else sharded.single_partition_of_fp32_groups
+
+    def _exchanges(self, held: list[Held]) -> dict[Tensor, Exchange]:
+        """One for every flat piece of matrices; every rank has as many pieces, be they empty."""
+        exchanges = {}
+        for flat in self._flats():
+            own = [h for h in held if h.owner is flat]
+            if any(ranks.gather(any(h.moments == ("momentum",) for h in own))):
+                exchanges[flat] = Exchange(own)
+        return exchanges
+
+    def _frozen(self, p: nn.Parameter) -> Tensor:
+        if self.zero < 3:
+            return p.detach()
+        with self.gathered([p]):
+            return p.detach().clone()
+
+    def __call__(self, batch, last: bool = True) -> Losses:
+        self.engine.set_gradient_accumulation_boundary(last)
+        return self.engine(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss * ranks.world(), scale_wrt_gas=False)  # DeepSpeed takes the mean over ranks
+
+    def step(self) -> float:
+        if self.zero == 0:
+            try:
+                norm = clip([p.grad for p in self.trained if p.grad is not None], self.limit)
+            except NotFinite:
+                self.engine.zero_grad()
+                raise
+            self.engine.step()
+        else:
+            self.engine.step()
+            norm = float(self.engine.get_global_grad_norm())
+            if not math.isfinite(norm) or self.engine.optimizer.overflow:
+                raise NotFinite(f"the gradient norm is {norm}")
+        self.masters.updated()
+        return norm
+
+    def set_rate(self, factor: float) -> None:
+        set_rate(self.optimizer, factor)
+
+    def pieces(self) -> list[Piece]:
+        return self.masters.pieces()
+
+    def scalars(self) -> dict[str, int]:
+        return {"updates": self.masters.updates}
+
+    @torch.no_grad()
+    def restore(self, read: Read, scalars: Mapping[str, int]) -> None:
+        self.masters.restore(read, scalars["updates"])
+        sharded = self.engine.optimizer
+        match self.zero:
+            case 1 | 2:
+                sharded.update_lp_params()
+            case 3:  # as its step ends
+                sharded._partition_all_parameters()
+                for group in range(len(sharded.fp16_groups)):
+                    sharded._reassign_or_swap_out_partitioned_parameters(group)
+                if sharded.persistent_parameters:
+                    sharded.persistent_parameters[0].all_gather(sharded.persistent_parameters)
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.masters.weights(whole=self.zero < 3)
+
+    def shown(self) -> contextlib.AbstractContextManager:
+        return self.masters.shown(whole=self.zero < 3)
+
+    def close(self) -> None:
+        self.engine.destroy()
+        if self.zero:
+            own_parameters(self.module)
+
+
+def _import_deepspeed():
+    """DeepSpeed, quiet, and kept from compiling anything."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even in a process without a launcher
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # DeepSpeed calls collectives that torch is renaming, once a bucket, each with a warning.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.ops.op_builder.all_ops import ALL_OPS
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        # Said before it asks: it would probe a compiler, and its shared-memory collectives compile for a minute at the
+        # first start, where a killed build hangs every later run.
+        deepspeed.ops.__compatible_ops__ = dict.fromkeys([*ALL_OPS, "deepspeed_not_implemented"], False)
+    return deepspeed
