@@ -1,5 +1,6 @@
-"""unimm show | train | encode | sample | chat | eval | checkpoint: small classes; heavy imports wait for their use."""
+"""unimm show | train | encode | sample | chat | eval | checkpoint | status: small classes; heavy imports come late."""
 
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -37,6 +38,15 @@ class Train:
     """The run's folder; runs/NAME by default."""
     stage: str | None = None
     """Stop after this stage."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Say how a run went. Exit code: 0 done, 75 start it again, 1 failed, 3 running, or killed without a word."""
+
+    run: Positional[Path]
+    json: bool = False
+    """Print status.json with the errors of all ranks instead."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +152,11 @@ Command = (
     Annotated[Show, subcommand("show")] | Annotated[Train, subcommand("train")]
     | Annotated[Encode, subcommand("encode")] | Annotated[Sample, subcommand("sample")]
     | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")]
-    | Annotated[Checkpoint, subcommand("checkpoint")])
+    | Annotated[Checkpoint, subcommand("checkpoint")] | Annotated[Status, subcommand("status")])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The `unimm` command. Bad input ends in one line on stderr and exit code 2; an interruption in 128 + signal."""
+    """The `unimm` command. Bad input ends in one line on stderr and exit code 2; see docs/exit-codes.md."""
     code = 0
     try:
         code = run(sys.argv[1:] if arguments is None else arguments)
@@ -176,6 +186,9 @@ def run(arguments: list[str]) -> int:
             return _show(load(path, rest), as_json)
         case Train():
             return _train(command, rest)
+        case Status(run=folder, json=as_json):
+            _none(rest)
+            return _status(folder, as_json)
         case Encode(run=folder, data=data):
             _none(rest)
             recipe = load(folder, [])
@@ -256,6 +269,12 @@ def _checkpoint(do: CheckpointList | CheckpointVerify | CheckpointExport) -> Non
             print(f"exported: {out}\nnext: unimm sample {out} \"a prompt\"")
         case _:
             assert_never(do)
+def _status(folder: Path, as_json: bool) -> int:
+    from unimm.status import code_of, describe, read_status
+
+    status = read_status(folder)
+    print(json.dumps(status, indent=1) if as_json else "\n".join(describe(folder, status)))
+    return code_of(status)
 
 
 def _train(command: Train, rest: list[str]) -> int:
@@ -271,5 +290,6 @@ def _train(command: Train, rest: list[str]) -> int:
 
         if ranks.rank() == 0:
             print(stopped, file=sys.stderr)
+        ranks.barrier()  # all are here: none may leave, and have the launcher end the others, before rank 0 has spoken
         return stopped.code
     return 0

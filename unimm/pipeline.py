@@ -20,6 +20,8 @@ from unimm.images.tokenizer import build_tokenizer, fingerprint, load_tokenizer,
 from unimm.layout import Layout
 from unimm.recipe import recipe_from_json, recipe_to_json
 from unimm.sample import Text
+from unimm.show import batch_in_words
+from unimm.status import Status, told
 from unimm.stream.batches import Batches
 from unimm.stream.encode import Plan, Progress, encode
 from unimm.stream.mixture import Mixture
@@ -31,6 +33,7 @@ from unimm.text import train_sentencepiece
 from unimm.train import ranks
 from unimm.train.loop import Work, run_stage
 from unimm.train.progress import teller
+from unimm.train.signals import ended
 
 SECONDS = "seconds.json"
 
@@ -44,6 +47,13 @@ def train_run(recipe: Recipe, folder: Path, last: str | None = None) -> None:
         raise ConfigError(f"no stage {last!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.stages)}")
     ranks.start()
     _begin(recipe, folder)
+    with told(Status(folder, ranks.rank(), ranks.world()), ended) as status:
+        ranks.barrier()  # until rank 0 has cleared away how an earlier attempt ended
+        _train_stages(recipe, folder, last, status)
+    teller()(f"trained: {folder}\nnext: unimm eval {folder}, unimm sample {folder} \"a prompt\", unimm chat {folder}")
+
+
+def _train_stages(recipe: Recipe, folder: Path, last: str | None, status: Status) -> None:
     if isinstance(recipe.text, SentencePieceText):
         with timed(folder, "text"):
             _text_tokenizer(recipe, folder)
@@ -52,15 +62,14 @@ def train_run(recipe: Recipe, folder: Path, last: str | None = None) -> None:
         match stage:
             case Reconstruct():
                 with timed(folder, name):
-                    _train_tokenizer(recipe, folder, name, stage)
+                    _train_tokenizer(recipe, folder, name, stage, status)
             case NextToken():
                 with timed(folder, "encode"):
                     encode_run(recipe, folder, stages=[name])
                 with timed(folder, name):
-                    previous = _train_language(recipe, folder, name, stage, previous), stage
+                    previous = _train_language(recipe, folder, name, stage, previous, status), stage
         if name == last:
             break
-    teller()(f"trained: {folder}\nnext: unimm eval {folder}, unimm sample {folder} \"a prompt\", unimm chat {folder}")
 
 
 @contextmanager
@@ -116,7 +125,7 @@ def _text_tokenizer(recipe: Recipe, folder: Path) -> None:
     ranks.barrier()
 
 
-def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct) -> None:
+def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct, status: Status) -> None:
     """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
     import torch
 
@@ -139,7 +148,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     work = Work(Reconstruction(tokenizer), batches,
                 preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
                 recipe=json.loads(recipe_to_json(recipe)))
-    run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}")
+    run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
     if ranks.rank() == 0:
         save_tokenizer(tokenizer, target)
         teller()(f"{name}: image tokenizer {fingerprint(tokenizer)[:12]} -> {target}")
@@ -193,7 +202,7 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
 
 
 def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
-                    previous: tuple[Path, NextToken] | None) -> Path:
+                    previous: tuple[Path, NextToken] | None, status: Status) -> Path:
     """One stage of the language model, from the previous stage's final checkpoint; returns its own."""
     import torch
 
@@ -216,9 +225,10 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     system = System(recipe, folder, layout, tokenizer, model, folder)
     work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),
                 new_rows=_new_rows(recipe, layout, model), parts=model.parts(),
-                recipe=json.loads(recipe_to_json(recipe)))
+                recipe=json.loads(recipe_to_json(recipe)), show=lambda batch: {"rows": batch_in_words(layout, batch)},
+                codes={r.name: (r.start, r.stop) for r in layout.vocab.ranges.values() if r.depth == 1})
     teller()(f"{name}: {model.describe()}")
-    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}")
+    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
 
 
 def _new_rows(recipe: Recipe, layout: Layout, model) -> dict[str, range]:

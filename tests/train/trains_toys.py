@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from train_toys import Stream, ToyLM, stage
 
-from unimm import checkpoint
 from unimm.config.stages import AdamW, Muon
 from unimm.config.trains import Lora, Trains
 from unimm.model.lora import adapt

@@ -5,6 +5,7 @@ from typing import Literal
 
 from unimm.config.check import check, fraction, nearest, positive
 from unimm.config.data import Use
+from unimm.config.guards import Guards
 from unimm.config.trains import Trains
 
 
@@ -85,6 +86,7 @@ class Stage:
     """How many of the stage's newest checkpoints are kept."""
     keep_every: int = 0
     """Checkpoints of steps divisible by this are kept too. 0: none of them."""
+    guards: Guards = Guards()
 
     def __post_init__(self):
         positive(self, "steps", "log_every", "preview_every", "save_every", "keep")
