@@ -194,6 +194,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     import torch
 
     from unimm import checkpoint
+    from unimm.model.attention import kernel_name
     from unimm.model.backbone import compile_layers, recompute_layers
     from unimm.previews import preview_drawings
 
@@ -201,7 +202,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     check_codebook(recipe, tokenizer.size)
     layout = layout_of(recipe, text_of(recipe, folder))
     torch.manual_seed(stage.seed)
-    model = new_model(recipe, layout, tokenizer, stage.image_weight)
+    model = new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss)
     if previous is not None:
         checkpoint.load_weights(previous, model)
     if stage.compile:
@@ -213,7 +214,8 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     system = System(recipe, folder, layout, tokenizer, model, folder)
     work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),
                 new_rows=_new_rows(recipe, layout), recipe=json.loads(recipe_to_json(recipe)))
-    teller()(f"{name}: {model.describe()}")
+    kernel = kernel_name(model.backbone.config, ranks.device(), stage.precision, stage.seq_len)
+    teller()(f"{name}: {model.describe()}\n{name}: attention: {kernel}")
     return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}")
 
 

@@ -175,4 +175,5 @@ def make_batch(rows: list[list[Sequence]], seq_len: int, pad: int, is_code: np.n
             image[r, start:last] = visual[1:]
             position[r, start:end], document[r, start:end] = np.arange(len(sequence)), number
             start = end
-    return Batch(ids, targets, learn, position, document, image, tuple(slots), sum(map(len, rows)))
+    return Batch(ids, targets, learn, position, document, image, tuple(slots), sum(map(len, rows)),
+                 tuple(tuple(map(len, row)) for row in rows))
