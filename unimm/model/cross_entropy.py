@@ -17,7 +17,8 @@ Way = Literal["one pass", "chunks", "torch", "liger"]
 """one pass  gradients beside the loss: 3 products where every other way needs 4, having to make its logits again.
              Against full logits 0.75 of the CPU time, F.linear_cross_entropy 1.04, chunks 1.2 (tools/bench/loss.py).
 chunks    through the head as a module and a checkpoint a chunk: any head, LoRA or a wrapper among them.
-torch     F.linear_cross_entropy of torch 2.13.     liger   Liger's kernel, of triton on CUDA.
+torch     F.linear_cross_entropy of torch 2.13; of bfloat16 weights it gives bfloat16 losses.
+liger     Liger's kernel, of triton on CUDA.
 On a GPU none has been measured yet; tools/gpu_check.py can force each."""
 
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
