@@ -57,7 +57,7 @@ def test_no_document_is_lost_repeated_or_kept_waiting_and_no_row_overflows(lengt
         assert len(packed.waiting) <= LOOKAHEAD
         seen.update(document.index for document in row)
     left_out = sum(lane([*lengths, 1, 1], room).draw(index) is None for index in range(1, packed.next, step))
-    seen.update(packed.waiting)
+    seen.update(list(packed.waiting))
     assert set(seen.values()) == {1} and packed.dropped == left_out
     assert len(seen) + left_out == len(range(1, packed.next, step))
 
