@@ -109,7 +109,7 @@ def test_the_kernel_follows_what_there_is():
     assert choose(everything - {"flash-attn 2", "flash-attn 4"}, half, 4096, 128, True) == "flex (torch)"
     assert choose(everything, whole, 4096, 128, False) == "flex (torch)"
     assert choose(frozenset(), whole, 4096, 128, False) == "documents"
-    assert choose(frozenset(), half, 512, 128, True) == "mask"
+    assert choose(frozenset(), half, 256, 128, True) == "mask"
 
 
 @pytest.mark.parametrize("kernel", ON_CPU)

@@ -20,8 +20,9 @@ NAME = "unimm_packed"
 
 Kernel = Literal["flash-attn 4", "flash-attn 2", "varlen (torch)", "flex (torch)", "mask", "documents"]
 
-LONGEST_MASKED_ROW = 512
-"""Up to here bfloat16 rows under one mask beat a loop over documents on a CPU (tools/bench/attention.py)."""
+LONGEST_MASKED_ROW = 256
+"""Up to here rows of documents of 40 under one mask beat a loop over them on a CPU, 1.1 times in float32 and 1.7 times
+in bfloat16; at 512 they lose, 0.6 and 0.9 times (tools/bench/attention.py)."""
 
 
 class Documents:
