@@ -47,7 +47,8 @@ def compare(kernel, dtype, device, window, cap, tolerance, backward=True, width=
     """Output and gradients of a kernel against the reference, at the documents' positions."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((3, 4, 32, width), (3, 2, 32, width), (3, 2, 32, width))
-    inputs = [(torch.randn(shape, generator=generator) * 2).to(device, dtype).requires_grad_(backward) for shape in shapes]
+    inputs = [(torch.randn(shape, generator=generator) * 2).to(device, dtype).requires_grad_(backward)
+              for shape in shapes]
     documents = Documents(IDS.to(device), ROWS, kernel)
     real = (IDS > 0)[:, :, None, None]
     expected, exact = reference(*inputs, 0.4, window, cap)
