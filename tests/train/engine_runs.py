@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from train_toys import Regression, Stream, Tokens, ToyLM, curve, stage
 from torch import nn
+from train_toys import Regression, Stream, Tokens, ToyLM, curve, stage
 
 from unimm import checkpoint
 from unimm.config.model import FreshBackbone, SharedTable

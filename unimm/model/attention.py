@@ -157,7 +157,10 @@ def attend(module, query, key, value, attention_mask, scaling=None, documents: D
 
 
 def use_packed_attention(backbone, how=attend) -> None:
-    """Let a transformers model attend through `attend` or a wrapper of it. Raises ConfigError where its attention can't be expressed."""
+    """Let a transformers model attend through `attend` or a wrapper of it.
+
+    Raises ConfigError where its attention can't be expressed.
+    """
     from transformers import AttentionInterface
 
     config = backbone.config
