@@ -64,10 +64,10 @@ def training_row(fill: float, wanted: float, toy: bool) -> Row:
     """Useful tokens per CPU second of one forward and backward, packed beside padded."""
     rng = np.random.default_rng(0)
     count, longest = (8, 64) if toy else (16, 512)
-    # Even around the mean that gives this fill, with one document of the full length.
-    lengths = rng.integers(8, int(2 * fill * longest) - 8, count).clip(8, longest)
+    # Even around the mean that gives this fill, the longest of full length.
+    low, high = max(8, int((2 * fill - 1) * longest)), min(longest, int(2 * fill * longest))
+    lengths = rng.integers(low, high, count)
     lengths[0] = longest
-    lengths[1:] = (lengths[1:] * (fill * longest * count - longest) / lengths[1:].sum()).astype(int).clip(8, longest)
     every = [Sequence(rng.integers(0, VOCABULARY, n).astype(np.int32), np.ones(n, bool)) for n in lengths]
     ours = model()
     is_code = ours.vocab.is_code
