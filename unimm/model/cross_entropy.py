@@ -31,7 +31,7 @@ def weighted_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Ten
 
     hidden (N, W) and targets int64 (N,) hold the supervised positions alone, so an unlearned one costs nothing and
     a z-loss can't reach it; weights float32 (N,). Under autocast the products are in its precision, all else in
-    float32. Under ZeRO-3 call it inside a module's forward, which gathers the head's weight.
+    float32. Under ZeRO-3 call it through `Loss`.
     """
     chunk = chunk or max(64, CHUNK_BYTES.get(hidden.device.type, 32 << 20) // (4 * head.out_features))
     if way is None:
@@ -52,6 +52,16 @@ def weighted_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Ten
             return _liger(*_cast(hidden, head), targets, weights, z_loss, cap)
         case _:
             assert_never(way)
+
+
+class Loss(nn.Module):
+    """`weighted_loss` as a module, so that ZeRO-3 gathers the head's weight, which belongs to another one.
+
+    It does so where a module's forward reads it, and again where gradients come to that module's output tensors.
+    """
+
+    def forward(self, *values, **more) -> tuple[Tensor, Tensor]:
+        return weighted_loss(*values, **more)
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:

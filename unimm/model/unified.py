@@ -7,7 +7,7 @@ from torch import nn
 from unimm.losses import Losses, Weight
 from unimm.model.attention import Documents, Kernel
 from unimm.model.cache import KVCache
-from unimm.model.cross_entropy import Way, soft_cap, weighted_loss
+from unimm.model.cross_entropy import Loss, Way, soft_cap
 from unimm.model.image_input import ImageInput
 from unimm.sample import Batch
 from unimm.vocab import Vocab
@@ -32,6 +32,7 @@ class UnifiedModel(nn.Module):
         self.vocab = vocab
         self.image_weight = image_weight
         self.z_loss = z_loss
+        self.loss = Loss()
         self.cap = getattr(backbone.config, "final_logit_softcapping", None)
         self.kernel: Kernel | None = None
         self.way: Way | None = None
@@ -74,8 +75,8 @@ class UnifiedModel(nn.Module):
         image = image.flatten()[where]
         weights = torch.where(image, self.image_weight, 1.0)
         # A rank without a learned position still runs the head, on nothing: every rank runs every module.
-        total, nll = weighted_loss(hidden.flatten(0, 1)[where], self.backbone.lm_head, targets.flatten()[where],
-                                   weights, z_loss=self.z_loss, cap=self.cap, way=self.way)
+        total, nll = self.loss(hidden.flatten(0, 1)[where], self.backbone.lm_head, targets.flatten()[where], weights,
+                               z_loss=self.z_loss, cap=self.cap, way=self.way)
         parts = {name: ((nll * which).sum(), which.sum()) for name, which in (("text", ~image), ("image", image))}
         return Losses(total, parts)
 
