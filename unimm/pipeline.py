@@ -206,6 +206,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     """One stage of the language model, from the previous stage's final checkpoint; returns its own."""
     import torch
 
+    from unimm.model.attention import kernel_name
     from unimm.model.backbone import compile_layers, recompute_layers
     from unimm.previews import preview_drawings
 
@@ -213,7 +214,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     check_codebook(recipe, tokenizer.size)
     layout = layout_of(recipe, text_of(recipe, folder))
     torch.manual_seed(stage.seed)
-    model = new_model(recipe, layout, tokenizer, stage.image_weight)
+    model = new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss)
     if previous is not None:
         load_stage(previous[0], model, previous[1])
     if stage.compile:
@@ -227,7 +228,8 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
                 new_rows=_new_rows(recipe, layout, model), parts=model.parts(),
                 recipe=json.loads(recipe_to_json(recipe)), show=lambda batch: {"rows": batch_in_words(layout, batch)},
                 codes={r.name: (r.start, r.stop) for r in layout.vocab.ranges.values() if r.depth == 1})
-    teller()(f"{name}: {model.describe()}")
+    kernel = kernel_name(model.backbone.config, ranks.device(), stage.precision, stage.seq_len)
+    teller()(f"{name}: {model.describe()}\n{name}: attention: {kernel}")
     return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
 
 

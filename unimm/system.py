@@ -57,7 +57,8 @@ def layout_of(recipe: Recipe, text: TextTokenizer) -> Layout:
     return Layout(recipe.layout, text, recipe.codebooks, recipe.continuous, recipe.special_ids)
 
 
-def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image_weight: float = 1.0) -> "UnifiedModel":
+def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image_weight: float = 1.0,
+              z_loss: float = 0.0) -> "UnifiedModel":
     """The language model as the recipe starts it, its new rows initialised. Draws from torch's random state."""
     from unimm.model.backbone import build_backbone
     from unimm.model.image_input import ImageInput
@@ -72,7 +73,7 @@ def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image
     begins = sorted({plan.header[0] for plan in plans})
     width = backbone.get_input_embeddings().weight.shape[1]
     image_input = ImageInput(recipe.image_in, layout.vocab, begins, width)
-    return UnifiedModel(backbone, layout.vocab, image_input, image_weight)
+    return UnifiedModel(backbone, layout.vocab, image_input, image_weight, z_loss)
 
 
 def trained_language(recipe: Recipe, folder: Path) -> Path | None:
