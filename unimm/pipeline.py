@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unimm.config.check import ConfigError
+from unimm.config.images import Published
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.config.tokens import SentencePieceText
@@ -180,10 +181,12 @@ def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: li
     ranks.start()
     _adopt_tokenizer(recipe, folder)
     if not (folder / TOKENIZER_FOLDER).is_dir():
-        raise ConfigError(f"{folder}: no trained image tokenizer yet; train it first: unimm train {folder}")
+        published = isinstance(recipe.image_tokenizer, Published)
+        remedy = "name a release's weights in image_tokenizer.weights, or train it" if published else "train it"
+        raise ConfigError(f"{folder}: no trained image tokenizer yet; {remedy} first: unimm train {folder}")
     if only is not None and only not in recipe.data:
         raise ConfigError(f"no data {only!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.data)}")
-    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER).eval()
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER).to(ranks.device())
     needed = [use.data for name, stage in recipe.stages.items() if isinstance(stage, NextToken)
               and (stages is None or name in stages) for use in stage.mix]
     for name in [only] if only else dict.fromkeys(needed):
@@ -233,6 +236,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     if stage.recompute:
         recompute_layers(model.backbone, reentrant=stage.zero == 3)
     shards = {use.data: open_shards(folder / "codes" / use.data, fingerprint(tokenizer)) for use in stage.mix}
+    tokenizer.to(ranks.device())  # for previews; once its code vectors are in the model
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
     system = System(recipe, folder, layout, tokenizer, model, folder)
     work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),

@@ -89,7 +89,7 @@ def test_names_and_shapes_are_those_that_the_release_builds(config):
 
 
 def test_llamagen_is_spelled_as_the_release_spells_it():
-    """FoundationVision/LlamaGen's and deepseek-ai/Janus's vq_model.py: `conv_blocks` with `res`, numbered as they run."""
+    """LlamaGen's and Janus's own vq_model.py: `conv_blocks` with `res`, numbered as they run."""
     with torch.device("meta"):
         tokenizer = build_tokenizer(LlamaGen())
     names = {name: tokenizer.spellings()[0](name) for name in tokenizer.state_dict()}
@@ -154,7 +154,7 @@ def weights(tmp_path):
 
 
 @pytest.mark.parametrize("change, said", [
-    (lambda t: t.pop("decoder.up.1.block.0.conv1.bias"), "lacks 1 of .* decoder.up.1.block.0.conv1.bias; decoder=False"),
+    (lambda t: t.pop("decoder.up.1.block.0.conv1.bias"), "lacks 1 of .* decoder.up.1.block.0.conv1.bias; decoder=Fa"),
     (lambda t: t.pop("quant_conv.bias"), "lacks 1 of .* quant_conv.bias; give the release's whole file"),
     (lambda t: t.update({"encoder.extra": torch.ones(1)}), "holds 1 tensors .* encoder.extra"),
     (lambda t: t.update({"quant_conv.bias": torch.ones(3)}), r"quant_conv.bias is \(3,\), .* has \(8,\)"),

@@ -124,7 +124,7 @@ class Published:
         positive(self, "image", "width", "blocks", "latent", "size", "dim")
         check(self, len(self.multipliers) > 0 and min(self.multipliers) > 0, "multipliers", "numbers above 0")
         check(self, self.width % 32 == 0, "width", "a multiple of 32, the groups of its norms")
-        check(self, self.image % self.downsample == 0, "image", f"a multiple of {self.downsample}, the pixels to a code")
+        check(self, self.image % self.downsample == 0, "image", f"a multiple of {self.downsample}, pixels to a code")
         known = all(0 <= level < len(self.multipliers) for level in self.attention)
         check(self, known, "attention", f"levels below {len(self.multipliers)}")
 

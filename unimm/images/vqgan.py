@@ -239,7 +239,7 @@ class VQGAN(ImageTokenizer):
         return self.drawn(vectors.to(self.encoder.conv_in.weight.dtype)).float()
 
     def forward(self, images: Tensor) -> Reconstruction:
-        """Trains by squared error and the codebook's loss; the releases' perceptual and adversarial ones aren't here."""
+        """Trains by squared error and the codebook's loss, without the releases' perceptual and adversarial ones."""
         quantized = self.quantize(self.latents(self.checked(images)))
         again = self.drawn(quantized.vectors).float()
         return Reconstruction(again, quantized.ids, {"mse": F.mse_loss(again, images.float()),
