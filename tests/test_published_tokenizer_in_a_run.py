@@ -41,8 +41,9 @@ def recipe(tmp_path_factory):
                      write=ImageLayout(begin="<boi>{h}*{w}<img>", levels=(level,), end="<eoi>"))
     stage = replace(TINY.stages["pretrain"], mix=(Use(data="own", task="t2i"), Use(data="own", task="caption")))
     published = replace(tokenizer.config, fit="sizes", weights=str(folder / "emu3.safetensors"))
-    return replace(TINY, image_tokenizer=published, codebooks=(Codebook(name="visual", size=96),), layout=layout, stages={"pretrain": stage},
-                   image_in=SharedTable(), data={"own": ImageFolder(path=str(folder))}, judge="none")
+    return replace(TINY, image_tokenizer=published, codebooks=(Codebook(name="visual", size=96),), layout=layout,
+                   stages={"pretrain": stage}, image_in=SharedTable(), data={"own": ImageFolder(path=str(folder))},
+                   judge="none")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ def test_after_a_short_training_it_inverts_the_encoder():
     torch.manual_seed(0)
     images = tiles()
     unseen, images = images[::16], images[torch.arange(len(images)) % 16 != 0]
-    tokenizer = build_tokenizer(Chameleon(width=32, multipliers=(1, 2), blocks=1, image=SIDE, latent=16, size=512, dim=8))
+    config = Chameleon(width=32, multipliers=(1, 2), blocks=1, image=SIDE, latent=16, size=512, dim=8)
+    tokenizer = build_tokenizer(config)
     with torch.no_grad():
         z = torch.cat([tokenizer.latents(some) for some in images.split(256)])
         tokenizer.quantize.embedding.weight.copy_(spread(z.permute(0, 2, 3, 1).flatten(0, 2), 512))

@@ -131,5 +131,5 @@ def _pickle(path: Path, unpickle: bool) -> Source:
     for wrapper in WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
-    tensors = {name: t for name, t in found.items() if isinstance(t, Tensor)} if isinstance(found, dict) else {}
-    return {name: lambda tensor=tensor: tensor for name, tensor in tensors.items()}
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {name: lambda t=t: t for name, t in pairs if isinstance(name, str) and isinstance(t, Tensor)}
