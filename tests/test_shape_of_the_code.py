@@ -25,7 +25,7 @@ LIBRARY = [path for path in TREES if path.parts[0] in ("unimm", "recipes", "data
 LAYERS = (
     "errors",
     "disk",
-    "sample, losses, arguments, pictures, resize, config, status",
+    "sample, losses, arguments, pictures, resize, config, hardware, status",
     "text, vocab",
     "grammar",
     "layout",
@@ -159,6 +159,7 @@ def test_packages_re_export_nothing():
         "recipe",
         "text",
         "show",
+        "hardware",
         "cli",
         *(f"config.{path.stem}" for path in LIBRARY if path.parts[1] == "config"),
     ],
