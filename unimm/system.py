@@ -61,11 +61,16 @@ def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image
               z_loss: float = 0.0) -> "UnifiedModel":
     """The language model as the recipe starts it, its new rows initialised. Draws from torch's random state."""
     from unimm.model.backbone import build_backbone
+
+    vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
+    return around(build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors), recipe, layout, image_weight)
+
+
+def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0) -> "UnifiedModel":
+    """The language model that has this backbone, with the recipe's ways to read and write images."""
     from unimm.model.image_input import ImageInput
     from unimm.model.unified import UnifiedModel
 
-    vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
-    backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors)
     plans = [*layout.write_plans.values(), *layout.read_plans.values()]
     most = max(sum(plan.lengths(level)[1] for level in range(len(plan.grids))) for plan in plans)
     if 0 < recipe.image_in.places < most:
