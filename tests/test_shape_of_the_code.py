@@ -33,7 +33,7 @@ LAYERS = (
     "checkpoint",
     "system",
     "train, generate",
-    "previews, show",
+    "previews, show, plan",
     "pipeline, evaluate, serve, export",
     "api",
     "cli",

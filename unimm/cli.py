@@ -1,4 +1,4 @@
-"""unimm show | train | encode | sample | chat | eval | checkpoint | status: small classes; heavy imports come late."""
+"""The `unimm` command: one small class for each thing that it does; heavy imports wait for their use."""
 
 import json
 import os
@@ -23,6 +23,32 @@ class Show:
     """A recipe file such as recipes/demo.py, or a run's folder."""
     json: bool = False
     """Print the resolved recipe as JSON instead."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Say on paper what a recipe takes on a cluster: memory of a GPU by part, days, disk; nothing is run.
+
+    Any field of the recipe can be overridden: --stages.sft.zero 2 --stages.sft.micro 4
+    """
+
+    recipe: Positional[Path]
+    """A recipe file, or a run's folder."""
+    gpus: int | None = None
+    """How many, over all nodes; one node's by default."""
+    gpu: str = "h200"
+    """Which, by its name in unimm/hardware.py."""
+    nodes: int = 1
+    """How many nodes, where --gpus is not said."""
+    gpus_per_node: int = 8
+    mfu: float = 0.4
+    """Share of the peak that is assumed to be reached, recomputation counted."""
+    document: int = 0
+    """Tokens of a document on average; 0: the longest image with a caption."""
+    images: int = 1_000_000
+    """Images of a dataset, where the recipe does not say."""
+    json: bool = False
+    """Print every number as JSON instead."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +175,7 @@ class Checkpoint:
 
 
 Command = (
-    Annotated[Show, subcommand("show")] | Annotated[Train, subcommand("train")]
+    Annotated[Show, subcommand("show")] | Annotated[Plan, subcommand("plan")] | Annotated[Train, subcommand("train")]
     | Annotated[Encode, subcommand("encode")] | Annotated[Sample, subcommand("sample")]
     | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")]
     | Annotated[Checkpoint, subcommand("checkpoint")] | Annotated[Status, subcommand("status")])
@@ -184,6 +210,8 @@ def run(arguments: list[str]) -> int:
     match command:
         case Show(recipe=path, json=as_json):
             return _show(load(path, rest), as_json)
+        case Plan():
+            _plan(command, rest)
         case Train():
             return _train(command, rest)
         case Status(run=folder, json=as_json):
@@ -269,12 +297,27 @@ def _checkpoint(do: CheckpointList | CheckpointVerify | CheckpointExport) -> Non
             print(f"exported: {out}\nnext: unimm sample {out} \"a prompt\"")
         case _:
             assert_never(do)
+
+
 def _status(folder: Path, as_json: bool) -> int:
     from unimm.status import code_of, describe, read_status
 
     status = read_status(folder)
     print(json.dumps(status, indent=1) if as_json else "\n".join(describe(folder, status)))
     return code_of(status)
+
+
+def _plan(command: Plan, rest: list[str]) -> None:
+    recipe = load(command.recipe, rest)
+    from unimm.hardware import gpu_named
+    from unimm.plan.plan import Cluster, plan
+    from unimm.plan.table import table, to_json
+
+    gpus = command.nodes * command.gpus_per_node if command.gpus is None else command.gpus
+    cluster = Cluster(gpus=gpus, per_node=command.gpus_per_node, gpu=gpu_named(command.gpu), mfu=command.mfu)
+    folder = command.recipe if command.recipe.is_dir() else None
+    found = plan(recipe, cluster, folder, command.document, command.images)
+    print(to_json(found) if command.json else "\n".join(table(found)))
 
 
 def _train(command: Train, rest: list[str]) -> int:
