@@ -185,7 +185,9 @@ def main(arguments: list[str] | None = None) -> None:
     """The `unimm` command. Bad input ends in one line on stderr and exit code 2; see docs/exit-codes.md."""
     code = 0
     try:
-        code = run(sys.argv[1:] if arguments is None else arguments)
+        # The deepspeed launcher adds --local_rank=N unless told not to; LOCAL_RANK says the same.
+        given = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
+        code = run(given if arguments is None else arguments)
     except UserError as error:
         print(f"unimm: {error}", file=sys.stderr)
         code = 2
