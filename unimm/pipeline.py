@@ -26,7 +26,6 @@ from unimm.images.tokenizer import (
     save_tokenizer,
     to_codes,
 )
-from unimm.layout import Layout
 from unimm.recipe import recipe_from_json, recipe_to_json
 from unimm.sample import Text
 from unimm.show import batch_in_words
@@ -37,7 +36,17 @@ from unimm.stream.mixture import Mixture
 from unimm.stream.pixel_batches import PixelBatches, images_of
 from unimm.stream.shards import Shards, open_shards
 from unimm.stream.sources import open_source
-from unimm.system import RECIPE_FILE, TEXT_FILE, TOKENIZER_FOLDER, System, layout_of, load_stage, new_model, text_of
+from unimm.system import (
+    RECIPE_FILE,
+    TEXT_FILE,
+    TOKENIZER_FOLDER,
+    System,
+    layout_of,
+    load_stage,
+    new_model,
+    new_rows,
+    text_of,
+)
 from unimm.text import train_sentencepiece
 from unimm.train import ranks
 from unimm.train.loop import Work, run_stage
@@ -253,22 +262,12 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
     system = System(recipe, folder, layout, tokenizer, model, folder)
     work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),
-                new_rows=_new_rows(recipe, layout, model), parts=model.parts(),
+                new_rows=new_rows(recipe, layout, model), parts=model.parts(),
                 recipe=json.loads(recipe_to_json(recipe)), show=lambda batch: {"rows": batch_in_words(layout, batch)},
                 codes={r.name: (r.start, r.stop) for r in layout.vocab.ranges.values() if r.depth == 1})
     kernel = kernel_name(model.backbone.config, ranks.device(), stage.precision, stage.seq_len)
     teller()(f"{name}: {model.describe()}\n{name}: attention: {kernel}")
     return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
-
-
-def _new_rows(recipe: Recipe, layout: Layout, model) -> dict[str, range]:
-    """The rows that must learn, by parameter: all of a fresh model's tables, those that a published one lacks, and all
-    that images are read with."""
-    known = 0 if recipe.backbone.kind == "fresh" else layout.vocab.text_size
-    parts, found = model.parts(), {}
-    for name in [*parts["embeddings"], *parts["head"]] if known < layout.vocab.rows else ():
-        found[name] = range(known, layout.vocab.rows)
-    return found | {f"image_input.{name}": range(len(p)) for name, p in model.image_input.named_parameters()}
 
 
 def _prompts(shards: dict[str, Shards], stage: NextToken, count: int = 8) -> list[str]:

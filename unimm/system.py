@@ -102,6 +102,16 @@ def stage_of(checkpoint: Path) -> str:
     return json.loads(exported.read_bytes())["stage"] if exported.is_file() else checkpoint.parent.name
 
 
+def new_rows(recipe: Recipe, layout: Layout, model: "UnifiedModel") -> dict[str, range]:
+    """The rows that must learn, by parameter: all of a fresh model's tables, those that a published one lacks, and all
+    that images are read with."""
+    known = 0 if recipe.backbone.kind == "fresh" else layout.vocab.text_size
+    parts, found = model.parts(), {}
+    for name in [*parts["embeddings"], *parts["head"]] if known < layout.vocab.rows else ():
+        found[name] = range(known, layout.vocab.rows)
+    return found | {f"image_input.{name}": range(len(p)) for name, p in model.image_input.named_parameters()}
+
+
 def load_stage(path: Path, model: "UnifiedModel", stage: Stage) -> None:
     """Put the weights of a checkpoint of `stage` into a plain model; adapters are merged into what they adapt."""
     from unimm.checkpoint.read import load_weights
