@@ -14,12 +14,13 @@ from unimm.config.stages import AdamW
 from unimm.pipeline import train_run
 
 ROOT = Path(__file__).parents[2]
-LAUNCH = ROOT / "tools" / "launch"
 STAGE = "pretrain"
 
 
 class Runs:
     """A run whose codes are there, and its curve by one process; copies of it to train by other launchers."""
+
+    templates = ROOT / "tools" / "launch"
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -3,16 +3,13 @@
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
-
-LAUNCH = Path(__file__).parents[2] / "tools" / "launch"
 
 
 def test_one_node_of_two_ranks_trains_as_one_process_does(runs):
     run = runs.fresh("one-node")
-    said = runs.end(runs.start(LAUNCH / "one_node.sh", run))
+    said = runs.end(runs.start(runs.templates / "one_node.sh", run))
     assert "2 ranks" in said or "2 processes" in said
     runs.same(run)
 
@@ -20,7 +17,7 @@ def test_one_node_of_two_ranks_trains_as_one_process_does(runs):
 def test_two_nodes_on_one_machine_train_as_one_process_does(runs, port):
     run = runs.fresh("nodes")
     two = {"HEAD": "127.0.0.1", "PORT": port, "NODES": "2", "RANKS": "1"}
-    runs.end(*(runs.start(LAUNCH / "nodes.sh", run, **two) for _ in range(2)))
+    runs.end(*(runs.start(runs.templates / "nodes.sh", run, **two) for _ in range(2)))
     runs.same(run)
 
 
@@ -52,6 +49,6 @@ def ip(*words: str) -> None:
 def test_two_nodes_with_networks_of_their_own_train_as_one_process_does(runs, namespaces):
     run = runs.fresh("namespaces")
     shared = {"HEAD": "10.77.0.1", "NODES": "2", "RANKS": "1", "GLOO_SOCKET_IFNAME": "cable"}
-    runs.end(*(runs.start("ip", "netns", "exec", name, LAUNCH / "nodes.sh", run, LOCAL=address, **shared)
+    runs.end(*(runs.start("ip", "netns", "exec", name, runs.templates / "nodes.sh", run, LOCAL=address, **shared)
                for name, address in namespaces.items()))
     runs.same(run)

@@ -4,7 +4,6 @@ torch's FakeTensorMode gives every tensor a shape and a type and no memory, so a
 configuration alone, and autograd says by itself what it would save: no formula of our own to go wrong.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
@@ -20,11 +19,13 @@ from unimm.config.model import Backbone, FreshBackbone, PretrainedBackbone
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Muon, NextToken, Reconstruct, Stage
 from unimm.layout import Layout
-from unimm.model.backbone import fresh_backbone
+from unimm.model.backbone import fresh_backbone, recompute_layers
 from unimm.model.cross_entropy import CHUNK
+from unimm.model.lora import is_adapter
 from unimm.plan.memory import PERSIST, Counts
-from unimm.system import around
+from unimm.system import around, new_rows
 from unimm.train.optimizer import block_matrices
+from unimm.train.trains import Trained, apply
 
 if TYPE_CHECKING:
     from unimm.model.unified import UnifiedModel
@@ -114,33 +115,36 @@ class Saved:
         self.hooks.__exit__(*error)
 
 
-def measure(recipe: Recipe, layout: Layout, stage: Stage) -> Measured:
-    """Raises ConfigError where the recipe's backbone can't be described without a download."""
+def measure(recipe: Recipe, layout: Layout, stage: NextToken | Reconstruct, name: str) -> Measured:
+    """The stage's model, measured. `name` is the stage's, for messages.
+
+    Raises ConfigError where the backbone can't be described without a download, or `train` names what it lacks;
+    TrainError where new rows could not learn.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         match stage:
             case Reconstruct():
-                return _tokenizer(recipe, stage)
+                return _tokenizer(recipe, stage, name)
             case NextToken():
-                return _language(recipe, layout, stage)
+                return _language(recipe, layout, stage, name)
             case _:
-                raise NotImplementedError(type(stage).__name__)
+                assert_never(stage)
 
 
-def _language(recipe: Recipe, layout: Layout, stage: NextToken) -> Measured:
+def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str) -> Measured:
     model = around(skeleton(recipe.backbone, layout.vocab.rows), recipe, layout)
-    known = 0 if recipe.backbone.kind == "fresh" else layout.vocab.text_size
-    parts = _language_parts(model, layout.vocab.rows - known)
+    new = new_rows(recipe, layout, model)
+    trained = apply(model, stage.train, new, model.parts(), f"stages.{name}.train")
     each = _settle(model, stage)
     attended: list[int] = []
     once, plain = _row(model, stage, False, attended)
     layers = len(attended) // 2
     _, inputs = _row(model, stage, True, [])
-    head = model.backbone.get_output_embeddings()
-    linear = {m.weight: None for m in [*model.modules(), head] if isinstance(m, nn.Linear)}
+    linear = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
     # Scores in float32, their softmax and its gradient; in bf16 also the scores and the gradient in that.
     logits = min(stage.seq_len, CHUNK) * layout.vocab.rows * (12 + (4 if each == 2 else 0))
-    counts = _counts(model, stage, once, plain, inputs + (plain - inputs) // layers, logits)
-    return Measured(parts, counts, sum(w.numel() for w in linear),
+    counts = _counts(model, stage, once, plain, inputs + (plain - inputs) // max(1, layers), logits)
+    return Measured(_language_parts(model, new, trained), counts, sum(w.numel() for w in linear),
                     sum(w.numel() for w in linear if not w.requires_grad), layers, max(attended, default=0))
 
 
@@ -156,7 +160,7 @@ def _row(model: "UnifiedModel", stage: NextToken, recompute: bool, attended: lis
     backbone = model.backbone
     backbone.set_attn_implementation(ATTENTION)
     if recompute:
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(backbone, reentrant=False)
     model.train()
 
     def saved_by(rows: int) -> int:
@@ -170,10 +174,11 @@ def _row(model: "UnifiedModel", stage: NextToken, recompute: bool, attended: lis
     return 2 * one - two, two - one
 
 
-def _tokenizer(recipe: Recipe, stage: Reconstruct) -> Measured:
+def _tokenizer(recipe: Recipe, stage: Reconstruct, name: str) -> Measured:
     from unimm.images.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(recipe.image_tokenizer)
+    apply(tokenizer, stage.train, {}, {}, f"stages.{name}.train")
     names = {"encoder": tokenizer.encoder, "quantizer": tokenizer.quantizer, "decoder": tokenizer.decoder}
     parts = tuple(_part(name, list(module.parameters())) for name, module in names.items())
     _settle(tokenizer, stage)
@@ -209,16 +214,19 @@ def _counts(module: nn.Module, stage: Stage, once: int, row: int, recomputed: in
         small=sum(p.numel() for p in module.parameters() if p.numel() < PERSIST))
 
 
-def _language_parts(model: "UnifiedModel", new: int) -> tuple[Part, ...]:
+def _language_parts(model: "UnifiedModel", new: dict[str, range], trained: Trained) -> tuple[Part, ...]:
     """Every parameter in one part; the new rows of a table are a part of their own."""
-    table, head = model.backbone.get_input_embeddings().weight, model.backbone.get_output_embeddings().weight
-    tables = [table] if head is table else [table, head]
-    rest = [p for p in model.backbone.parameters() if all(p is not t for t in tables)]
-    parts = [_part("backbone", rest)]
-    for name, weight in zip(("embeddings (tied)" if head is table else "embeddings", "head"), tables):
-        rows, width = weight.shape
-        for what, many in ((name, rows - new), (f"new rows of {name}", new)):
-            parts.append(Part(what, many * width, many * width if weight.requires_grad else 0))
+    named = model.parts()
+    inside = dict(model.named_parameters())
+    tables = {n: word for word in ("embeddings", "head") for n in reversed(named[word]) if n in inside}
+    parts = [_part("adapters", [p for n, p in inside.items() if is_adapter(n)]),
+             _part("backbone", [inside[n] for n in named["backbone"] if n in inside and not is_adapter(n)])]
+    for name, word in tables.items():
+        table, fresh = inside[name], len(new.get(name, ()))
+        each = table.numel() // len(table)
+        for what, many in ((word, len(table) - fresh), (f"new rows of {word}", fresh)):
+            moves = table.requires_grad and (what != word or name not in trained.rows)
+            parts.append(Part(what, many * each, many * each if moves else 0))
     parts.append(_part("image input", list(model.image_input.parameters())))
     return tuple(part for part in parts if part.parameters)
 

@@ -54,7 +54,6 @@ class Settings:
     offload: bool = False
     recompute: bool = False
     average: bool = False
-    muon: bool = False
     micro: int
     """Rows in one forward on one rank."""
     accumulated: int = 1
@@ -73,33 +72,41 @@ def memory(counts: Counts, at: Settings) -> tuple[dict[str, int], int]:
     """Bytes of a rank's device by part, at the moment of a step when it holds most; and bytes of its host memory."""
     each = 2 if at.bf16 and at.zero else 4
     share = counts.trained / at.world
-    held = share if at.zero else counts.trained
-    moments = 8 * (counts.trained - counts.matrices) + 4 * counts.matrices if at.muon else 8 * counts.trained
-    state = moments / at.world + 4 * share if at.zero else moments
-    average = 4 * held if at.average else 0
-    weights = each * (counts.parameters / at.world + counts.small if at.zero == 3 else counts.parameters)
-    gradients = each * (counts.trained if at.zero == 0 or at.zero == 1 and at.accumulated > 1 else share)
-    if at.zero == 3:
-        # One flat buffer to reduce in, kept; and layers that are whole while they are in use.
-        buffers = each * (min(at.bucket, counts.parameters) + min(LIVE, counts.parameters))
-    elif at.zero:
-        buffers = each * min(at.bucket, counts.trained)
-    else:
-        buffers = 4 * min(at.bucket, counts.trained) if at.world > 1 else 0
+    moments = (8 * (counts.trained - counts.matrices) + 4 * counts.matrices) / (at.world if at.zero else 1)
+    state = moments + 4 * share if at.zero else moments
+    average = 4 * (share if at.zero else counts.trained) if at.average else 0
+    weights = each * counts.parameters / (at.world if at.zero == 3 else 1)
+    # Slots are added up in fp32; at zero 1 in fp32 every rank does so for itself, and reduces once.
+    summed = 4 if at.accumulated > 1 else each
+    alone = at.zero == 0 or at.zero == 1 and not at.bf16 and at.accumulated > 1
+    gradients = summed * (counts.trained if alone else share)
+    kept, passing = buffers(counts, at)
     activations = counts.once + at.micro * (counts.row_recomputed if at.recompute else counts.row)
-    forward = activations + counts.logits + buffers
     # The update makes fp32 gradients when activations are gone: it counts where it takes more than they do.
-    update = 4 * (min(share, SUB_GROUP) if at.zero == 3 else share) if at.zero else 0
-    on_host = at.offload and at.zero > 0
-    parts = {
-        "weights": weights, "gradients": gradients, "optimizer": 0 if on_host else state,
-        "average": 0 if on_host else average, "activations": activations,
-        "logits": counts.logits, "buffers": buffers + max(0, (0 if on_host else update) - forward),
-    }
+    update = 4 * (min(share, SUB_GROUP) if at.zero == 3 else share) if at.zero and not at.offload else 0
+    passing += max(0, update - activations - counts.logits - passing)
+    parts = {"weights": weights, "gradients": gradients, "optimizer": state, "average": average,
+             "activations": activations, "logits": counts.logits, "buffers": kept + passing}
+    host = 0.0
+    if at.offload:  # gradients wait in fp32 beside the masters, and a copy of these in the weights' type
+        host = state + average + (4 + each) * share
+        parts |= {"gradients": 0, "optimizer": 0, "average": 0}
     parts["reserve"] = RESERVE + UNUSABLE * sum(parts.values()) if at.gpu else 0
-    # Offloaded gradients become fp32 in host memory.
-    host = state + average + 4 * share if on_host else 0
     return {name: round(parts[name]) for name in PARTS}, round(host)
+
+
+def buffers(counts: Counts, at: Settings) -> tuple[float, float]:
+    """DeepSpeed's own bytes on a device: those it keeps, and those that pass during forward and backward."""
+    each = 2 if at.bf16 and at.zero else 4
+    match at.zero:
+        case 0:
+            return 0, each * min(at.bucket, counts.trained) if at.world > 1 else 0
+        case 3:
+            persistent = counts.small if at.world > 1 else 0
+            gathered = min(LIVE, counts.parameters) if at.world > 1 else 0
+            return each * (min(at.bucket, counts.parameters) + persistent), each * gathered
+        case _:
+            return 0, each * min(at.bucket, counts.trained)
 
 
 def remedy(counts: Counts, at: Settings, limit: int) -> Settings | None:
@@ -111,8 +118,6 @@ def remedy(counts: Counts, at: Settings, limit: int) -> Settings | None:
     while halves[-1] > 1:
         halves.append(next(n for n in range(halves[-1] // 2, 0, -1) if at.micro % n == 0))
     tries = [at.instead(offload=offload, zero=zero, recompute=recompute, micro=micro)
-             for offload in sorted({at.offload, at.offload or not at.muon})
-             for zero in ([at.zero] if at.muon else range(at.zero, 4)) if zero or not offload
-             for recompute in sorted({at.recompute, True})
-             for micro in halves]
+             for offload in sorted({at.offload, True}) for zero in range(at.zero, 4) if zero or not offload
+             for recompute in sorted({at.recompute, True}) for micro in halves]
     return next((s for s in tries if sum(memory(counts, s)[0].values()) <= limit), None)

@@ -6,7 +6,7 @@ from pathlib import Path
 from unimm.config.check import ConfigError, nearest
 from unimm.config.data import Shapes, Source
 from unimm.config.recipe import Recipe
-from unimm.config.stages import Muon, NextToken, Reconstruct, Stage
+from unimm.config.stages import NextToken, Reconstruct, Stage
 from unimm.config.tokens import SentencePieceText
 from unimm.hardware import Gpu, flops_per_token
 from unimm.layout import Layout
@@ -15,7 +15,7 @@ from unimm.plan.memory import Counts, Settings, memory, remedy
 from unimm.stream.shards import LEVEL, code_type
 from unimm.system import TEXT_FILE, layout_of, text_of
 from unimm.text import BytesTokenizer, TextTokenizer
-from unimm.train.engine import deepspeed_config
+from unimm.train.sharded import deepspeed_config
 from unimm.train.shares import Shares, shares
 
 CAPTION = 64
@@ -128,7 +128,7 @@ def plan(recipe: Recipe, cluster: Cluster, folder: Path | None = None, document:
     stages = []
     for name, stage in recipe.stages.items():
         alike = replace(stage, steps=1, seed=0)
-        found = measured.get(repr(alike)) or measure(recipe, layout, stage)
+        found = measured.get(repr(alike)) or measure(recipe, layout, stage, name)
         measured[repr(alike)] = found
         stages.append(_stage(name, stage, found, cluster, recipe, document))
     return Plan(recipe=recipe.name, gpu=cluster.gpu, gpus=cluster.gpus, nodes=cluster.nodes, mfu=cluster.mfu,
@@ -147,7 +147,7 @@ def _text(recipe: Recipe, folder: Path | None) -> TextTokenizer:
 
 def _stage(name: str, stage: Stage, found: Measured, cluster: Cluster, recipe: Recipe, document: int) -> StagePlan:
     stage, share, uneven = _shares(stage, cluster.gpus)
-    at = _settings(stage, share, found.counts, cluster.gpu)
+    at = settings_of(stage, share, found.counts, cluster.gpu)
     parts, host = memory(found.counts, at)
     limit = cluster.gpu.memory
     fits = sum(parts.values()) <= limit
@@ -176,12 +176,13 @@ def _shares(stage: Stage, world: int) -> tuple[Stage, Shares, str]:
         return stage, shares(stage, world), str(uneven)
 
 
-def _settings(stage: Stage, share: Shares, counts: Counts, gpu: Gpu) -> Settings:
+def settings_of(stage: Stage, share: Shares, counts: Counts, gpu: Gpu) -> Settings:
+    """What decides over memory: the stage's fields and how its step is shared out."""
     config = deepspeed_config(stage, share.ranks, counts.parameters)["zero_optimization"]
     return Settings(
         world=share.ranks, zero=stage.zero, bf16=stage.precision == "bf16", offload=stage.offload,
         recompute=isinstance(stage, NextToken) and stage.recompute, average=stage.ema > 0,
-        muon=isinstance(stage.optimizer, Muon), micro=share.rows, accumulated=share.accumulated,
+        micro=share.rows, accumulated=share.accumulated,
         bucket=config["reduce_bucket_size"], gpu=gpu.name != "cpu")
 
 
@@ -218,7 +219,7 @@ def _bytes_read(stage: Stage, recipe: Recipe) -> float:
 
 def _checkpoint(counts: Counts, at: Settings) -> int:
     """Weights in their own type, fp32 masters, the optimizer's moments, the moving average."""
-    moments = 8 * (counts.trained - counts.matrices) + 4 * counts.matrices if at.muon else 8 * counts.trained
+    moments = 8 * (counts.trained - counts.matrices) + 4 * counts.matrices
     weights = (2 if at.bf16 and at.zero else 4) * counts.parameters
     return weights + moments + 4 * counts.trained * (bool(at.zero) + at.average)
 
