@@ -46,7 +46,7 @@ class Runs:
     def end(self, *processes: subprocess.Popen) -> str:
         """Wait for processes that have to succeed; what they said."""
         try:
-            said = [process.communicate(timeout=120)[0] for process in processes]
+            said = [process.communicate(timeout=300)[0] for process in processes]
         finally:
             for process in processes:
                 process.kill()

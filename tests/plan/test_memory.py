@@ -40,7 +40,7 @@ def held(tmp_path_factory) -> dict[str, list[dict]]:
     started = [subprocess.Popen([*command, f"--nproc-per-node={world}", program, folder], env=environment,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
                for world in (1, 2)]
-    said = [process.communicate(timeout=150)[0] for process in started]
+    said = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)[-6000:]
     found: dict[str, list[dict]] = {}
     for path in sorted(folder.glob("*.json")):

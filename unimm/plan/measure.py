@@ -7,6 +7,7 @@ configuration alone, and autograd says by itself what it would save: no formula 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
+from unittest import mock
 
 import torch
 from torch import nn
@@ -74,6 +75,8 @@ def skeleton(config: Backbone, rows: int) -> nn.Module:
             backbone = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
             if rows > backbone.get_input_embeddings().weight.shape[0]:
                 backbone.resize_token_embeddings(rows, mean_resizing=False)
+            if backbone.config.tie_word_embeddings:  # which transformers does not do for tensors without storage
+                backbone.get_output_embeddings().weight = backbone.get_input_embeddings().weight
             return backbone
         case _:
             assert_never(config)
@@ -134,7 +137,9 @@ def measure(recipe: Recipe, layout: Layout, stage: NextToken | Reconstruct, name
 def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str) -> Measured:
     model = around(skeleton(recipe.backbone, layout.vocab.rows), recipe, layout)
     new = new_rows(recipe, layout, model)
-    trained = apply(model, stage.train, new, model.parts(), f"stages.{name}.train")
+    # peft moves its adapters to where they are already; torch can't replace tensors without storage by themselves.
+    with mock.patch.object(nn.Module, "_apply", lambda module, change, recurse=True: module):
+        trained = apply(model, stage.train, new, model.parts(), f"stages.{name}.train")
     each = _settle(model, stage)
     attended: list[int] = []
     once, plain = _row(model, stage, False, attended)
@@ -218,7 +223,7 @@ def _language_parts(model: "UnifiedModel", new: dict[str, range], trained: Train
     """Every parameter in one part; the new rows of a table are a part of their own."""
     named = model.parts()
     inside = dict(model.named_parameters())
-    tables = {n: word for word in ("embeddings", "head") for n in reversed(named[word]) if n in inside}
+    tables = {n: word for word in ("head", "embeddings") for n in named[word] if n in inside}
     parts = [_part("adapters", [p for n, p in inside.items() if is_adapter(n)]),
              _part("backbone", [inside[n] for n in named["backbone"] if n in inside and not is_adapter(n)])]
     for name, word in tables.items():
