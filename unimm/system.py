@@ -63,10 +63,12 @@ def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image
     from unimm.model.backbone import build_backbone
 
     vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
-    return around(build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors), recipe, layout, image_weight)
+    backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors)
+    return around(backbone, recipe, layout, image_weight, z_loss)
 
 
-def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0) -> "UnifiedModel":
+def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0,
+           z_loss: float = 0.0) -> "UnifiedModel":
     """The language model that has this backbone, with the recipe's ways to read and write images."""
     from unimm.model.image_input import ImageInput
     from unimm.model.unified import UnifiedModel
