@@ -1,4 +1,4 @@
-"""unimm show | train | encode | sample | chat | eval: each a small class; heavy imports wait for their command."""
+"""unimm show | train | encode | sample | chat | eval | checkpoint: small classes; heavy imports wait for their use."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, assert_never
 
-from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from unimm.arguments import read_arguments
 from unimm.config.check import ConfigError
@@ -95,10 +95,54 @@ class Eval:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class CheckpointList:
+    """A run's checkpoints in a table: stage, step, when, size, ranks, ZeRO stage, whole or not."""
+
+    run: Positional[Path]
+    quick: FlagCreatePairsOff[bool] = False
+    """Compare the files' sizes only, instead of reading every byte."""
+
+
+@dataclass(frozen=True)
+class CheckpointVerify:
+    """Read every byte of a checkpoint, or of all in a run, against its checksums; exit code 2 names faulty files."""
+
+    path: Positional[Path]
+    """A checkpoint's folder, a stage's, or a run's."""
+
+
+@dataclass(frozen=True)
+class CheckpointExport:
+    """Write a run without its training state: weights, recipe and tokenizers, for sample, chat and eval."""
+
+    run: Positional[Path]
+    out: Positional[Path]
+    """A folder to be made."""
+    stage: str | None = None
+    """The language stage to take; the latest by default."""
+    step: int | None = None
+    """Its checkpoint of this step; the newest whole one by default."""
+    ema: FlagCreatePairsOff[bool] = False
+    """The averaged weights, and nothing else; by default they are taken where the stage has them."""
+    trained: FlagCreatePairsOff[bool] = False
+    """The weights as trained, not their average."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """List, verify or export the checkpoints of a run."""
+
+    do: OmitSubcommandPrefixes[OmitArgPrefixes[
+        Annotated[CheckpointList, subcommand("list")] | Annotated[CheckpointVerify, subcommand("verify")]
+        | Annotated[CheckpointExport, subcommand("export")]]]
+
+
 Command = (
     Annotated[Show, subcommand("show")] | Annotated[Train, subcommand("train")]
     | Annotated[Encode, subcommand("encode")] | Annotated[Sample, subcommand("sample")]
-    | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")])
+    | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")]
+    | Annotated[Checkpoint, subcommand("checkpoint")])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -154,6 +198,9 @@ def run(arguments: list[str]) -> int:
 
             _none(rest)
             evaluate(open_run(folder), count=count, seed=seed)
+        case Checkpoint(do=do):
+            _none(rest)
+            _checkpoint(do)
         case _:
             assert_never(command)
     return 0
@@ -187,6 +234,28 @@ def _show(recipe: Recipe, as_json: bool) -> int:
     for line in show(recipe, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ):
         print(line)
     return 0
+
+
+def _checkpoint(do: CheckpointList | CheckpointVerify | CheckpointExport) -> None:
+    match do:
+        case CheckpointList(run=run, quick=quick):
+            from unimm.checkpoint.listing import table
+
+            print(*table(run, every_byte=not quick), sep="\n")
+        case CheckpointVerify(path=path):
+            from unimm.checkpoint.listing import check_all
+
+            for line in check_all(path):
+                print(line)
+        case CheckpointExport(run=run, out=out, stage=stage, step=step, ema=ema, trained=trained):
+            from unimm.export import export_run
+
+            if ema and trained:
+                raise ConfigError("--ema and --trained are two kinds of weights; export them into two folders")
+            export_run(run, out, stage, step, True if ema else False if trained else None)
+            print(f"exported: {out}\nnext: unimm sample {out} \"a prompt\"")
+        case _:
+            assert_never(do)
 
 
 def _train(command: Train, rest: list[str]) -> int:

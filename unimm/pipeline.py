@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from unimm.checkpoint.manifest import MANIFEST
 from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct
@@ -25,7 +26,7 @@ from unimm.stream.mixture import Mixture
 from unimm.stream.pixel_batches import PixelBatches, images_of
 from unimm.stream.shards import Shards, open_shards
 from unimm.stream.sources import open_source
-from unimm.system import RECIPE_FILE, TEXT_FILE, TOKENIZER_FOLDER, System, layout_of, new_model, text_of
+from unimm.system import RECIPE_FILE, TEXT_FILE, TOKENIZER_FOLDER, System, layout_of, load_stage, new_model, text_of
 from unimm.text import train_sentencepiece
 from unimm.train import ranks
 from unimm.train.loop import Work, run_stage
@@ -56,7 +57,7 @@ def train_run(recipe: Recipe, folder: Path, last: str | None = None) -> None:
                 with timed(folder, "encode"):
                     encode_run(recipe, folder, stages=[name])
                 with timed(folder, name):
-                    previous = _train_language(recipe, folder, name, stage, previous)
+                    previous = _train_language(recipe, folder, name, stage, previous), stage
         if name == last:
             break
     teller()(f"trained: {folder}\nnext: unimm eval {folder}, unimm sample {folder} \"a prompt\", unimm chat {folder}")
@@ -79,6 +80,8 @@ def timed(folder: Path, name: str):
 def _begin(recipe: Recipe, folder: Path) -> None:
     """Claim the folder for this recipe. Raises ConfigError where it can't be written or holds another one."""
     path = folder / RECIPE_FILE
+    if (folder / MANIFEST).is_file():
+        raise ConfigError(f"{folder} was exported, without its training state; train into another folder with --out")
     if ranks.rank() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -189,11 +192,11 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
         teller()(f"encode {name}: {counts['samples']:,} samples, {counts['images']:,} images -> {target}{skipped}")
 
 
-def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, previous: Path | None) -> Path:
-    """One stage of the language model, from the previous stage's weights; its final checkpoint."""
+def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
+                    previous: tuple[Path, NextToken] | None) -> Path:
+    """One stage of the language model, from the previous stage's final checkpoint; returns its own."""
     import torch
 
-    from unimm import checkpoint
     from unimm.model.attention import kernel_name
     from unimm.model.backbone import compile_layers, recompute_layers
     from unimm.previews import preview_drawings
@@ -204,7 +207,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     torch.manual_seed(stage.seed)
     model = new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss)
     if previous is not None:
-        checkpoint.load_weights(previous, model)
+        load_stage(previous[0], model, previous[1])
     if stage.compile:
         compile_layers(model.backbone, stage.recompute)
     if stage.recompute:
@@ -213,17 +216,21 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
     system = System(recipe, folder, layout, tokenizer, model, folder)
     work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),
-                new_rows=_new_rows(recipe, layout), recipe=json.loads(recipe_to_json(recipe)))
+                new_rows=_new_rows(recipe, layout, model), parts=model.parts(),
+                recipe=json.loads(recipe_to_json(recipe)))
     kernel = kernel_name(model.backbone.config, ranks.device(), stage.precision, stage.seq_len)
     teller()(f"{name}: {model.describe()}\n{name}: attention: {kernel}")
     return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}")
 
 
-def _new_rows(recipe: Recipe, layout: Layout) -> dict[str, int]:
-    """How many rows of the table in and out must learn: all of a fresh model's, those added to a published one."""
+def _new_rows(recipe: Recipe, layout: Layout, model) -> dict[str, range]:
+    """The rows that must learn, by parameter: all of a fresh model's tables, those that a published one lacks, and all
+    that images are read with."""
     known = 0 if recipe.backbone.kind == "fresh" else layout.vocab.text_size
-    rows = layout.vocab.rows - known
-    return {"backbone.model.embed_tokens.weight": rows, "backbone.lm_head.weight": rows} if rows else {}
+    parts, found = model.parts(), {}
+    for name in [*parts["embeddings"], *parts["head"]] if known < layout.vocab.rows else ():
+        found[name] = range(known, layout.vocab.rows)
+    return found | {f"image_input.{name}": range(len(p)) for name, p in model.image_input.named_parameters()}
 
 
 def _prompts(shards: dict[str, Shards], stage: NextToken, count: int = 8) -> list[str]:

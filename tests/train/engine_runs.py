@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from train_toys import Regression, Stream, Tokens, ToyLM, curve, stage
 
-from unimm import checkpoint
+from unimm.checkpoint.read import load_weights, open_pieces, read_state
 from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.stages import AdamW, Muon, Schedule
 from unimm.config.tokens import Codebook, ImageLayout, LevelLayout
@@ -29,8 +29,9 @@ from unimm.model.unified import UnifiedModel
 from unimm.sample import Batch
 from unimm.text import BytesTokenizer
 from unimm.train import ranks
-from unimm.train.engine import NotFinite, build_engine
+from unimm.train.engine import build_engine
 from unimm.train.loop import Work, run_stage, tensors
+from unimm.train.update import NotFinite
 
 OPTIMIZERS = {"adamw": AdamW(lr=0.01, clip=0.5, weight_decay=0.1), "muon": Muon(clip=0.5, weight_decay=0.1)}
 
@@ -138,7 +139,7 @@ def previewed(folder: Path, name: str, module: str, stage: dict, **_) -> list[fl
     path = run_stage(Work(net, stream, lambda step: seen.append(float(net(tensors(batch, ranks.device())).total))),
                      build(changes), folder / name, engine="deepspeed")
     net, _ = parts(module, dict(stage))
-    checkpoint.load_weights(path, net)
+    load_weights(path, net)
     return [*seen, net(tensors(batch, ranks.device())).total.item()]
 
 
@@ -171,7 +172,7 @@ def restored(folder: Path, stage: dict, start: str, **_) -> list[float]:
     torch.nn.init.zeros_(net.embed.weight)
     engine = build_engine(net, build(dict(stage)), "deepspeed")
     path = folder / start
-    engine.restore(checkpoint.reader(path), checkpoint.read_state(path)["engine"])
+    engine.restore(open_pieces(path), read_state(path)["engine"])
     with torch.no_grad():
         return ranks.total([float(engine(tensors(Stream("lm").next(), ranks.device())).total)])
 

@@ -2,7 +2,7 @@
 
 import signal
 
-from unimm.checkpoint import verify
+from unimm.checkpoint.manifest import verify
 from unimm.train.signals import Interrupted
 
 

@@ -1,4 +1,4 @@
-"""What a stage may ask for beside ZeRO, each against the plain engine: offload, bf16, Muon, averages, rates, previews."""
+"""What a stage may ask for beside ZeRO, against the plain engine: offload, bf16, Muon, averages, rates, previews."""
 
 import pytest
 import torch

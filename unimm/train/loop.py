@@ -21,15 +21,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from unimm import checkpoint
+from unimm.checkpoint.manifest import CheckpointError
+from unimm.checkpoint.phases import Peers
+from unimm.checkpoint.read import load_weights, open_pieces, read_recipe, read_state, take_up
+from unimm.checkpoint.write import Saver
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.losses import Losses
-from unimm.train import ranks
-from unimm.train.engine import Engine, NotFinite, TrainError, build_engine
-from unimm.train.progress import Log, Progress, Window, parameter_table, teller
+from unimm.train import ranks, table, trains
+from unimm.train.engine import Engine, build_engine
+from unimm.train.progress import Log, Progress, Window, teller
 from unimm.train.schedule import multiplier
 from unimm.train.shares import Shares, shares
 from unimm.train.signals import STOPS, Interrupted, Signals
+from unimm.train.update import NotFinite, TrainError
 
 
 class Stream(Protocol):
@@ -54,17 +58,17 @@ class Work:
     batches   this rank's share of each optimizer step
     preview   called on rank 0 every `preview_every` steps and at the end, module in eval mode, without gradients, its
               weights those that the stage would leave; may return scalars for the metrics
-    new_rows  parameter name -> how many of its rows are new and must learn
+    new_rows  parameter name -> which of its rows are new and must learn
+    parts     what recipes call a part -> names of parameters, beyond `unimm.config.trains`'s own words
     recipe    the resolved recipe as JSON values, kept in every checkpoint
-    rates     parameter name -> factor on its learning rate
     """
 
     module: nn.Module
     batches: Stream
     preview: Callable[[int], Mapping[str, float] | None] | None = None
-    new_rows: dict[str, int] = field(default_factory=dict)
+    new_rows: dict[str, range] = field(default_factory=dict)
+    parts: dict[str, list[str]] = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)
-    rates: dict[str, float] = field(default_factory=dict)
 
 
 def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name: str = "train",
@@ -78,24 +82,26 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
     """
     ranks.start()
     cut = shares(stage, ranks.world())
-    _check_trains(work)
     say = teller()
+    torch.manual_seed(stage.seed)  # adapters start alike on every rank
+    trained = trains.apply(work.module, stage.train, work.new_rows, work.parts, f"stages.{name}.train")
     found = _find(folder, say)
-    if found and checkpoint.read_state(found)["step"] >= stage.steps:
-        checkpoint.load_weights(found, work.module)
+    if found and read_state(found)["step"] >= stage.steps:
+        load_weights(found, work.module)
         say(f"{name}: already done, {found}")
         return found
     if found:
-        checkpoint.load_weights(found, work.module)
+        load_weights(found, work.module)
     work.module.to(ranks.device())
-    say("\n".join(parameter_table(work.module, work.new_rows)))
+    say("\n".join(table.lines(work.module, stage, trained, ranks.world())))
     say(f"{name}: {stage.steps:,} steps; {cut}; {stage.precision}, zero {stage.zero}, "
         f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}")
-    run = _Run(work, stage, cut, folder, name, build_engine(work.module, stage, engine, work.rates))
+    run = _Run(work, stage, cut, folder, name,
+               build_engine(work.module, stage, engine, trained.rates, trained.rows))
     if found:
         run.restore(found)
         say(f"{name}: continuing after step {run.step} from {found}")
-        if checkpoint.read_recipe(found) != work.recipe:
+        if read_recipe(found) != work.recipe:
             say(f"{name}: the recipe differs from the one it was saved with ({found / 'recipe.json'})")
     run.begin()
     with contextlib.closing(run), Signals() as signals:
@@ -105,9 +111,10 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
             if done or stop or run.step % stage.save_every == 0:
                 run.save()
             if stop and not done:
-                raise Interrupted(stop, run.saved, again or _own_command())
+                raise Interrupted(stop, run.saver.wait(), again or _own_command())
+        run.saved = run.saver.wait()
     run.engine.close()
-    checkpoint.load_weights(run.saved, work.module)
+    load_weights(run.saved, work.module)
     return run.saved
 
 
@@ -122,6 +129,7 @@ class _Run:
         self.tokens = 0
         self.seconds = 0.0
         self.window = Window()
+        self.saver = Saver(folder, stage.keep, stage.keep_every, Peers.over(ranks.own_group()))
         self.saved: Path | None = None
 
     def begin(self) -> None:
@@ -133,7 +141,10 @@ class _Run:
         self.progress = Progress(self.name, self.step, self.stage.steps, "tokens" if self.shares.tokens else "images")
 
     def one_step(self, received: int) -> int:
-        """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0."""
+        """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0.
+
+        Raises NotFinite, and CheckpointError where the save behind has failed.
+        """
         factor = multiplier(self.stage.schedule, self.step, self.stage.steps)
         self.engine.set_rate(factor)
         slots = self.shares.slots(self.work.batches.next(), ranks.rank())
@@ -152,8 +163,11 @@ class _Run:
         """The step's one collective: the signal to stop, and the weight of its slots on all ranks."""
         weights = [self.work.module.weigh(slot) for slot in slots]
         asked = [float(received == number) for number in STOPS]
-        learned, read, *asked = ranks.total([float(sum(w.learned for w in weights)),
-                                             float(sum(w.read for w in weights)), *asked])
+        learned, read, failed, *asked = ranks.total([float(sum(w.learned for w in weights)),
+                                                     float(sum(w.read for w in weights)), float(self.saver.failed),
+                                                     *asked])
+        if failed:
+            self.saver.wait()
         self.tokens += int(read)
         return next((number for number, count in zip(STOPS, asked) if count), 0), learned
 
@@ -172,7 +186,8 @@ class _Run:
             raise self._not_finite(str(error)) from None
 
     def _not_finite(self, what: str) -> NotFinite:
-        kept = f"the newest checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
+        saved = self.saver.wait() or self.saved
+        kept = f"the newest checkpoint is {saved}" if saved else "there is no checkpoint yet"
         return NotFinite(f"{self.name}, step {self.step + 1}: {what}; no weight was changed by it and {kept}. "
                          "Lower optimizer.lr or optimizer.clip, or look at this step's data")
 
@@ -219,9 +234,7 @@ class _Run:
         window = {name: both.tolist() for name, both in self.window.sums.items()}
         state = {"stage": self.name, "zero": self.stage.zero, "seconds": self.seconds, "tokens": self.tokens,
                  "engine": self.engine.scalars(), "window": ranks.gather(window), "stream": self.work.batches.state()}
-        peers = checkpoint.Ranks(ranks.rank(), ranks.world(), ranks.barrier)
-        self.saved = checkpoint.save(self.folder, self.step, self.engine.weights(), self.engine.pieces(), state,
-                                     self.work.recipe, self.stage.keep, peers)
+        self.saver.save(self.step, self.engine.weights(), self.engine.pieces(), state, self.work.recipe)
         self.logged_at += time.monotonic() - began
 
     def restore(self, path: Path) -> None:
@@ -229,11 +242,12 @@ class _Run:
 
         Raises CheckpointError where it is another stage's, ConfigError where it was of another stream.
         """
-        state = checkpoint.read_state(path)
+        state = read_state(path)
         if state["stage"] != self.name:
-            raise checkpoint.CheckpointError(f"{path} was saved by stage {state['stage']!r}, this is {self.name!r}; "
+            raise CheckpointError(f"{path} was saved by stage {state['stage']!r}, this is {self.name!r}; "
                                              "continue that one, or train into another folder")
-        self.engine.restore(checkpoint.reader(path), state["engine"])
+        with contextlib.closing(open_pieces(path)) as read:
+            self.engine.restore(read, state["engine"])
         self.work.batches.restore(state["stream"])
         self.window.restore(state["window"])
         self.step, self.tokens, self.seconds, self.saved = state["step"], state["tokens"], state["seconds"], path
@@ -257,15 +271,6 @@ def tensors(batch, device: torch.device):
     return tuple(move(value) for value in batch)
 
 
-def _check_trains(work: Work) -> None:
-    frozen = {name for name, p in work.module.named_parameters() if not p.requires_grad}
-    if len(frozen) == sum(1 for _ in work.module.named_parameters()):
-        raise TrainError("nothing trains in this stage: every parameter is frozen")
-    for name, rows in work.new_rows.items():
-        if name in frozen:
-            raise TrainError(f"{rows} new rows of {name} could never learn: it is frozen in this stage; let it train")
-
-
 def _find(folder: Path, say: Callable[[str], None]) -> Path | None:
     """Rank 0's choice of the checkpoint to continue from; damaged ones are reported and set aside."""
     found = None
@@ -274,11 +279,7 @@ def _find(folder: Path, say: Callable[[str], None]) -> Path | None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainError(f"can't write into {folder}: {error.strerror}") from error
-
-        def damaged(path: Path, why: str) -> None:
-            say(f"{why}; kept as {checkpoint.set_aside(path).name}, looking for an older one")
-
-        found = checkpoint.newest(folder, damaged)
+        found = take_up(folder, say)
     return ranks.from_first(found)
 
 

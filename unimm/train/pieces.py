@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from unimm.checkpoint import CheckpointError, Piece
+from unimm.checkpoint.manifest import CheckpointError
+from unimm.checkpoint.pieces import Piece
 from unimm.train import ranks
 from unimm.train.ema import Average
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unimm.train import ranks
 
@@ -110,30 +110,6 @@ def clock(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
     return f"{whole // 60}:{whole % 60:02d}"
-
-
-def parameter_table(module: nn.Module, new_rows: dict[str, int]) -> list[str]:
-    """Lines that say, part by part, how many parameters there are and which of them train."""
-    parts: dict[str, list[tuple[str, nn.Parameter]]] = defaultdict(list)
-    for name, p in module.named_parameters():
-        parts[_part_of(name)].append((name, p))
-    width = max(len(part) for part in parts)
-    lines = [f"{'part':<{width}}  {'parameters':>14}  {'trains':>14}"]
-    for part, members in parts.items():
-        size = sum(p.numel() for _, p in members)
-        trains = sum(p.numel() for _, p in members if p.requires_grad)
-        note = "".join(f"  {new_rows[name]:,} new rows" for name, _ in members if name in new_rows)
-        lines.append(f"{part:<{width}}  {size:>14,}  {f'{trains:,}' if trains else 'frozen':>14}{note}")
-    size = sum(p.numel() for p in module.parameters())
-    trains = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return lines + [f"{'total':<{width}}  {size:>14,}  {trains:>14,}"]
-
-
-def _part_of(name: str) -> str:
-    """The block list a parameter is in ("model.layers" of "model.layers.0.mlp.weight"), else its module."""
-    path = name.split(".")
-    numbered = [i for i, piece in enumerate(path) if piece.isdigit()]
-    return ".".join(path[: numbered[0]] if numbered else path[:-1]) or name
 
 
 def teller() -> Callable[[str], None]:

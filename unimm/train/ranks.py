@@ -6,6 +6,7 @@ without them this is the only process and no port is opened.
 
 import os
 import sys
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -37,6 +38,14 @@ def start(alone: bool = False) -> None:
         dist.init_process_group(backend)
     elif alone:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def own_group(hours: float = 2) -> dist.ProcessGroup | None:
+    """A group of all ranks for a thread to talk over beside the training; None in a lone process.
+
+    `hours` is how long one rank may work there while the others wait. Every rank calls this together.
+    """
+    return dist.new_group(backend="gloo", timeout=timedelta(hours=hours)) if world() > 1 else None
 
 
 def barrier() -> None:
