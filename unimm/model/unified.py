@@ -61,6 +61,8 @@ class UnifiedModel(nn.Module):
     def logits(self, hidden: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
         """Float32 logits (N, len(rows)) of some ids, from hidden (N, width)."""
         head = self.backbone.get_output_embeddings()
+        if type(head) is not nn.Linear:  # an adapter: its weight alone does not say what it computes
+            return soft_cap(head(hidden)[:, rows].float(), self.cap)
         bias = None if head.bias is None else head.bias[rows]
         return soft_cap(nn.functional.linear(hidden, head.weight[rows], bias).float(), self.cap)
 
