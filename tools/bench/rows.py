@@ -2,7 +2,7 @@
 
 A module of tools/bench has
 
-    def rows(toy: bool = False) -> Iterable[Row]:     `toy`: the same path in seconds, for tests; its figures mean nothing
+    def rows(toy: bool = False) -> Iterable[Row]:           `toy`: the same path in seconds, for tests
         equal("what is compared", ours, theirs, tolerance)      before anything is timed
         yield faster("claim", "peer", *interleaved(ours, theirs), "s", at_least=1.0)
 
