@@ -18,8 +18,10 @@ import argparse
 import gc
 import json
 import math
+import multiprocessing
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -101,6 +103,31 @@ def interleaved(ours: Callable[[], object], theirs: Callable[[], object], repeat
             run()
             best[side] = min(best[side], cpu_seconds() - began)
     return best[0], best[1]
+
+
+def alone(run: Callable[[], object]):
+    """What `run` gives (something that pickles), in a forked child: what it starts or fills is gone with the child.
+
+    The parent must not have computed a gradient or joined a process group before, for those do not survive a fork.
+    Raises RuntimeError where the child dies.
+    """
+    here, there = multiprocessing.get_context("fork").Pipe(duplex=False)
+
+    def child() -> None:
+        there.send(run())
+        there.close()
+        sys.stdout.flush()
+        os._exit(0)  # past the interpreter's teardown, in which gloo may abort
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    there.close()
+    try:
+        return here.recv()
+    except EOFError:
+        raise RuntimeError("the child died before it gave a result; what it said is above") from None
+    finally:
+        process.join()
 
 
 def machine() -> dict[str, str | int]:
