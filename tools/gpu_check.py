@@ -135,7 +135,7 @@ def main() -> None:
     if given.json:
         given.json.write_text(json.dumps({"machine": about, "parts": found}, indent=1) + "\n")
     if given.write:
-        from tools.bench.page import write
+        from tools.performance import write
 
         write(gpu={"machine": about, "parts": found})
     sys.exit(any("error" in values for values in found.values()))
