@@ -3,7 +3,8 @@
     python -m tools.bench [NAME ...] [--toy] [--json FILE] [--write]
 
 Each NAME (a file of this folder) runs as a process of its own, so that one's memory and threads are not another's;
-within it the two sides run interleaved. `--write` puts the rows into docs/performance.md. Exits 1 where a row misses what is wanted or a module fails.
+within it the two sides run interleaved. `--write` puts the rows into docs/performance.md. Exits 1 where a row misses
+what is wanted or a module fails.
 """
 
 import argparse
