@@ -140,7 +140,8 @@ def rows(toy: bool = False) -> Iterable[Row]:
         everyone = measured(world, cases)
         for case in cases:
             if case.endswith("fp32"):
-                equal(f"gradient norms of {case} and DDP", everyone[0][case]["norms"], everyone[0]["ddp"]["norms"], 1e-4)
+                norms, theirs = (everyone[0][name]["norms"] for name in (case, "ddp"))
+                equal(f"gradient norms of {case} and DDP", norms, theirs, 1e-4)
             plan = planned(int(case[5]), case[7:], world)
             most = {part: max(rank[case][part] for rank in everyone) for part in PARTS}
             worst = max(PARTS, key=lambda part: abs(most[part] / plan[part] - 1))
