@@ -49,7 +49,7 @@ INSTALLED_BY = {
     "torch.utils.tensorboard": "tensorboard",
     "vector_quantize_pytorch": "vector-quantize-pytorch",
 }
-RUN_NOT_IMPORTED = {"ruff", "pytest-xdist"}
+RUN_NOT_IMPORTED = {"ruff", "pytest-xdist", "accelerate"}
 HEAVY = (
     "torch",
     "transformers",
