@@ -166,6 +166,33 @@ def skipping(folder: Path, stage: dict, **_) -> list[float]:
     return [max((float((ends[0][k] - ends[1][k]).abs().max()) for k in ends[0]), default=0.0)]
 
 
+def returning(folder: Path, stage: dict, **_) -> list[float]:
+    """How far the third step is from itself after going back to the second, in one engine."""
+    net, stream, ends, kept = ToyLM(), Stream("lm"), [], None
+    engine = build_engine(net, build(dict(stage)), "deepspeed")
+    for stream.i in (0, 1, 2, 1, 2):
+        if len(ends) == 3:
+            engine.restore(*kept)
+        engine.backward(engine(tensors(stream.next(), ranks.device()), last=True).total / 40)
+        engine.step()
+        ends.append(engine.weights())
+        if len(ends) == 1:
+            kept = in_memory(engine.pieces()), engine.scalars()
+    return [max((float((ends[2][k] - ends[4][k]).abs().max()) for k in ends[2]), default=0.0)]
+
+
+def in_memory(pieces: list[checkpoint.Piece]):
+    """A reader of what all ranks hold now."""
+    copies = [(p.name, p.start, {kind: t.clone() for kind, t in p.tensors.items()}) for p in pieces]
+    everything = sorted((p for own in ranks.gather(copies) for p in own), key=lambda p: p[:2])
+
+    def read(name: str, start: int, stop: int) -> dict[str, torch.Tensor]:
+        parts = [tensors for owner, _, tensors in everything if owner == name]
+        return {kind: torch.cat([part[kind] for part in parts])[start:stop] for kind in parts[0]}
+
+    return read
+
+
 def restored(folder: Path, stage: dict, start: str, **_) -> list[float]:
     """The loss of one forward right after a restore into another fresh module, over all ranks."""
     net = ToyLM()
@@ -177,7 +204,7 @@ def restored(folder: Path, stage: dict, start: str, **_) -> list[float]:
         return ranks.total([float(engine(tensors(Stream("lm").next(), ranks.device())).total)])
 
 
-KINDS = {"run": run, "previewed": previewed, "skipping": skipping, "restored": restored}
+KINDS = {"run": run, "previewed": previewed, "skipping": skipping, "returning": returning, "restored": restored}
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
