@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from train_toys import Regression, Stream, Tokens, ToyLM, curve, stage
 
+from unimm.checkpoint.pieces import Piece
 from unimm.checkpoint.read import load_weights, open_pieces, read_state
 from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.stages import AdamW, Muon, Schedule
@@ -181,7 +182,7 @@ def returning(folder: Path, stage: dict, **_) -> list[float]:
     return [max((float((ends[2][k] - ends[4][k]).abs().max()) for k in ends[2]), default=0.0)]
 
 
-def in_memory(pieces: list[checkpoint.Piece]):
+def in_memory(pieces: list[Piece]):
     """A reader of what all ranks hold now."""
     copies = [(p.name, p.start, {kind: t.clone() for kind, t in p.tensors.items()}) for p in pieces]
     everything = sorted((p for own in ranks.gather(copies) for p in own), key=lambda p: p[:2])
