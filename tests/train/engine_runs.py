@@ -22,6 +22,7 @@ from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.stages import AdamW, Muon, Schedule
 from unimm.config.tokens import Codebook, ImageLayout, LevelLayout
 from unimm.config.tokens import Layout as LayoutConfig
+from unimm.config.trains import Trains
 from unimm.layout import Layout
 from unimm.losses import Losses
 from unimm.model.backbone import build_backbone, recompute_layers
@@ -90,12 +91,11 @@ def unified(recompute: bool, zero: int) -> tuple[nn.Module, Images]:
 
 
 class Tied(ToyLM):
-    """With one table in and out, a frozen block, and a buffer of its own."""
+    """With one table in and out, a block to freeze, and a buffer of its own."""
 
     def __init__(self):
         super().__init__()
         self.head.weight = self.embed.weight
-        self.blocks[0].requires_grad_(False)
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, batch) -> Losses:
@@ -127,7 +127,8 @@ def run(folder: Path, name: str, module: str, stage: dict, engine: str = "deepsp
     """The loss of every step so far."""
     changes = dict(stage)
     net, stream = parts(module, changes)
-    run_stage(Work(net, stream, rates=rates or {}), build(changes), folder / name, engine=engine)
+    train = Trains(rates=rates or {}, frozen=("blocks.0",) if module == "tied" else ())
+    run_stage(Work(net, stream), build(changes | {"train": train}), folder / name, engine=engine)
     return curve(folder / name)
 
 
@@ -138,7 +139,7 @@ def previewed(folder: Path, name: str, module: str, stage: dict, **_) -> list[fl
     net, stream = parts(module, changes)
     batch = Tokens(np.ones((1, 5), int), np.ones((1, 5), int), np.ones((1, 5), bool))
     path = run_stage(Work(net, stream, lambda step: seen.append(float(net(tensors(batch, ranks.device())).total))),
-                     build(changes), folder / name, engine="deepspeed")
+                     build(changes | {"train": Trains(frozen=("blocks.0",))}), folder / name, engine="deepspeed")
     net, _ = parts(module, dict(stage))
     load_weights(path, net)
     return [*seen, net(tensors(batch, ranks.device())).total.item()]

@@ -6,7 +6,7 @@ from engine_runs import run
 from safetensors.torch import load_file
 
 MUON = {"optimizer": "muon", "micro": 2}
-RATES = {"embed.weight": 0.1, "blocks.1.weight": 3.0}
+RATES = {"embed": 0.1, "blocks.1": 3.0}
 RUNS = {
     **{f"offload at zero {z}": ("lm", {"zero": z, "offload": True, "micro": 2}) for z in (1, 2, 3)},
     **{f"muon at zero {z}": ("lm", {"zero": z} | MUON) for z in range(4)},
