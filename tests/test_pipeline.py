@@ -1,8 +1,5 @@
 import inspect
 import json
-import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -100,19 +97,6 @@ def test_a_run_stopped_between_stages_continues_to_the_same_weights(run, tmp_pat
     assert not (tmp_path / "again" / "sft").exists()
     train_run(TINY, tmp_path / "again")
     assert weights(tmp_path / "again" / "sft") == weights(run / "sft")
-
-
-def test_two_ranks_train_what_one_does(run, tmp_path):
-    (tmp_path / "tiny.py").write_text("from tiny import TINY as recipe\n")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unimm",
-               "train", str(tmp_path / "tiny.py"), "--out", str(tmp_path / "two")]
-    root = Path(__file__).parents[1]
-    env = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    np.testing.assert_allclose(losses(run / "tokenizer"), losses(tmp_path / "two" / "tokenizer"), rtol=1e-3)
-    assert (tmp_path / "two" / "codes" / "edits" / "manifest.json").is_file()
-    assert open_run(tmp_path / "two").checkpoint.name == "step-00000002"
 
 
 def test_a_trained_system_draws_answers_and_replies(run):
