@@ -6,12 +6,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from tools.readme import BEGIN, END, table
 from unimm.cli.commands import Train
 from unimm.cli.main import parse
+from unimm.config import data, images, model, tokens
 from unimm.recipe import apply_overrides, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +61,15 @@ def test_ones_own_data_is_a_recipe_as_pasted(tmp_path, monkeypatch):
     (tmp_path / "my_recipe.py").write_text(recipe)
     monkeypatch.chdir(ROOT)
     assert set(load_recipe(tmp_path / "my_recipe.py").stages) == {"tokenizer", "pretrain"}
+
+
+def test_the_table_of_axes_names_every_choice_and_no_other():
+    table = README.split("| axis |")[1].split("\n\n")[0]
+    named = set(re.findall(r"`([A-Z]\w+)`", table))
+    image_tokenizer, quantizer = get_args(images.ImageTokenizer), get_args(images.Quantizer)
+    choices = {kind.__name__ for kind in (*image_tokenizer, *quantizer, *get_args(tokens.TextTokenizer),
+                                          *get_args(model.Backbone), *get_args(data.Source))}
+    assert named == choices | {"Layout", "SharedTable", "SharedSoftmax", "Trains", "Lora", "AdamW", "Muon"}
 
 
 def test_python_in_the_readme_imports_what_exists():
