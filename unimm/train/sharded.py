@@ -60,7 +60,7 @@ class DeepSpeedEngine:
 
     def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None,
                  undecayed: Collection[str] = ()):
-        launched = "LOCAL_RANK" in os.environ
+        self.launched = "LOCAL_RANK" in os.environ
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even in a process without a launcher
         deepspeed = _import_deepspeed()
         ranks.start(alone=True)
@@ -74,8 +74,6 @@ class DeepSpeedEngine:
         self.engine, *_ = deepspeed.initialize(
             model=Autocast(module, stage), optimizer=self.optimizer, dist_init_required=False,
             config=deepspeed_config(stage, ranks.world(), parameters))
-        if not launched:
-            del os.environ["LOCAL_RANK"]  # accelerate, in the same process, would look for the launcher
         if ranks.world() == 1 and stage.zero == 0:
             self.engine.enable_backward_allreduce = False  # it would copy every gradient there and back for nobody
         self.gathered = deepspeed.zero.GatheredParameters
@@ -179,6 +177,8 @@ class DeepSpeedEngine:
 
     def close(self) -> None:
         self.engine.destroy()
+        if not self.launched:  # accelerate, in the same process, would look for the launcher
+            os.environ.pop("LOCAL_RANK", None)
         if self.zero:
             own_parameters(self.module)
 
