@@ -154,6 +154,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
     import torch
 
+    from unimm.plan.measure import flops_of_images
     from unimm.previews import preview_reconstructions
 
     target = folder / TOKENIZER_FOLDER
@@ -172,7 +173,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     batches = PixelBatches(datasets, weights, stage.batch, stage.seed, ranks.rank(), ranks.world())
     work = Work(Reconstruction(tokenizer), batches,
                 preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
-                recipe=json.loads(recipe_to_json(recipe)))
+                recipe=json.loads(recipe_to_json(recipe)), flops=lambda: flops_of_images(recipe, stage, name))
     run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
     if ranks.rank() == 0:
         save_tokenizer(tokenizer, target)
@@ -250,6 +251,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
 
     from unimm.model.attention import kernel_name
     from unimm.model.backbone import compile_layers, recompute_layers
+    from unimm.model.multiplied import multiplied
     from unimm.previews import preview_drawings
 
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER).eval()
@@ -270,6 +272,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),
                 new_rows=new_rows(recipe, layout, model), parts=model.parts(),
                 recipe=json.loads(recipe_to_json(recipe)), show=lambda batch: {"rows": batch_in_words(layout, batch)},
+                flops=lambda: (found := multiplied(model)) and found.flops,
                 codes={r.name: (r.start, r.stop) for r in layout.vocab.ranges.values() if r.depth == 1})
     kernel = kernel_name(model.backbone.config, ranks.device(), stage.precision, stage.seq_len)
     teller()(f"{name}: {model.describe()}\n{name}: attention: {kernel}")

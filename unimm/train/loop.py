@@ -26,12 +26,13 @@ from unimm.checkpoint.phases import Peers
 from unimm.checkpoint.read import load_weights, open_pieces, read_recipe, read_state, take_up
 from unimm.checkpoint.write import Saver
 from unimm.config.stages import NextToken, Reconstruct
+from unimm.hardware import peak_flops
 from unimm.losses import Losses
 from unimm.status import HUNG, Status
 from unimm.train import ranks, table, trains
 from unimm.train.engine import Engine, build_engine
 from unimm.train.guards import Guards
-from unimm.train.meter import Meter
+from unimm.train.meter import Flops, Meter
 from unimm.train.progress import Log, Progress, Window, teller
 from unimm.train.schedule import multiplier
 from unimm.train.shares import Shares, shares
@@ -67,7 +68,7 @@ class Work:
     recipe    the resolved recipe as JSON values, kept in every checkpoint
     show      a batch in words, as JSON values, for the file of one that went wrong
     codes     codebook -> its ids (first, one past the last), to log how evenly image targets use it
-    flops_per_token  of forward and backward, for the MFU
+    flops     asked once it is settled what trains: what a token (or image) costs, for the MFU; None: not known
     """
 
     module: nn.Module
@@ -78,7 +79,7 @@ class Work:
     recipe: dict = field(default_factory=dict)
     show: Callable[[object], dict] | None = None
     codes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    flops_per_token: float = 0.0
+    flops: Callable[[], Flops | None] | None = None
 
 
 def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name: str = "train",
@@ -109,7 +110,9 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
     say("\n".join(table.lines(work.module, stage, trained, ranks.world())))
     say(f"{name}: {stage.steps:,} steps; {cut}; {stage.precision}, zero {stage.zero}, "
         f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}")
-    run = _Run(work, stage, cut, folder, name,
+    peak = peak_flops(ranks.device_name())
+    flops = work.flops() if work.flops and peak else None  # before ZeRO-3 takes the weights apart
+    run = _Run(work, stage, cut, folder, name, Meter(work.codes, flops, peak),
                build_engine(work.module, stage, engine, trained.rates, trained.rows), status)
     if found:
         run.restore(found)
@@ -139,7 +142,7 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
 class _Run:
     """A stage under way: the engine and everything that moves with the step."""
 
-    def __init__(self, work: Work, stage: NextToken | Reconstruct, cut: Shares, folder: Path, name: str,
+    def __init__(self, work: Work, stage: NextToken | Reconstruct, cut: Shares, folder: Path, name: str, meter: Meter,
                  engine: Engine, status: Status | None):
         self.work, self.stage, self.shares, self.folder, self.name = work, stage, cut, folder, name
         self.engine = engine
@@ -149,7 +152,7 @@ class _Run:
         self.window = Window()
         self.saver = Saver(folder, stage.keep, stage.keep_every, Peers.over(ranks.own_group()))
         self.saved: Path | None = None
-        self.status, self.meter = status, Meter(work.codes, work.flops_per_token)
+        self.status, self.meter = status, meter
         self.guards = Guards(stage.guards, folder, name, teller(), work.show)
         self.watchdog = Watchdog(folder, ranks.rank(), ranks.world(), stage.guards.late_seconds,
                                  ends=stage.guards.end_when_late,
