@@ -26,7 +26,7 @@ def test_a_peer_of_other_weights_gets_no_row(monkeypatch):
     monkeypatch.setattr(step, "ours", lambda *given: step.Run([4.0, 3.0], []))
     monkeypatch.setattr(step, "theirs", lambda *given: step.Run([4.0, 3.1], []))
     with pytest.raises(rows.Unequal, match="ours and Trainer"):
-        next(step.compare(step.TOY[0], 1))
+        next(step.compare(step.TOY[0]))
 
 
 def test_the_time_counted_is_that_of_this_process_and_its_children_not_the_neighbours():
