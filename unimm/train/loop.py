@@ -305,8 +305,8 @@ class _Run:
         began = time.monotonic()
         self.seconds = self.seconds_before + began - self.clock
         state = {"stage": self.name, "zero": self.stage.zero, "seconds": self.seconds, "tokens": self.tokens,
-                 "engine": self.engine.scalars(), "window": ranks.gather(self.window.state()), "stream": self.work.batches.state(),
-                 "guards": self.guards.state(), "meter": self.meter.state()}
+                 "engine": self.engine.scalars(), "window": ranks.gather(self.window.state()),
+                 "stream": self.work.batches.state(), "guards": self.guards.state(), "meter": self.meter.state()}
         self.saved = self.saver.save(self.step, self.engine.weights(), self.engine.pieces(), state, self.work.recipe)
         self.logged_at += time.monotonic() - began
         self.meter.waited["save"] += time.monotonic() - began
