@@ -2,9 +2,10 @@
 
     same weights, same packed batches, AdamW --run_stage | Trainer.train | bare--> losses equal --> CPU seconds per step
 
-The three take turns, a few steps each, so that what else the machine does falls on all of them alike. Both loops run as a person runs them, logging included (ours writes its metrics and TensorBoard, Trainer reports to
-nothing). The clock is read whenever a batch is asked for, so what a run does before and after its steps is not in the
-figure, and what it does between two steps all is. Trainer keeps packed documents apart by their restarting positions.
+The three take turns, a few steps each, so that what else the machine does falls on all of them alike. Both loops run
+as a person runs them, logging included (ours writes its metrics and TensorBoard, Trainer reports to nothing). The clock
+is read whenever a batch is asked for, so what a run does before and after its steps is not in the figure, and what it
+does between two steps all is. Trainer keeps packed documents apart by their restarting positions.
 """
 
 import contextlib
