@@ -188,7 +188,10 @@ def main(rows: Callable[[bool], Iterable[Row]]) -> None:
     parser.add_argument("--toy", action="store_true", help="the same path in seconds; the figures mean nothing")
     parser.add_argument("--json", metavar="FILE", help="write the rows there instead of printing a table")
     given = parser.parse_args()
-    found = list(rows(given.toy))
+    found = []
+    for row in rows(given.toy):
+        found.append(row)
+        print(f"{row.claim}: {row.ratio:.2f}x {row.peer}", file=sys.stderr, flush=True)
     if given.json:
         with open(given.json, "w", encoding="utf-8") as file:
             json.dump([asdict(row) for row in found], file, indent=1)
