@@ -13,6 +13,12 @@ from unimm.sample import Batch
 from unimm.vocab import Vocab
 
 
+def _sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A host array on the device, out of pinned memory, which a GPU reads while it computes."""
+    tensor = torch.as_tensor(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 class UnifiedModel(nn.Module):
     """The backbone with what reads and writes images. forward(Batch) -> Losses.
 
@@ -77,16 +83,15 @@ class UnifiedModel(nn.Module):
 
     def forward(self, batch: Batch) -> Losses:
         """Weighted cross-entropy, summed over the learned positions; parts "text" and "image" in nats per token."""
-        ids, targets, learn, position, document, image = (
-            torch.as_tensor(x, device=self.device) for x in
-            (batch.ids, batch.targets, batch.learn, batch.position, batch.document, batch.image))
-        # Found before the layers are under way: on a GPU this waits for what was asked of it so far.
-        where = learn.flatten().nonzero()[:, 0]
-        hidden = self.hidden(ids, position, document, batch.lengths)
-        image = image.flatten()[where]
+        device = self.device
+        ids, position, document = (_sent(x, device) for x in (batch.ids, batch.position, batch.document))
+        learned = np.flatnonzero(batch.learn)  # on the host: a GPU that is to say how many would be waited for
+        where, targets, image = (_sent(x, device) for x in (
+            learned, batch.targets.reshape(-1)[learned], batch.image.reshape(-1)[learned]))
         weights = torch.where(image, self.image_weight, 1.0)
+        hidden = self.hidden(ids, position, document, batch.lengths)
         # A rank without a learned position still runs the head, on nothing: every rank runs every module.
-        total, nll = self.loss(hidden.flatten(0, 1)[where], self.backbone.lm_head, targets.flatten()[where], weights,
+        total, nll = self.loss(hidden.flatten(0, 1)[where], self.backbone.lm_head, targets, weights,
                                z_loss=self.z_loss, cap=self.cap, way=self.way)
         parts = {name: ((nll * which).sum(), which.sum()) for name, which in (("text", ~image), ("image", image))}
         return Losses(total, parts)

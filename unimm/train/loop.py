@@ -28,6 +28,7 @@ from unimm.checkpoint.write import Saver
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.hardware import peak_flops
 from unimm.losses import Losses
+from unimm.sample import Batch
 from unimm.status import HUNG, Status
 from unimm.train import ranks, table, trains
 from unimm.train.engine import Engine, build_engine
@@ -58,8 +59,8 @@ class Stream(Protocol):
 class Work:
     """What a stage trains and on what.
 
-    module    called with a slot (its numpy arrays as tensors on this rank's device), gives Losses; its method `weigh`
-              says of the slot before that what it weighs (`unimm.losses.Weighs`)
+    module    called with a slot (a `Batch` as it is, of any other the arrays as tensors on this rank's device), gives
+              Losses; its method `weigh` says of the slot before that what it weighs (`unimm.losses.Weighs`)
     batches   this rank's share of each optimizer step
     preview   called on rank 0 every `preview_every` steps and at the end, module in eval mode, without gradients, its
               weights those that the stage would leave; may return scalars for the metrics
@@ -254,7 +255,8 @@ class _Run:
         """One forward and backward; what is left of its losses is without a graph."""
         seed_slot(self.stage.seed, self.step, number)
         self._at("forward")
-        losses: Losses = self.engine(tensors(slot, ranks.device()), last)
+        # A packed batch stays on the host: the model finds there what a GPU would have to be waited for.
+        losses: Losses = self.engine(slot if isinstance(slot, Batch) else tensors(slot, ranks.device()), last)
         self._at("backward")
         self.engine.backward(losses.total / (weight or 1.0))
         return Losses(losses.total.detach(), losses.parts)
@@ -302,10 +304,9 @@ class _Run:
         self._at("save")
         began = time.monotonic()
         self.seconds = self.seconds_before + began - self.clock
-        window = {name: both.tolist() for name, both in self.window.sums.items()}
         state = {"stage": self.name, "zero": self.stage.zero, "seconds": self.seconds, "tokens": self.tokens,
-                 "engine": self.engine.scalars(), "window": ranks.gather(window), "stream": self.work.batches.state(),
-                 "guards": self.guards.state(), "meter": self.meter.state()}
+                 "engine": self.engine.scalars(), "window": ranks.gather(self.window.state()),
+                 "stream": self.work.batches.state(), "guards": self.guards.state(), "meter": self.meter.state()}
         self.saved = self.saver.save(self.step, self.engine.weights(), self.engine.pieces(), state, self.work.recipe)
         self.logged_at += time.monotonic() - began
         self.meter.waited["save"] += time.monotonic() - began
@@ -368,7 +369,10 @@ def _find(folder: Path, say: Callable[[str], None]) -> Path | None:
 def seed_slot(seed: int, step: int, slot: int) -> None:
     """Start every generator that a forward may draw from, so that none of their states need be saved."""
     number = int(np.random.SeedSequence((seed, step, slot)).generate_state(1, np.uint64)[0])
-    torch.manual_seed(number)
+    # Not torch.manual_seed: for every kind of device that is not there it would format a stack trace, 0.6 ms in all.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(number)
     np.random.seed(number % 2**32)
     random.seed(number)
 
