@@ -21,7 +21,7 @@ from unimm.config.recipe import Recipe
 from unimm.config.stages import Muon, NextToken, Reconstruct, Stage
 from unimm.layout import Layout
 from unimm.model.backbone import fresh_backbone, recompute_layers
-from unimm.model.cross_entropy import CHUNK
+from unimm.model.cross_entropy import CHUNK_BYTES
 from unimm.model.lora import is_adapter
 from unimm.plan.memory import PERSIST, Counts
 from unimm.system import around, new_rows
@@ -146,8 +146,11 @@ def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str) -> Me
     layers = len(attended) // 2
     _, inputs = _row(model, stage, True, [])
     linear = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
-    # Scores in float32, their softmax and its gradient; in bf16 also the scores and the gradient in that.
-    logits = min(stage.seq_len, CHUNK) * layout.vocab.rows * (12 + (4 if each == 2 else 0))
+    # A chunk's logits in float32, overwritten by their gradient, both in bf16 beside it; and the head's own gradient,
+    # which the one pass makes with the loss, in float32.
+    head = model.backbone.get_output_embeddings()
+    chunk = min(stage.rows * stage.seq_len, max(64, CHUNK_BYTES["cuda"] // (4 * head.out_features)))
+    logits = chunk * head.out_features * (4 + (4 if each == 2 else 0)) + 4 * head.weight.numel()
     counts = _counts(model, stage, once, plain, inputs + (plain - inputs) // max(1, layers), logits)
     return Measured(_language_parts(model, new, trained), counts, sum(w.numel() for w in linear),
                     sum(w.numel() for w in linear if not w.requires_grad), layers, max(attended, default=0))
