@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from unimm.checkpoint.folders import candidates
 from unimm.checkpoint.manifest import MANIFEST
 from unimm.config.check import ConfigError
 from unimm.config.images import Published
