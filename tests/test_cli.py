@@ -119,7 +119,8 @@ def test_a_sample_longer_than_a_row_is_refused_by_name(run, tmp_path):
 
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("pretrain", "sft"))
     recipe = tmp_path / "run" / "recipe.json"
-    recipe.write_text(recipe.read_text().replace('"seq_len": 256', '"seq_len": 20'))
+    text = recipe.read_text().replace('"seq_len": 256', '"seq_len": 20')
+    recipe.write_text(text.replace('"step_tokens": 512', '"step_tokens": 40'))
     line = refused("train", tmp_path / "run")
     assert "tokens long, a row is 20; raise seq_len" in line and "unimm: shapes-" in line
 

@@ -8,21 +8,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Picture
+from safetensors.torch import load_file
 from tiny import TINY, shortened
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from data.emoji import FontMissing, find_font
-from unimm import api, checkpoint, cli
+from unimm import api, cli
+from unimm.checkpoint.read import newest
 from unimm.config.check import ConfigError
 from unimm.config.data import ImageFolder, Use
+from unimm.config.model import PretrainedBackbone
+from unimm.config.stages import AdamW
 from unimm.config.tokens import Codebook
+from unimm.config.trains import Lora, Trains
 from unimm.errors import UserError
 from unimm.generate.use import answer, draw, reply
+from unimm.images.tokenizer import build_tokenizer, load_tokenizer
 from unimm.pipeline import encode_run, train_run
 from unimm.recipe import load_recipe
 from unimm.sample import Image, Pixels, Text
 from unimm.serve.files import sample_to_files
 from unimm.serve.terminal import parts_said
+from unimm.status import read_status
 from unimm.stream.shards import open_shards
 from unimm.system import open_run
 
@@ -35,7 +44,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def weights(folder: Path) -> bytes:
-    return (checkpoint.newest(folder) / "model.safetensors").read_bytes()
+    return (newest(folder) / "model.safetensors").read_bytes()
 
 
 def losses(stage: Path) -> list[float]:
@@ -72,9 +81,17 @@ def test_every_other_recipe_trains_two_steps_of_each_stage_and_draws(path, tmp_p
 
 
 def test_a_finished_run_is_left_as_it_is(run):
-    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "seconds.json"}
+    timed = ("seconds.json", "status.json")
+    before, status = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name not in timed}, told(run)
     train_run(TINY, run)
-    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "seconds.json"} == before
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name not in timed} == before
+    assert told(run) == status
+    assert status["state"] == "done" and status["stage"] == "sft" and status["step"] == status["steps"] == 2
+
+
+def told(run: Path) -> dict:
+    status = read_status(run)
+    return {name: value for name, value in status.items() if name != "time"}
 
 
 def test_a_run_stopped_between_stages_continues_to_the_same_weights(run, tmp_path):
@@ -168,6 +185,68 @@ def test_what_a_run_cannot_be_is_refused_in_one_line(run, tmp_path):
         encode_run(TINY, tmp_path / "none")
     with pytest.raises(ConfigError, match="not a run"):
         open_run(tmp_path)
+
+
+def test_a_lora_stage_is_sampled_and_continued_as_plain_weights(tmp_path):
+    lora = Trains(parts=("new_rows", "norms"), lora=Lora(rank=2, alpha=6.0, dropout=0.1), rates={"lora_B": 4.0})
+    stages = TINY.stages | {"pretrain": replace(TINY.stages["pretrain"], train=lora, optimizer=AdamW(lr=0.01))}
+    recipe = replace(TINY, stages=stages)
+    train_run(recipe, tmp_path / "run", last="pretrain")
+    first = open_run(tmp_path / "run")
+    assert draw(first, [[Text("a red circle")]], [0])[0].shape == (32, 32, 3)
+    saved = load_file(first.checkpoint / "model.safetensors")
+    layer = "backbone.model.layers.0.mlp.up_proj"
+    a, b = (saved[f"{layer}.lora_{factor}.default.weight"] for factor in "AB")
+    assert b.abs().max() > 0
+    merged = saved[f"{layer}.base_layer.weight"] + 6.0 / 2 * b @ a
+    torch.testing.assert_close(first.model.get_parameter(f"{layer}.weight"), merged)
+    train_run(recipe, tmp_path / "run")
+    second = open_run(tmp_path / "run")
+    assert second.checkpoint.parent.name == "sft"
+    assert draw(second, [[Text("a red circle")]], [0])[0].shape == (32, 32, 3)
+    assert first.model.state_dict().keys() == second.model.state_dict().keys()
+    assert not torch.equal(second.model.get_parameter(f"{layer}.weight"), merged)
+
+
+def test_a_published_model_s_own_rows_and_layers_survive_lora_bit_for_bit(tmp_path):
+    """SEED-LLaMA's condition, end to end: adapters and new rows learn, whatever was published stays."""
+    shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16)
+    published = Qwen3ForCausalLM(Qwen3Config(vocab_size=400, intermediate_size=64, tie_word_embeddings=False, **shape))
+    published.bfloat16().save_pretrained(tmp_path / "published")
+    train = Trains(parts=("new_rows",), lora=Lora(rank=2))
+    stage = replace(TINY.stages["pretrain"], train=train, optimizer=AdamW(lr=0.01, weight_decay=0.5))
+    recipe = replace(TINY, backbone=PretrainedBackbone(path=str(tmp_path / "published")),
+                     image_in=replace(TINY.image_in, rows="mean"), stages=TINY.stages | {"pretrain": stage})
+    train_run(recipe, tmp_path / "run", last="pretrain")
+    system = open_run(tmp_path / "run")
+    begun = load_file(system.checkpoint / "model.safetensors")
+    text = system.layout.vocab.text_size
+    assert 0 < text < system.layout.vocab.rows == len(begun["backbone.lm_head.weight"])
+    for name, p in published.named_parameters():
+        ours = system.model.backbone.get_parameter(name)
+        assert ours.dtype == torch.float32  # what an optimizer updates is never bf16
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert torch.equal(ours[:text], p[:text].float())
+        elif name.endswith("proj.weight"):
+            assert torch.equal(begun[f"backbone.{name.removesuffix('.weight')}.base_layer.weight"], p.float())
+            assert not torch.equal(ours, p.float())
+        else:
+            assert torch.equal(ours, p.float())
+
+
+def test_a_tokenizer_s_stage_trains_the_parts_it_names(tmp_path):
+    both = {name: replace(TINY.stages["tokenizer"], train=train) for name, train in
+            (("tokenizer", Trains()), ("decoder", Trains(parts=("decoder",))))}
+    encoders = []
+    for name, stage in both.items():
+        train_run(replace(TINY, stages={"tokenizer": stage}), tmp_path / name)
+        encoders.append(load_tokenizer(tmp_path / name / "image_tokenizer"))
+    torch.manual_seed(TINY.stages["tokenizer"].seed)
+    fresh = build_tokenizer(TINY.image_tokenizer)
+    moved = [[not torch.equal(p, fresh.get_parameter(name)) for name, p in tokenizer.named_parameters()
+              if name.startswith("encoder")] for tokenizer in encoders]
+    assert all(moved[0]) and not any(moved[1])
+    assert any(not torch.equal(p, fresh.decoder.get_parameter(n)) for n, p in encoders[1].decoder.named_parameters())
 
 
 def test_own_pictures_train_and_draw(tmp_path):

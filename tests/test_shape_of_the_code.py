@@ -25,7 +25,7 @@ LIBRARY = [path for path in TREES if path.parts[0] in ("unimm", "recipes", "data
 LAYERS = (
     "errors",
     "disk",
-    "sample, losses, arguments, pictures, resize, config",
+    "sample, losses, arguments, pictures, resize, config, hardware, status",
     "text, vocab",
     "grammar",
     "layout",
@@ -33,8 +33,8 @@ LAYERS = (
     "checkpoint",
     "system",
     "train, generate",
-    "previews, show",
-    "pipeline, evaluate, serve",
+    "previews, show, plan",
+    "pipeline, evaluate, serve, export",
     "api",
     "cli",
     "__main__",
@@ -49,11 +49,12 @@ INSTALLED_BY = {
     "torch.utils.tensorboard": "tensorboard",
     "vector_quantize_pytorch": "vector-quantize-pytorch",
 }
-RUN_NOT_IMPORTED = {"ruff", "pytest-xdist"}
+RUN_NOT_IMPORTED = {"ruff", "pytest-xdist", "accelerate"}
 HEAVY = (
     "torch",
     "transformers",
     "deepspeed",
+    "peft",
     "datasets",
     "grain",
     "pyarrow",
@@ -158,6 +159,7 @@ def test_packages_re_export_nothing():
         "recipe",
         "text",
         "show",
+        "hardware",
         "cli",
         *(f"config.{path.stem}" for path in LIBRARY if path.parts[1] == "config"),
     ],

@@ -1,10 +1,13 @@
-"""Small JSON files that notice damage, and files that appear whole or not at all."""
+"""Files that appear whole or not at all, and small JSON files that notice damage."""
 
 import hashlib
 import json
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict
 
 from unimm.errors import UserError
 
@@ -35,9 +38,46 @@ def replace_file(path: Path, content, aside: str = "") -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        sync_folder(path.parent)
+
+
+class Digest(TypedDict):
+    """What a file must be: its size and its SHA-256, hexadecimal."""
+
+    bytes: int
+    sha256: str
+
+
+def write_file(path: Path, chunks: Iterable) -> Digest:
+    """Write `chunks` (bytes or buffers) one after another and sync them; what was written.
+
+    The digest is that of the memory, taken while the disk writes, so it also covers the way to the disk.
+    Raises OSError.
+    """
+    digest, size = hashlib.sha256(), 0
+    with open(path, "wb") as file, ThreadPoolExecutor(1) as beside:
+        for chunk in chunks:
+            hashed = beside.submit(digest.update, chunk)
+            size += file.write(chunk)
+            hashed.result()
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def copy_file(source: Path, target: Path) -> Digest:
+    """Copy and sync a file of any size; what was written. Raises OSError."""
+    with open(source, "rb") as file:
+        return write_file(target, iter(lambda: file.read(1 << 24), b""))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder (files created, renamed, removed) survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def file_digest(path: Path) -> str:

@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from unimm.checkpoint.manifest import MANIFEST
 from unimm.config.check import ConfigError
 from unimm.config.images import Published
 from unimm.config.recipe import Recipe
@@ -25,20 +26,32 @@ from unimm.images.tokenizer import (
     save_tokenizer,
     to_codes,
 )
-from unimm.layout import Layout
 from unimm.recipe import recipe_from_json, recipe_to_json
 from unimm.sample import Text
+from unimm.show import batch_in_words
+from unimm.status import Status, told
 from unimm.stream.batches import Batches
 from unimm.stream.encode import Plan, Progress, encode
 from unimm.stream.mixture import Mixture
 from unimm.stream.pixel_batches import PixelBatches, images_of
 from unimm.stream.shards import Shards, open_shards
 from unimm.stream.sources import open_source
-from unimm.system import RECIPE_FILE, TEXT_FILE, TOKENIZER_FOLDER, System, layout_of, new_model, text_of
+from unimm.system import (
+    RECIPE_FILE,
+    TEXT_FILE,
+    TOKENIZER_FOLDER,
+    System,
+    layout_of,
+    load_stage,
+    new_model,
+    new_rows,
+    text_of,
+)
 from unimm.text import train_sentencepiece
 from unimm.train import ranks
 from unimm.train.loop import Work, run_stage
 from unimm.train.progress import teller
+from unimm.train.signals import ended
 
 SECONDS = "seconds.json"
 
@@ -52,6 +65,13 @@ def train_run(recipe: Recipe, folder: Path, last: str | None = None) -> None:
         raise ConfigError(f"no stage {last!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.stages)}")
     ranks.start()
     _begin(recipe, folder)
+    with told(Status(folder, ranks.rank(), ranks.world()), ended) as status:
+        ranks.barrier()  # until rank 0 has cleared away how an earlier attempt ended
+        _train_stages(recipe, folder, last, status)
+    teller()(f"trained: {folder}\nnext: unimm eval {folder}, unimm sample {folder} \"a prompt\", unimm chat {folder}")
+
+
+def _train_stages(recipe: Recipe, folder: Path, last: str | None, status: Status) -> None:
     if isinstance(recipe.text, SentencePieceText):
         with timed(folder, "text"):
             _text_tokenizer(recipe, folder)
@@ -61,15 +81,14 @@ def train_run(recipe: Recipe, folder: Path, last: str | None = None) -> None:
         match stage:
             case Reconstruct():
                 with timed(folder, name):
-                    _train_tokenizer(recipe, folder, name, stage)
+                    _train_tokenizer(recipe, folder, name, stage, status)
             case NextToken():
                 with timed(folder, "encode"):
                     encode_run(recipe, folder, stages=[name])
                 with timed(folder, name):
-                    previous = _train_language(recipe, folder, name, stage, previous)
+                    previous = _train_language(recipe, folder, name, stage, previous, status), stage
         if name == last:
             break
-    teller()(f"trained: {folder}\nnext: unimm eval {folder}, unimm sample {folder} \"a prompt\", unimm chat {folder}")
 
 
 @contextmanager
@@ -89,6 +108,8 @@ def timed(folder: Path, name: str):
 def _begin(recipe: Recipe, folder: Path) -> None:
     """Claim the folder for this recipe. Raises ConfigError where it can't be written or holds another one."""
     path = folder / RECIPE_FILE
+    if (folder / MANIFEST).is_file():
+        raise ConfigError(f"{folder} was exported, without its training state; train into another folder with --out")
     if ranks.rank() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +144,7 @@ def _text_tokenizer(recipe: Recipe, folder: Path) -> None:
     ranks.barrier()
 
 
-def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct) -> None:
+def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct, status: Status) -> None:
     """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
     import torch
 
@@ -146,7 +167,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     work = Work(Reconstruction(tokenizer), batches,
                 preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
                 recipe=json.loads(recipe_to_json(recipe)))
-    run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}")
+    run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
     if ranks.rank() == 0:
         save_tokenizer(tokenizer, target)
         teller()(f"{name}: image tokenizer {fingerprint(tokenizer)[:12]} -> {target}")
@@ -216,11 +237,11 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
         teller()(f"encode {name}: {counts['samples']:,} samples, {counts['images']:,} images -> {target}{skipped}")
 
 
-def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, previous: Path | None) -> Path:
-    """One stage of the language model, from the previous stage's weights; its final checkpoint."""
+def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
+                    previous: tuple[Path, NextToken] | None, status: Status) -> Path:
+    """One stage of the language model, from the previous stage's final checkpoint; returns its own."""
     import torch
 
-    from unimm import checkpoint
     from unimm.model.attention import kernel_name
     from unimm.model.backbone import compile_layers, recompute_layers
     from unimm.previews import preview_drawings
@@ -231,7 +252,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     torch.manual_seed(stage.seed)
     model = new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss)
     if previous is not None:
-        checkpoint.load_weights(previous, model)
+        load_stage(previous[0], model, previous[1])
     if stage.compile:
         compile_layers(model.backbone, stage.recompute)
     if stage.recompute:
@@ -241,17 +262,12 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken, p
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
     system = System(recipe, folder, layout, tokenizer, model, folder)
     work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),
-                new_rows=_new_rows(recipe, layout), recipe=json.loads(recipe_to_json(recipe)))
+                new_rows=new_rows(recipe, layout, model), parts=model.parts(),
+                recipe=json.loads(recipe_to_json(recipe)), show=lambda batch: {"rows": batch_in_words(layout, batch)},
+                codes={r.name: (r.start, r.stop) for r in layout.vocab.ranges.values() if r.depth == 1})
     kernel = kernel_name(model.backbone.config, ranks.device(), stage.precision, stage.seq_len)
     teller()(f"{name}: {model.describe()}\n{name}: attention: {kernel}")
-    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}")
-
-
-def _new_rows(recipe: Recipe, layout: Layout) -> dict[str, int]:
-    """How many rows of the table in and out must learn: all of a fresh model's, those added to a published one."""
-    known = 0 if recipe.backbone.kind == "fresh" else layout.vocab.text_size
-    rows = layout.vocab.rows - known
-    return {"backbone.model.embed_tokens.weight": rows, "backbone.lm_head.weight": rows} if rows else {}
+    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
 
 
 def _prompts(shards: dict[str, Shards], stage: NextToken, count: int = 8) -> list[str]:

@@ -130,6 +130,16 @@ def test_new_rows_start_as_the_recipe_says(tmp_path):
         build_backbone(FreshBackbone(**TINY), LAYOUT.vocab, SharedTable(rows="codebook"), {})
 
 
+def test_markers_in_the_padding_of_a_published_table_start_as_new_rows_do(tmp_path):
+    old = tiny("llama")
+    old.resize_token_embeddings(LAYOUT.vocab.rows + 20, mean_resizing=False)
+    old.save_pretrained(tmp_path)
+    table = build_backbone(PretrainedBackbone(path=str(tmp_path)), LAYOUT.vocab, SharedTable(rows="mean"), {}
+                           ).get_input_embeddings().weight
+    changed = (table != old.get_input_embeddings().weight).all(1).nonzero().flatten().tolist()
+    assert changed == list(range(LAYOUT.vocab.text_size, LAYOUT.vocab.rows))
+
+
 def test_a_code_is_read_with_its_place_in_its_own_image_also_piece_by_piece():
     model = unified(tiny("qwen3"), places=4)
     table, begin = model.backbone.get_input_embeddings(), LAYOUT.vocab.special["<boi>"]

@@ -51,5 +51,5 @@ def plain_curves(tmp_path_factory) -> dict[str, list[float]]:
 
     folder = tmp_path_factory.mktemp("plain")
     for name, changes in CURVES.items():
-        train(folder / name, **{field: value for field, value in changes.items() if field != "zero"})
+        train(folder / name, **changes)
     return {name: curve(folder / name) for name in CURVES}

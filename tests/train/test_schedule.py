@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from unimm.config.stages import Schedule
@@ -25,3 +27,16 @@ def test_no_step_is_wasted_on_a_rate_of_zero():
         for shape in ("linear", "cosine"):
             schedule = Schedule(warmup=warmup, anneal=anneal, shape=shape)
             assert all(0 < multiplier(schedule, step, steps) <= 1 for step in range(steps))
+
+
+def test_a_constant_rate_half_a_cosine_and_warm_up_stable_decay_are_each_one_schedule():
+    constant = Schedule(warmup=0.0, anneal=0.0)
+    assert {multiplier(constant, step, 50) for step in range(50)} == {1.0}
+    cosine = Schedule(warmup=0.1, anneal=0.9, shape="cosine", final=0.1)
+    for step in range(10, 100):  # as in GPT-3 and after: half a wave from the end of the rise to the last step
+        want = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 10) / 90))
+        assert multiplier(cosine, step, 100) == pytest.approx(want)
+    stable = Schedule(warmup=0.1, anneal=0.2)
+    at = [multiplier(stable, step, 100) for step in range(100)]
+    assert at[:10] == pytest.approx([n / 10 for n in range(1, 11)]) and set(at[9:81]) == {1.0}
+    assert at[80:] == pytest.approx([1 - n / 20 for n in range(20)])

@@ -1,9 +1,10 @@
 """Every row of tools/bench as one table, each a ratio against a named peer.
 
-    python -m tools.bench [NAME ...] [--toy] [--json FILE]
+    python -m tools.bench [NAME ...] [--toy] [--json FILE] [--write]
 
 Each NAME (a file of this folder) runs as a process of its own, so that one's memory and threads are not another's;
-within it the two sides run interleaved. Exits 1 where a row misses what is wanted or a module fails.
+within it the two sides run interleaved. `--write` puts the rows into docs/performance.md. Exits 1 where a row misses
+what is wanted or a module fails.
 """
 
 import argparse
@@ -12,9 +13,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from tools.bench.rows import Row, machine, table
+from tools.performance import write
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -41,7 +44,10 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all where none is named")
     parser.add_argument("--toy", action="store_true", help="the same path in seconds; the figures mean nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and rows there too")
+    parser.add_argument("--write", action="store_true", help="put them into docs/performance.json and .md")
     given = parser.parse_args()
+    if given.toy and given.write:
+        parser.error("--toy measures nothing that could be written")
     if unknown := set(given.names) - set(NAMES):
         parser.error(f"no module {', '.join(sorted(unknown))} in tools/bench; it has: {', '.join(NAMES)}")
     found: dict[str, list[Row]] = {}
@@ -55,9 +61,11 @@ def main() -> None:
     about = machine()
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     print(table([row for rows in found.values() for row in rows]))
+    kept = {name: {"machine": about, "rows": [asdict(row) for row in rows]} for name, rows in found.items()}
     if given.json:
-        rows = {name: [vars(row) for row in rows] for name, rows in found.items()}
-        given.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+        given.json.write_text(json.dumps(kept, indent=1) + "\n")
+    if given.write:
+        write(bench=kept)
     sys.exit(bool(failed) or not all(row.holds for rows in found.values() for row in rows))
 
 

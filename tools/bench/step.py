@@ -12,7 +12,7 @@ import copy
 import io
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -163,18 +163,23 @@ def ours(module: UnifiedModel, size: Size, batches: list[Batch], log_every: int,
     return Run([line["loss"] for line in lines if "loss" in line], stream.times)
 
 
-def stock(module: UnifiedModel) -> nn.Module:
+def stock(module: UnifiedModel, attention: str = "sdpa") -> nn.Module:
     """The transformers model that a person would train: the same class and weights, its own attention."""
     config = copy.deepcopy(module.backbone.config)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = attention
     peer = type(module.backbone)(config)
     peer.load_state_dict(module.backbone.state_dict())
     return peer
 
 
-def theirs(model: nn.Module, batches: list[Batch], log_every: int, **changes) -> Run:
+def theirs(model: nn.Module, batches: list[Batch], log_every: int, on_step: Callable[[int], None] = lambda done: None,
+           **changes) -> Run:
     """`Trainer.train` over the batches with what `stage` says, in a folder of its own. Trains `model` in place."""
-    from transformers import PrinterCallback, Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    class Told(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            on_step(state.global_step)
 
     data = Rows(batches)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -187,6 +192,7 @@ def theirs(model: nn.Module, batches: list[Batch], log_every: int, **changes) ->
             **({"use_cpu": True, "dataloader_pin_memory": False} if not torch.cuda.is_available() else {}) | changes)
         trainer = Trainer(model, given, train_dataset=data)
         trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Told())
         trainer.train()
     return Run([line["loss"] for line in trainer.state.log_history if "loss" in line], data.times)
 

@@ -5,6 +5,8 @@ from typing import Literal
 
 from unimm.config.check import check, fraction, nearest, positive
 from unimm.config.data import Use
+from unimm.config.guards import Guards
+from unimm.config.trains import Trains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ class Stage:
 
     mix: tuple[Use, ...]
     steps: int
+    train: Trains = Trains()
+    """What trains, and how: everything; some parts; new rows and low-rank adapters."""
     optimizer: AdamW | Muon = AdamW()
     schedule: Schedule = Schedule()
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -79,11 +83,15 @@ class Stage:
     preview_every: int = 500
     save_every: int = 500
     keep: int = 2
-    """How many checkpoints of the stage are kept."""
+    """How many of the stage's newest checkpoints are kept."""
+    keep_every: int = 0
+    """Checkpoints of steps divisible by this are kept too. 0: none of them."""
+    guards: Guards = Guards()
 
     def __post_init__(self):
         positive(self, "steps", "log_every", "preview_every", "save_every", "keep")
         check(self, len(self.mix) > 0, "mix", "at least one Use of a dataset")
+        check(self, self.keep_every >= 0, "keep_every", "0 (none) or more")
         check(self, self.micro >= 0, "micro", "0 (all at once) or more")
         check(self, 0 <= self.ema < 1, "ema", "0 (no average) or a decay below 1, 0.999 say")
         check(self, self.zero > 0 or not self.offload, "offload", "False at zero 0: set zero to 1, 2 or 3, or offload "
@@ -92,7 +100,11 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruct(Stage):
-    """Train the image tokenizer to give back the pixels it is given."""
+    """Train the image tokenizer to give back the pixels it is given.
+
+    What a quantizer learns from a batch as a whole (VQ's averages, LFQ's entropy) it takes from one forward: with
+    `micro`, from that many images.
+    """
 
     batch: int = 64
     """Images per optimizer step, over all ranks."""

@@ -20,13 +20,15 @@ def build_backbone(config: Backbone, vocab: Vocab, image_in: SharedTable, code_v
     """
     match config:
         case FreshBackbone():
-            backbone, known = _fresh(config, vocab.rows), 0
+            backbone, known = fresh_backbone(config, vocab.rows), 0
         case PretrainedBackbone(path=path):
             from transformers import AutoModelForCausalLM
 
-            backbone = AutoModelForCausalLM.from_pretrained(path)
-            known = backbone.get_input_embeddings().weight.shape[0]
-            if vocab.rows > known:
+            # Not in the bf16 that most are published in: small updates of bf16 weights are lost in rounding.
+            backbone = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            published = backbone.get_input_embeddings().weight.shape[0]
+            known = min(published, vocab.text_size)  # many tables end in rows of no id, which markers then take
+            if vocab.rows > published:
                 # Our own initialisation follows; the built-in one needs the mean of all old rows twice.
                 backbone.resize_token_embeddings(vocab.rows, mean_resizing=False)
         case _:
@@ -36,7 +38,8 @@ def build_backbone(config: Backbone, vocab: Vocab, image_in: SharedTable, code_v
     return backbone
 
 
-def _fresh(config: FreshBackbone, rows: int):
+def fresh_backbone(config: FreshBackbone, rows: int):
+    """A transformers causal LM of a stated shape, `rows` of them in its tables, as its own class starts it."""
     shape = dict(
         vocab_size=rows, hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=config.heads,
         num_key_value_heads=config.kv_heads, intermediate_size=config.mlp, head_dim=config.width // config.heads,
@@ -66,7 +69,7 @@ def recompute_layers(backbone, reentrant: bool) -> None:
         backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
 
 
-def compile_layers(backbone, recomputed: bool) -> None:
+def compile_layers(backbone, recomputed: bool, backend: str = "inductor") -> None:
     """Run each layer through torch.compile, or its parts where it is recomputed, which would leave it uncompiled.
 
     Attention stays out: it depends on the documents of each batch.
@@ -81,7 +84,7 @@ def compile_layers(backbone, recomputed: bool) -> None:
     use_packed_attention(backbone, torch.compiler.disable(attend))
     for layer in backbone.model.layers:
         for part in layer.children() if recomputed else (layer,):
-            part.compile()
+            part.compile(backend=backend)
 
 
 @torch.no_grad()

@@ -41,6 +41,15 @@ class UnifiedModel(nn.Module):
     def device(self) -> torch.device:
         return self.backbone.get_input_embeddings().weight.device
 
+    def parts(self) -> dict[str, list[str]]:
+        """Names of parameters by what recipes call them; tied tables are in two parts, under a name in each."""
+        layers = {"embeddings": self.backbone.get_input_embeddings(), "head": self.backbone.get_output_embeddings()}
+        owned = {word: set(layer.parameters()) for word, layer in layers.items()}
+        inside = dict(self.named_parameters(remove_duplicate=False))
+        parts = {word: [name for name, p in inside.items() if p in own] for word, own in owned.items()}
+        tables = set().union(*owned.values())
+        return parts | {"backbone": [n for n, p in inside.items() if n.startswith("backbone.") and p not in tables]}
+
     def hidden(self, ids: torch.Tensor, position: torch.Tensor, document: torch.Tensor,
                lengths: tuple[tuple[int, ...], ...] = ()) -> torch.Tensor:
         """The last hidden states (B, T, width) of packed rows."""
@@ -52,6 +61,8 @@ class UnifiedModel(nn.Module):
     def logits(self, hidden: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
         """Float32 logits (N, len(rows)) of some ids, from hidden (N, width)."""
         head = self.backbone.get_output_embeddings()
+        if type(head) is not nn.Linear:  # an adapter: its weight alone does not say what it computes
+            return soft_cap(head(hidden)[:, rows].float(), self.cap)
         bias = None if head.bias is None else head.bias[rows]
         return soft_cap(nn.functional.linear(hidden, head.weight[rows], bias).float(), self.cap)
 

@@ -9,28 +9,18 @@ nowhere written by hand (`unimm.train.sharded`).
 
 import contextlib
 import importlib.util
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, Protocol, assert_never
 
-import torch
 from torch import Tensor, nn
 
-from unimm.checkpoint import Piece
+from unimm.checkpoint.pieces import Piece
 from unimm.config.stages import Stage
-from unimm.errors import UserError
 from unimm.losses import Losses
 from unimm.train import ranks
 from unimm.train.optimizer import build_optimizer
 from unimm.train.pieces import Masters, Read, held_whole
-
-
-class TrainError(UserError):
-    """A stage that can't be trained as asked, or that went wrong; the message names the remedy."""
-
-
-class NotFinite(TrainError):
-    """A gradient is NaN or infinite; no weight was moved by it, and the next step may follow."""
+from unimm.train.update import Autocast, TrainError, clip, set_rate
 
 
 class Engine(Protocol):
@@ -45,7 +35,10 @@ class Engine(Protocol):
         """Add the gradient of `loss` to that of the step; the sum over ranks is what moves the weights."""
 
     def step(self) -> float:
-        """Clip, update, clear; the gradient norm before clipping, over all ranks. Raises NotFinite, weights unmoved."""
+        """Clip, update, clear; the gradient norm before clipping, over all ranks.
+
+        Raises NotFinite, on all ranks alike, with weights and optimizer unmoved and the gradients cleared.
+        """
 
     def set_rate(self, factor: float) -> None:
         """Set every group's learning rate to `factor` times its highest."""
@@ -69,45 +62,18 @@ class Engine(Protocol):
         """Let go of the module. Its weights may then be empty: load what the stage saved."""
 
 
-class Autocast(nn.Module):
-    """The module under bf16 autocast where the stage asks for bf16."""
-
-    def __init__(self, module: nn.Module, stage: Stage):
-        super().__init__()
-        self.module = module
-        self.enabled = stage.precision == "bf16"
-
-    def forward(self, batch) -> Losses:
-        with torch.autocast(ranks.device().type, torch.bfloat16, enabled=self.enabled):
-            return self.module(batch)
-
-
-def clip(gradients: list[Tensor], limit: float) -> float:
-    """Scale gradients in place to a total norm of at most `limit`; returns the norm before. Raises NotFinite."""
-    norm = float(torch.nn.utils.get_total_norm(gradients))
-    if not math.isfinite(norm):
-        raise NotFinite(f"the gradient norm is {norm}")
-    if norm > limit:
-        torch._foreach_mul_(gradients, limit / norm)
-    return norm
-
-
-def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
-
-
 class PlainEngine:
     """One process, torch alone: where DeepSpeed can't be installed, and as the reference for its curve."""
 
-    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None):
+    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None,
+                 undecayed: Collection[str] = ()):
         if ranks.world() > 1:
             raise TrainError(f"{ranks.world()} processes need DeepSpeed; install it, or start one process")
         self.module = module
         self.trained = [p for p in module.parameters() if p.requires_grad]
         self.limit = stage.optimizer.clip
         self.forward = Autocast(module, stage)
-        self.optimizer = build_optimizer(module, stage.optimizer, rates)
+        self.optimizer = build_optimizer(module, stage.optimizer, rates, undecayed)
         held = list(held_whole(module, self.optimizer).values())
         self.masters = Masters(module, self.optimizer, held, stage.ema, shared=True)
 
@@ -149,10 +115,10 @@ class PlainEngine:
 
 
 def build_engine(module: nn.Module, stage: Stage, kind: Literal["auto", "deepspeed", "plain"] = "auto",
-                 rates: Mapping[str, float] | None = None) -> Engine:
+                 rates: Mapping[str, float] | None = None, undecayed: Collection[str] = ()) -> Engine:
     """The engine of a stage; `auto` takes DeepSpeed where it is installed. Raises TrainError.
 
-    `rates` multiplies the learning rate of the parameters it names.
+    `rates` multiplies the learning rate of the parameters it names; `undecayed` names those without weight decay.
     """
     ranks.start()
     if kind == "auto":
@@ -161,8 +127,8 @@ def build_engine(module: nn.Module, stage: Stage, kind: Literal["auto", "deepspe
         case "deepspeed":
             from unimm.train.sharded import DeepSpeedEngine
 
-            return DeepSpeedEngine(module, stage, rates)
+            return DeepSpeedEngine(module, stage, rates, undecayed)
         case "plain":
-            return PlainEngine(module, stage, rates)
+            return PlainEngine(module, stage, rates, undecayed)
         case _:
             assert_never(kind)

@@ -63,8 +63,10 @@ class Exchange:
 
     def orthogonalised(self, flat: Tensor) -> list[tuple[Held, Tensor]]:
         """Each piece here with its part of its matrix's update, bf16; `flat` is what is to be made orthogonal."""
-        send = [flat[h.offset:h.offset + h.size].bfloat16() for h in self.order]
-        arrived = self._swap(torch.cat(send) if send else flat.new_empty(0, dtype=torch.bfloat16), self.out, self.back)
+        # On the device also where the optimizer's state is offloaded: that is where products are fast and ranks meet.
+        send = [flat[h.offset:h.offset + h.size].to(ranks.device(), torch.bfloat16) for h in self.order]
+        nothing = torch.empty(0, device=ranks.device(), dtype=torch.bfloat16)
+        arrived = self._swap(torch.cat([nothing, *send]), self.out, self.back)
         whole = {name: arrived.new_empty(shape) for name, shape in self.mine.items()}
         pieces, at = [], 0
         for own in self.everyone:
@@ -77,8 +79,8 @@ class Exchange:
             alike = [whole[name] for name, s in self.mine.items() if s == shape]
             for matrix, update in zip(alike, orthogonalise(torch.stack(alike))):
                 matrix.copy_(update)
-        returned = self._swap(torch.cat(pieces) if pieces else arrived, self.back, self.out)
-        return list(zip(self.order, returned.split([h.size for h in self.order]))) if self.order else []
+        returned = self._swap(torch.cat([nothing, *pieces]), self.back, self.out)
+        return list(zip(self.order, returned.split([h.size for h in self.order])))
 
     def _swap(self, tensor: Tensor, out: list[int], back: list[int]) -> Tensor:
         if len(self.everyone) == 1:
@@ -123,7 +125,7 @@ class MuonAdamW(torch.optim.AdamW):
         ahead, = self._ahead([p], group)
         p.mul_(1 - group["lr"] * group["weight_decay"])
         for held, update in self.exchanges[p].orthogonalised(ahead):
-            p[held.offset:held.offset + held.size].add_(update.to(p.dtype), alpha=-group["lr"] * stretch(held.shape))
+            p[held.offset:held.offset + held.size].add_(update.to(p), alpha=-group["lr"] * stretch(held.shape))
 
     def _ahead(self, params: list[Tensor], group: dict) -> list[Tensor]:
         """Nesterov's look ahead, after the momenta took in the gradients."""

@@ -1,6 +1,6 @@
 """From a stage's optimizer config and a module to one torch optimizer."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import assert_never
 
 import torch
@@ -18,8 +18,8 @@ def block_matrices(module: nn.Module) -> set[nn.Parameter]:
 
 
 def build_optimizer(module: nn.Module, config: stages.AdamW | stages.Muon,
-                    rates: Mapping[str, float] | None = None) -> torch.optim.AdamW:
-    """An optimizer over what trains in `module`; vectors (norms, biases) never decay.
+                    rates: Mapping[str, float] | None = None, undecayed: Collection[str] = ()) -> torch.optim.AdamW:
+    """An optimizer over what trains in `module`; vectors (norms, biases) and `undecayed` never decay.
 
     `rates` multiplies the learning rate of the parameters it names. Every group has `initial_lr`, the highest rate of
     its schedule.
@@ -35,10 +35,11 @@ def build_optimizer(module: nn.Module, config: stages.AdamW | stages.Muon,
     for name, p in module.named_parameters():
         if p.requires_grad:
             factor, vector = (rates or {}).get(name, 1.0), p.ndim < 2
-            group = {"muon": p in matrices, "lr": factor * lr, "weight_decay": 0.0 if vector else config.weight_decay}
+            decay = 0.0 if vector or name in undecayed else config.weight_decay
+            group = {"muon": p in matrices, "lr": factor * lr, "weight_decay": decay}
             if p in matrices:
                 group |= {"lr": factor * config.lr, "momentum": config.momentum}
-            groups.setdefault((p not in matrices, vector, factor), group | {"params": []})["params"].append(p)
+            groups.setdefault((p not in matrices, vector, factor, decay), group | {"params": []})["params"].append(p)
     # In an order that does not hang on which parameter comes first: the flat pieces of ZeRO follow it.
     ordered = [groups[key] | {"initial_lr": groups[key]["lr"]} for key in sorted(groups)]
     return kind(ordered, betas=config.betas, fused=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unimm.train import ranks
 
@@ -23,6 +23,7 @@ class Window:
 
     def __init__(self):
         self.sums: dict[str, Tensor] = {}
+        self.counted: dict[str, float] = {}
 
     def add(self, name: str, value: Tensor | float, count: Tensor | float = 1.0) -> None:
         device = ranks.device()
@@ -41,7 +42,10 @@ class Window:
                      for name, both in mine.items()}
 
     def means(self) -> dict[str, float]:
-        """The averages over all ranks, and a fresh start. A name that one rank lacks counts as 0 of 0 there."""
+        """The averages over all ranks, and a fresh start. A name that one rank lacks counts as 0 of 0 there.
+
+        `counted` then says what they are averages over.
+        """
         everyone = ranks.gather({name: both.tolist() for name, both in self.sums.items()})
         totals = defaultdict(lambda: [0.0, 0.0])
         for sums in everyone:
@@ -49,6 +53,7 @@ class Window:
                 totals[name][0] += value
                 totals[name][1] += count
         self.sums = {}
+        self.counted = {name: count for name, (_, count) in totals.items()}
         return {name: value / count for name, (value, count) in totals.items() if count}
 
 
@@ -110,30 +115,6 @@ def clock(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
     return f"{whole // 60}:{whole % 60:02d}"
-
-
-def parameter_table(module: nn.Module, new_rows: dict[str, int]) -> list[str]:
-    """Lines that say, part by part, how many parameters there are and which of them train."""
-    parts: dict[str, list[tuple[str, nn.Parameter]]] = defaultdict(list)
-    for name, p in module.named_parameters():
-        parts[_part_of(name)].append((name, p))
-    width = max(len(part) for part in parts)
-    lines = [f"{'part':<{width}}  {'parameters':>14}  {'trains':>14}"]
-    for part, members in parts.items():
-        size = sum(p.numel() for _, p in members)
-        trains = sum(p.numel() for _, p in members if p.requires_grad)
-        note = "".join(f"  {new_rows[name]:,} new rows" for name, _ in members if name in new_rows)
-        lines.append(f"{part:<{width}}  {size:>14,}  {f'{trains:,}' if trains else 'frozen':>14}{note}")
-    size = sum(p.numel() for p in module.parameters())
-    trains = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return lines + [f"{'total':<{width}}  {size:>14,}  {trains:>14,}"]
-
-
-def _part_of(name: str) -> str:
-    """The block list a parameter is in ("model.layers" of "model.layers.0.mlp.weight"), else its module."""
-    path = name.split(".")
-    numbered = [i for i, piece in enumerate(path) if piece.isdigit()]
-    return ".".join(path[: numbered[0]] if numbered else path[:-1]) or name
 
 
 def teller() -> Callable[[str], None]:

@@ -12,20 +12,20 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from unimm.checkpoint import Piece
+from unimm.checkpoint.pieces import Piece
 from unimm.config.stages import Stage
 from unimm.losses import Losses
 from unimm.train import ranks
-from unimm.train.engine import Autocast, NotFinite, clip, set_rate
 from unimm.train.muon import Exchange, MuonAdamW
 from unimm.train.optimizer import build_optimizer
 from unimm.train.pieces import Held, Masters, Read, held_whole, own_parameters
 from unimm.train.shares import shares
+from unimm.train.update import Autocast, NotFinite, clip, set_rate
 
 
 def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
@@ -58,14 +58,15 @@ def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
 class DeepSpeedEngine:
     """See `unimm.train.engine.Engine`."""
 
-    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None):
+    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None,
+                 undecayed: Collection[str] = ()):
         deepspeed = _import_deepspeed()
         ranks.start(alone=True)
         self.module = module
         self.zero = stage.zero
         self.trained = [p for p in module.parameters() if p.requires_grad]
         self.limit = stage.optimizer.clip
-        self.optimizer = build_optimizer(module, stage.optimizer, rates)
+        self.optimizer = build_optimizer(module, stage.optimizer, rates, undecayed)
         whole = held_whole(module, self.optimizer)
         parameters = sum(p.numel() for p in module.parameters())
         self.engine, *_ = deepspeed.initialize(

@@ -1,0 +1,90 @@
+"""`unimm checkpoint list` and `verify`: what lies in a run's folder, and whether it is whole."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from unimm.checkpoint.folders import NAME, step_of
+from unimm.checkpoint.manifest import MANIFEST, CheckpointError, faults, read_manifest
+
+HEAD = ("stage", "step", "written (UTC)", "size", "ranks", "zero", "state")
+
+
+def checkpoints_in(path: Path) -> list[Path]:
+    """The checkpoint at `path`, or those of a stage's or a run's folder, oldest first; also ones not whole.
+
+    Raises CheckpointError where there is none.
+    """
+    if NAME.match(path.name) or (path / MANIFEST).is_file():
+        found = [path] if path.is_dir() else []
+    else:
+        both = [*path.glob("step-*"), *path.glob("*/step-*")]
+        found = [p for p in both if NAME.match(p.name) and p.is_dir() and p.suffix != ".gone"]
+    if not found:
+        raise CheckpointError(f"{path}: no checkpoint here; give a checkpoint, or the folder of a run or a stage")
+    return sorted(found, key=lambda p: (_written(p), p.name))
+
+
+def table(path: Path, every_byte: bool = True) -> Iterator[str]:
+    """Lines of a table of all checkpoints in a run's folder; `every_byte` is read, or else only sizes are compared."""
+    rows = [HEAD, *(_row(p, every_byte) for p in checkpoints_in(path))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    for row in rows:
+        left, *middle, state = [cell.ljust(w) if i in (0, 2) else cell.rjust(w)
+                                for i, (cell, w) in enumerate(zip(row[:-1], widths))] + [row[-1]]
+        yield "  ".join([left, *middle, state])
+
+
+def check_all(path: Path) -> Iterator[str]:
+    """A line for each whole checkpoint in `path`; in the end CheckpointError naming every faulty file."""
+    wrong = []
+    for folder in checkpoints_in(path):
+        if folder == path or NAME.fullmatch(folder.name):
+            found = faults(folder)
+            wrong += found
+            if not found:
+                files = read_manifest(folder)
+                yield f"{folder}: whole, {len(files)} files, {_size(sum(f['bytes'] for f in files.values()))}"
+    if wrong:
+        raise CheckpointError("; ".join(wrong))
+
+
+def _row(path: Path, every_byte: bool) -> tuple[str, ...]:
+    state = _state(path)
+    size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    step = f"{step_of(path):,}" if NAME.match(path.name) else f"{state.get('step', 0):,}"
+    when = _written(path)[:16].replace("T", " ")
+    return (path.parent.name, step, when, _size(size), str(state.get("world", "?")), str(state.get("zero", "?")),
+            _condition(path, every_byte))
+
+
+def _condition(path: Path, every_byte: bool) -> str:
+    if path.suffix == ".part":
+        return "unfinished"
+    if path.suffix:
+        return f"set aside: {path.suffix[1:]}"
+    found = [fault.replace(f"{path}/", "") for fault in faults(path, every_byte)]
+    return "; ".join(found) or ("whole" if every_byte else "sizes right")
+
+
+def _state(path: Path) -> dict:
+    """What state.json says; nothing where it is missing or damaged, which the manifest tells."""
+    try:
+        state = json.loads((path / "state.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _written(path: Path) -> str:
+    said = _state(path).get("written")
+    return str(said) if said else datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"

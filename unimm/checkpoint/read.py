@@ -1,0 +1,102 @@
+"""Finding the newest whole checkpoint, and reading from it."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from unimm.checkpoint.folders import candidates, set_aside, tidy
+from unimm.checkpoint.manifest import CheckpointError, verify
+from unimm.checkpoint.pieces import Pieces
+from unimm.checkpoint.tensors import read_tensors, shapes_of, untied
+
+
+def take_up(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint that a run continues from; None where there is none at all. Rank 0 calls this alone, once.
+
+    Tidies what a kill left, and sets newer, damaged ones aside, saying so. Raises CheckpointError where the folder
+    can't be changed or all are damaged; then none is set aside, so that a run is never begun anew by mistake.
+    """
+    bad: list[tuple[Path, str]] = []
+    try:
+        tidy(folder)
+        found = newest(folder, lambda path, why: bad.append((path, why)))
+        for path, why in bad:
+            say(f"{why}; kept as {set_aside(path).name}, continuing from the older {found.name}")
+    except OSError as error:
+        raise CheckpointError(f"can't tidy {error.filename or folder}: {error.strerror}") from error
+    return found
+
+
+def newest(folder: Path, damaged: Callable[[Path, str], None] = lambda path, why: None) -> Path | None:
+    """The newest checkpoint in `folder` that verifies, or None where there is none at all; nothing is changed on disk.
+
+    `damaged(path, why)` is called for each newer one that does not. Raises CheckpointError where all are damaged.
+    """
+    found = candidates(folder)
+    faults = []
+    for path in found:
+        try:
+            verify(path)
+            return path
+        except CheckpointError as error:
+            faults.append(str(error))
+            damaged(path, str(error))
+    if found:
+        raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} is whole; repair one, or start in "
+                              f"another folder ({'; '.join(faults)})")
+    return None
+
+
+def read_state(path: Path) -> dict:
+    return json.loads((path / "state.json").read_bytes())
+
+
+def read_recipe(path: Path) -> dict:
+    return json.loads((path / "recipe.json").read_bytes())
+
+
+def open_pieces(path: Path) -> Pieces:
+    """Reader of the training state: `read(name, start, stop) -> {kind: 1-D tensor}`."""
+    return Pieces(path.glob("training-*.safetensors"))
+
+
+def read_weights(path: Path, ema: bool | None = None) -> Iterator[dict[str, Tensor]]:
+    """A checkpoint's weights, one file at a time: as the stage leaves them, that is averaged if it has `ema`.
+
+    True asks for the averages and False for the weights that were trained on, both put together from the pieces of
+    all ranks, in the dtype of the weights. Raises CheckpointError where the checkpoint has no such pieces.
+    """
+    if ema is None:
+        yield from read_tensors(path)
+        return
+    kind = "ema" if ema else "master"
+    pieces = open_pieces(path)
+    if not any(kind in pieces.kinds(name) for name in pieces.names()):
+        raise CheckpointError(f"{path} has no averaged weights: its stage had no ema" if ema else
+                              f"{path} has no training state, so no weights but those it was exported with")
+    for tensors in read_tensors(path):
+        trained = [name for name in tensors if kind in pieces.kinds(name)]
+        yield tensors | {name: _whole(pieces, name, kind, tensors[name]) for name in trained}
+    pieces.close()
+
+
+def load_weights(path: Path, module: nn.Module, ema: bool | None = None) -> None:
+    """Put a verified checkpoint's weights into `module`; which ones is said at `read_weights`.
+
+    Raises CheckpointError where names or shapes differ, or where the weights asked for are not there.
+    """
+    here, saved = module.state_dict(), shapes_of(path)
+    needed = untied(here)
+    for name in sorted(saved.keys() | needed.keys()):
+        ours = f"shape {tuple(here[name].shape)}" if name in here else "none"
+        theirs = f"shape {saved[name]}" if name in saved else "none"
+        if ours != theirs:
+            raise CheckpointError(f"{path} is of another model: for {name} it has {theirs}, this model {ours}")
+    for tensors in read_weights(path, ema):
+        module.load_state_dict(tensors, strict=False)
+
+
+def _whole(pieces: Pieces, name: str, kind: str, like: Tensor) -> Tensor:
+    return pieces(name, 0, like.numel(), only=[kind])[kind].reshape(like.shape).to(like.dtype)

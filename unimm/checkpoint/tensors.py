@@ -1,0 +1,124 @@
+"""Tensors on disk: safetensors files hashed while they are written, large sets split with transformers' index."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unimm.checkpoint.manifest import CheckpointError
+from unimm.disk import Digest, write_file
+
+SPLIT = 5_000_000_000  # bytes of weights in one file, as transformers wrote them for years
+CHUNK = 1 << 24
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+# https://huggingface.co/docs/safetensors: the format's names of types.
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.bool: "BOOL",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64",
+}
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes that they take on disk, but for a few of header."""
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
+    """Write one safetensors file and sync it. Raises OSError; CheckpointError for a type that has no name there.
+
+    Not `safetensors.torch.save_file`: that leaves nothing to hash but the file, read again from the disk.
+    """
+    return write_file(path, _safetensors(tensors))
+
+
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], limit: int = SPLIT) -> dict[str, Digest]:
+    """Write a model's weights as one file, or as several of at most `limit` bytes (a larger tensor has its own)."""
+    sets: list[dict[str, Tensor]] = [{}]
+    for name, t in tensors.items():
+        if sets[-1] and size_of(sets[-1] | {name: t}) > limit:
+            sets.append({})
+        sets[-1][name] = t
+    if len(sets) == 1:
+        return {WEIGHTS: write_tensors(folder / WEIGHTS, tensors)}
+    names = [f"model-{i + 1:05d}-of-{len(sets):05d}.safetensors" for i in range(len(sets))]
+    index = {"metadata": {"total_size": size_of(tensors)},
+             "weight_map": {name: file for file, part in zip(names, sets) for name in part}}
+    digests = {file: write_tensors(folder / file, part) for file, part in zip(names, sets)}
+    return digests | {INDEX: write_file(folder / INDEX, [json.dumps(index, indent=1).encode()])}
+
+
+def read_tensors(folder: Path) -> Iterator[dict[str, Tensor]]:
+    """The weights in a folder, one file at a time. Raises CheckpointError where one can't be read."""
+    from safetensors.torch import load_file
+
+    for file in _files_of(folder):
+        with _reading(file):
+            tensors = load_file(file)
+        yield tensors
+
+
+def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the weights in a folder, from the headers alone. Raises CheckpointError."""
+    from safetensors import safe_open
+
+    shapes = {}
+    for file in _files_of(folder):
+        with _reading(file), safe_open(file, framework="pt") as tensors:
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+    return shapes
+
+
+def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state without the names whose very tensor an earlier name already has (tied weights)."""
+    seen, kept = set(), {}
+    for name, t in state.items():
+        place = (t.data_ptr(), t.dtype, t.shape, t.stride())
+        if not t.numel() or place not in seen:
+            kept[name] = t
+        seen.add(place)
+    return kept
+
+
+def _files_of(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if not index.is_file():
+        return [folder / WEIGHTS]
+    return [folder / name for name in dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values())]
+
+
+@contextmanager
+def _reading(file: Path):
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"can't read {file}: {error}") from error
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """A safetensors file, piece by piece: length of the header, header, tensors with the widest types first."""
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, t in ordered:
+        if t.dtype not in DTYPES:
+            raise CheckpointError(f"can't save {name}: safetensors has no name for {t.dtype}")
+        end = at + t.numel() * t.element_size()
+        header[name] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that every tensor lies at a multiple of its own width
+    yield len(text).to_bytes(8, "little") + text
+    for _, t in ordered:
+        yield from _bytes(t)
+
+
+def _bytes(t: Tensor) -> Iterable[memoryview]:
+    whole = memoryview(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return (whole[at:at + CHUNK] for at in range(0, len(whole), CHUNK))

@@ -1,0 +1,123 @@
+"""Saving: a snapshot in memory, then everything written aside, hashed, synced and renamed behind the training.
+
+    step-00001234/
+      model.safetensors           whole weights under the module's own names (split with an index above 5 GB)
+      training-00000.safetensors  one per rank that has any: its pieces, see pieces.py
+      state.json                  step, world and what the caller adds: the stream's place, tokens, seconds, ...
+      recipe.json                 the resolved recipe
+      manifest.json               size and sha256 of each file above, and of itself; written last
+
+A process killed at any moment leaves the older checkpoints and at most a `.part`, see folders.py. The folder
+must be on a disk that all ranks share.
+"""
+
+import json
+import threading
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unimm.checkpoint.folders import final_of
+from unimm.checkpoint.phases import Peers, Write
+from unimm.checkpoint.pieces import Piece, keyed
+from unimm.checkpoint.tensors import SPLIT, untied
+
+
+class Saver:
+    """Writes a stage's checkpoints into `folder`, one at a time, and removes those that need not be kept."""
+
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0, peers: Peers | None = None,
+                 background: bool = True, split: int = SPLIT):
+        """Keeps the newest `keep` and those of steps divisible by `keep_every` (0: none of them)."""
+        self.folder, self.keep, self.keep_every, self.split = folder, keep, keep_every, split
+        self.peers = peers or Peers()
+        self.background = background
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._saved: Path | None = None
+        self._host = _Host(), _Host()
+
+    def save(self, step: int, weights: Mapping[str, Tensor], pieces: Iterable[Piece], state: dict,
+             recipe: dict) -> Path:
+        """Copy everything to host memory and return; the copies are written behind. Every rank calls this together.
+
+        `weights` (a whole `state_dict()`), `state` and `recipe` are rank 0's, elsewhere ignored; `pieces` are each
+        rank's own. Waits for the save before it, and raises what `wait` raises about that one.
+        Returns the path that the checkpoint will have.
+        """
+        self.wait()
+        first = self.peers.rank == 0
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        about = state | {"step": step, "world": self.peers.world, "written": now}
+        texts = {"state.json": json.dumps(about, indent=1).encode(),
+                 "recipe.json": json.dumps(recipe, indent=1).encode()} if first else {}
+        kept, training = untied(weights) if first else {}, keyed(pieces)
+        if self.background:
+            kept, training = self._host[0].copy(kept), self._host[1].copy(training)
+        job = Write(final_of(self.folder, step), self.peers, kept, training, texts, self.split, self.keep,
+                    self.keep_every)
+        if not self.background:
+            self._do(job)
+        else:
+            # Alone, a process that ends by an exception still finishes its checkpoint; among others that may be
+            # gone by then, it must not wait for them.
+            self._thread = threading.Thread(target=self._behind, args=(job,), daemon=self.peers.world > 1)
+            self._thread.start()
+        return job.final
+
+    def wait(self) -> Path | None:
+        """Finish what is under way; the newest checkpoint written. Raises CheckpointError, on every rank alike.
+
+        What to do about it: stop. Training on would be work that nothing keeps; the last checkpoint is intact, and
+        the message says the path and the remedy, after which the same command continues.
+        """
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        if self._error:
+            error, self._error = self._error, None
+            raise error
+        return self._saved
+
+    def done(self) -> Path | None:
+        """The newest checkpoint known to be whole on disk, without waiting."""
+        return self._saved
+
+    @property
+    def failed(self) -> bool:
+        """Whether the save behind has ended in an error. Ranks learn of it at different moments: let the collective of
+        a step carry it, and call `wait()` on all of them."""
+        return self._error is not None
+
+    def _do(self, job: Write) -> None:
+        job.run()
+        self._saved = job.final
+        job.prune()
+
+    def _behind(self, job: Write) -> None:
+        try:
+            self._do(job)
+        except BaseException as error:  # whatever it is belongs to whoever waits, not to this thread's end
+            self._error = error
+
+
+class _Host:
+    """Copies in host memory that is kept from save to save: fresh pages cost more than copying into them."""
+
+    def __init__(self):
+        self.held: dict[str, Tensor] = {}
+
+    def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        copies = {}
+        for name, t in tensors.items():
+            held = self.held.get(name)
+            if held is None or held.shape != t.shape or held.dtype != t.dtype:
+                held = torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda)
+            copies[name] = held.copy_(t.detach(), non_blocking=True)
+        if any(t.is_cuda for t in tensors.values()):
+            torch.cuda.synchronize()
+        self.held = copies
+        return copies

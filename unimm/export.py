@@ -1,0 +1,79 @@
+"""A trained run without what only training needs: a folder to keep, to move, and to open like a run.
+
+    model.safetensors   the model's weights (split with an index above 5 GB)
+    recipe.json, text.model, image_tokenizer/   as in the run, where it has them
+    export.json         run, stage, step and which weights
+    manifest.json       size and sha256 of every file; written last
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from unimm.checkpoint.folders import final_of
+from unimm.checkpoint.manifest import CheckpointError, verify, write_manifest
+from unimm.checkpoint.read import newest, read_state, read_weights
+from unimm.checkpoint.tensors import write_weights
+from unimm.config.check import ConfigError
+from unimm.config.recipe import Recipe
+from unimm.config.stages import NextToken
+from unimm.disk import Digest, copy_file, sync_folder, write_file, writing
+from unimm.recipe import load_recipe
+from unimm.system import EXPORT_FILE, RECIPE_FILE, TEXT_FILE, TOKENIZER_FOLDER, trained_language
+
+
+def export_run(run: Path, out: Path, stage: str | None = None, step: int | None = None,
+               ema: bool | None = None) -> None:
+    """Write the weights of a run's language model, its recipe and its tokenizers into the new folder `out`.
+
+    Takes the newest whole checkpoint of the latest language stage unless `stage` and `step` say otherwise; `ema`
+    as in `read_weights`. Raises ConfigError, CheckpointError, DiskError; `out` then does not exist.
+    """
+    recipe = load_recipe(run)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already; choose another folder, or delete it")
+    part = out.with_name(out.name + ".part")
+    if part.exists():
+        raise ConfigError(f"{part} is in the way, perhaps left by an interrupted export; delete it")
+    source = _source(recipe, run, stage, step)
+    weights = {name: t for tensors in read_weights(source, ema) for name, t in tensors.items()}
+    state = read_state(source)
+    about = {"run": run.resolve().name, "stage": state["stage"], "step": state["step"],
+             "weights": {None: "as the stage left them", True: "averaged", False: "trained on"}[ema]}
+    with writing(out):
+        part.mkdir(parents=True)
+        try:
+            write_manifest(part, _copied(run, part) | write_weights(part, weights)
+                           | {EXPORT_FILE: write_file(part / EXPORT_FILE, [json.dumps(about, indent=1).encode()])})
+            sync_folder(part)
+            part.rename(out)
+            sync_folder(out.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _source(recipe: Recipe, run: Path, stage: str | None, step: int | None) -> Path:
+    """The verified checkpoint to export."""
+    stages = [name for name, s in recipe.stages.items() if isinstance(s, NextToken)]
+    if stage is not None and stage not in stages:
+        raise ConfigError(f"no language stage {stage!r} in {run}; it has: {', '.join(stages)}")
+    if step is None:
+        found = newest(run / stage) if stage else trained_language(recipe, run)
+    else:
+        found = next((p for name in reversed(stages) if stage in (None, name)
+                      if (p := final_of(run / name, step)).is_dir()), None)
+    if found is None or found == run:
+        raise CheckpointError(f"{run}: no such checkpoint to export; see: unimm checkpoint list {run}")
+    verify(found)
+    return found
+
+
+def _copied(run: Path, part: Path) -> dict[str, Digest]:
+    """The run's small parts, copied; the manifest's paths are relative to the folder."""
+    digests = {}
+    for file in (run / RECIPE_FILE, run / TEXT_FILE, *sorted((run / TOKENIZER_FOLDER).rglob("*"))):
+        if file.is_file():
+            name = file.relative_to(run)
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            digests[name.as_posix()] = copy_file(file, part / name)
+    return digests

@@ -1,0 +1,115 @@
+"""From a stage's `train` to a module in which just that trains, before the engine is built.
+
+    Trains --apply--> requires_grad, adapters, gradients of old rows at zero --Trained--> optimizer, table
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from unimm.config.trains import Trains, chosen
+from unimm.model.lora import adapt, is_adapter, plain_name
+from unimm.train.update import TrainError
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the optimizer and the table need to know, by the module's own parameter names.
+
+    rates      factor of the learning rate, of those that have one
+    rows       the rows that train in tables of which nothing else does: these tables must not decay
+    new_rows   the new rows of every table
+    """
+
+    rates: dict[str, float] = field(default_factory=dict)
+    rows: dict[str, range] = field(default_factory=dict)
+    new_rows: dict[str, range] = field(default_factory=dict)
+
+
+def apply(module: nn.Module, train: Trains, new_rows: Mapping[str, range], parts: Mapping[str, Collection[str]],
+          where: str = "train") -> Trained:
+    """Let train in `module` what `train` says, and nothing that the module itself has frozen.
+
+    new_rows  parameter name -> its new rows, which must learn
+    parts     word of a recipe -> names of parameters
+    where     the field that holds `train`, for messages
+
+    Raises ConfigError for a part that the module lacks, TrainError where nothing trains or new rows can't learn.
+    """
+    first = _first_names(module)
+    new_rows = {first[name]: rows for name, rows in new_rows.items()}
+    free = {name for name, p in module.named_parameters() if p.requires_grad}
+    words = _words(module, parts, new_rows, first)
+    picked = chosen(train.parts, first, words, f"{where}.parts")
+    frozen = chosen(train.frozen, first, words, f"{where}.frozen")
+    whole = {first[name] for part, some in zip(train.parts, picked) if part != "new_rows" for name in some}
+    whole = free & whole - {first[name] for some in frozen for name in some}
+    rows = {name: r for name, r in new_rows.items() if name in free - whole} if "new_rows" in train.parts else {}
+    if train.lora:
+        adapt(module, train.lora, f"{where}.lora")
+    for name, p in module.named_parameters():
+        p.requires_grad_(is_adapter(name) or plain_name(name) in whole | rows.keys())
+    _check(module, train, new_rows, where)
+    rows = {name: r for name, r in rows.items() if len(r) < len(module.get_parameter(name))}
+    for name, some in rows.items():
+        _keep_old(module.get_parameter(name), some)
+    if "new_rows" in train.rates and (mixed := [n for n in whole & new_rows.keys()
+                                                if len(new_rows[n]) < len(module.get_parameter(n))]):
+        raise TrainError(f"{where}.rates has a factor for 'new_rows', but {mixed[0]} trains with its old rows, at one "
+                         "rate; give the factor to the table: 'embeddings' or 'head'")
+    return Trained(_rates(module, train, words, first, f"{where}.rates"), rows, new_rows)
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """Every name of every parameter -> its first one; a table that is tied to another has two."""
+    first: dict[nn.Parameter, str] = {}
+    return {name: first.setdefault(p, name) for name, p in module.named_parameters(remove_duplicate=False)}
+
+
+def _words(module: nn.Module, parts: Mapping[str, Collection[str]], new_rows: Mapping[str, range],
+           first: dict[str, str]) -> dict[str, Collection[str]]:
+    norms = [f"{name}.{own}" for name, m in module.named_modules() if "norm" in type(m).__name__.lower()
+             for own, _ in m.named_parameters(recurse=False)]
+    return {"all": list(first), **parts, "new_rows": list(new_rows), "norms": norms}
+
+
+def _check(module: nn.Module, train: Trains, new_rows: Mapping[str, range], where: str) -> None:
+    """Defect 1 of this field: adapters everywhere, and the new rows as random at the end as at the start."""
+    for name, rows in new_rows.items():
+        if rows and not train.rows_learned and not module.get_parameter(name).requires_grad:
+            why = "LoRA adapts none of its rows" if train.lora else "it is frozen in this stage"
+            raise TrainError(f"{len(rows):,} new rows of {name} could never learn: {why}; add 'new_rows' to "
+                             f"{where}.parts, or set {where}.rows_learned where an earlier stage has taught them")
+    if not any(p.requires_grad for p in module.parameters()):
+        raise TrainError(f"nothing trains in this stage: every parameter is frozen; change {where}.parts or "
+                         f"{where}.frozen")
+
+
+def _keep_old(table: nn.Parameter, rows: range) -> None:
+    """Let only `rows` of a table have a gradient. With zero moments and no decay AdamW leaves the others bit for bit.
+
+    A hook on the gradient as it arrives: before anything accumulates, averages or shards it.
+    """
+    def new_only(gradient: Tensor) -> Tensor:
+        kept = torch.zeros_like(gradient)
+        kept[rows.start:rows.stop] = gradient[rows.start:rows.stop]
+        return kept
+
+    table.register_hook(new_only)
+
+
+def _rates(module: nn.Module, train: Trains, words: Mapping[str, Collection[str]], first: dict[str, str],
+           where: str) -> dict[str, float]:
+    """Parameter name -> factor; an adapter belongs to every part that the weight which it adapts belongs to."""
+    now = [name for name, p in module.named_parameters() if p.requires_grad]
+    names = {*first, *_first_names(module)}
+    rates = {}
+    for (part, rate), some in zip(train.rates.items(), chosen(train.rates, names, words, where)):
+        some |= {first.get(name, name) for name in some}
+        moved = [name for name in now if name in some or plain_name(name) in some]
+        if not moved:
+            raise TrainError(f"{where} has a factor for {part!r}, but nothing of it trains in this stage")
+        rates |= dict.fromkeys(moved, rate)
+    return rates
