@@ -19,10 +19,8 @@ from unimm.errors import UserError
 from unimm.grammar import Automaton, Fixed, Plan, Run, make_plan
 from unimm.sample import Codes, Image, Latents, Level, Part, Pixels, Role, Sample, Sequence, Slot, Text, sample
 from unimm.text import TextTokenizer
-from unimm.vocab import MARKER, Vocab, build_vocab, markers
-
-ROLES: tuple[Role, ...] = ("system", "user", "assistant")
-
+from unimm.turns import Atom, Turns
+from unimm.vocab import MARKER, Vocab, build_vocab, fill, markers
 
 class LayoutError(UserError):
     """A sample that the layout can't write, or ids that it can't read."""
@@ -30,16 +28,41 @@ class LayoutError(UserError):
 
 @dataclass
 class _Writer:
+    """Ids as they are written. Text that stands together is encoded together, as a release's own template is."""
+
+    text: TextTokenizer
     ids: list[int] = field(default_factory=list)
     learn: list[bool] = field(default_factory=list)
     slots: list[Slot] = field(default_factory=list)
     role: Role | None = None
+    last: Part | None = None
+    """The part before, in the turn that is being written."""
+    learned: bool = False
+    """Whether what was written last is learned."""
+    _said: str = ""
+
+    def write(self, pieces: list[str | int], learn: bool = False) -> None:
+        for piece in pieces:
+            if isinstance(piece, int):
+                self.add((piece,), learn)
+            elif self._said and learn != self.learned:
+                self.flush()
+            if isinstance(piece, str) and piece:
+                self._said, self.learned = self._said + piece, learn
 
     def add(self, ids, learn: bool = False) -> None:
+        self.flush()
         self.ids += ids
         self.learn += [learn] * len(ids)
+        self.learned = learn
+
+    def flush(self) -> None:
+        said, self._said = self._said, ""
+        if said:
+            self.add(self.text.encode(said), self.learned)
 
     def sequence(self) -> Sequence:
+        self.flush()
         return Sequence(np.array(self.ids, np.int32), np.array(self.learn, bool), tuple(self.slots))
 
 
@@ -54,7 +77,10 @@ class Layout:
         self.config = config
         self.text = text
         self.continuous = {c.name: c for c in continuous}
-        self.vocab: Vocab = build_vocab(text.size, markers(config, continuous), special_ids or {}, codebooks)
+        names = markers(config, continuous)
+        text.keep_apart(names)
+        self.vocab: Vocab = build_vocab(text.size, names, special_ids or {}, codebooks, text.id_of, text.controls)
+        self._is_text = self.vocab.is_text
         spaces = set(self.vocab.ranges) | set(self.continuous)
         for image in (config.write, config.read or config.write):
             for level in image.levels:
@@ -69,18 +95,24 @@ class Layout:
         read = config.read or config.write
         self.read_plans = {s: make_plan(read, s, config.pixels_per_code, self._template) for s in config.sizes}
         self.bos, self.eos, self.pad_id = (self.vocab.special[m] for m in (config.bos, config.eos, config.pad))
-        turns = {role: getattr(config.chat, role) for role in ROLES}
-        self._opens = {role: self._template(before) for role, (before, _) in turns.items()}
-        self._closes = {role: self._template(after) for role, (_, after) in turns.items()}
+        self.turns = Turns(config.chat, self._pieces, self.eos)
+        marks = [p for side in (self.turns.opens, self.turns.closes) for pieces in side.values() for p in pieces]
+        self._turning = np.isin(np.arange(self.vocab.size), [self.eos, *(p for p in marks if isinstance(p, int))])
+
+    def _pieces(self, template: str) -> list[str | int]:
+        """A filled template as texts and the ids of markers."""
+        pieces, end = [], 0
+        for found in MARKER.finditer(template):
+            pieces += [template[end:found.start()], self.vocab.special[found.group()]]
+            end = found.end()
+        return [piece for piece in [*pieces, template[end:]] if piece != ""]
 
     def _template(self, template: str) -> tuple[int, ...]:
         """Ids of a filled template: markers by name, the text between them as text."""
-        ids, end = [], 0
-        for found in MARKER.finditer(template):
-            ids += self.text.encode(template[end:found.start()]) if found.start() > end else []
-            ids.append(self.vocab.special[found.group()])
-            end = found.end()
-        return tuple(ids + (self.text.encode(template[end:]) if end < len(template) else []))
+        w = _Writer(self.text)
+        w.write(self._pieces(template))
+        w.flush()
+        return tuple(w.ids)
 
     # ------------------------------------------------------------ writing
 
@@ -89,80 +121,140 @@ class Layout:
 
         Raises LayoutError where an image is of no size that the layout writes.
         """
-        split = self._last_image(sample) if unconditional else 0
-        w = self._context(sample.parts[:split], unconditional, sample.parts[split].role) if unconditional \
-            else self._context((), False, None)
-        for part in sample.parts[split:]:
-            self._part(w, part)
-        learned = sample.parts[-1].learn
+        last = sample.parts[-1]
+        drawing = isinstance(last, Image) and last.learn
+        parts = self._worded(sample.parts)
+        split = self._last_image(parts) if unconditional else 0
+        w = self._context(parts[:split], unconditional, parts[split].role if unconditional else None, drawing)
+        for part in parts[split:]:
+            self._part(w, part, drawing)
+        learned = last.learn and not (drawing and self.config.learn == "codes")
         if w.role is not None:
-            w.add(self._closes[w.role], learned)
-        w.add((self.eos,), learned)
+            w.write(self.turns.closes[w.role], learned)
+        w.flush()
+        if w.role is None or (self.config.chat.eos and w.ids[-1] != self.eos):
+            w.add((self.eos,), learned)
         return w.sequence()
 
     def prompt(self, parts: tuple[Part, ...], then: str = "text", size: tuple[int, int] | None = None,
                unconditional: bool = False) -> Sequence:
         """The parts as context, up to where the model writes `then`: "text" (or whatever it chooses) or "image"."""
+        plan = self._plan_of_size(size or self.config.sizes[0]) if then == "image" else None
         role = "assistant" if parts and parts[-1].role is not None else None
-        w = self._context(parts, unconditional, role)
+        w = self._context(self._worded(parts, plan, True), unconditional, role, plan is not None)
         if role is not None:
-            self._turn(w, role, False)
-        if then == "image":
-            w.add(self._plan_of_size(size or self.config.sizes[0]).header)
+            self._turn(w, role, False, plan is not None)
+        if plan is not None:
+            self._beside(w, False)
+            w.add(plan.header)
         return w.sequence()
 
-    def _context(self, parts: tuple[Part, ...], unconditional: bool, role: Role | None) -> _Writer:
+    def _worded(self, parts: tuple[Part, ...], plan: Plan | None = None, prompt: bool = False) -> tuple[Part, ...]:
+        """The parts with the layout's own words around a caption to draw, or after an image to caption."""
+        match parts:
+            case (Text(learn=False) as text, Image(learn=True) as image) if not prompt:
+                return self._words(text, self._fit(image)[0]), image
+            case (Text() as text,) if prompt and plan is not None:
+                return (self._words(text, plan),)
+            case (Image(learn=False, role=None) as image, *caption) if self.config.caption_words and (
+                    (not caption and prompt and plan is None)
+                    or (len(caption) == 1 and isinstance(caption[0], Text) and caption[0].learn)):
+                return image, Text(self.config.caption_words), *caption
+        return parts
+
+    def _words(self, text: Text, plan: Plan) -> Text:
+        before, after = self._around(plan)
+        return Text(before + text.text + after, text.learn, text.role)
+
+    def _around(self, plan: Plan) -> tuple[str, str]:
+        """What stands before and after a caption to draw in the plan's size."""
+        before, after = self.config.draw_words.split("{text}")
+        return tuple(fill(words, plan.size, self.config.pixels_per_code) for words in (before, after))
+
+    def _unworded(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        """The inverse of `_worded`."""
+        match parts:
+            case (Text(learn=False) as text, Image() as image):
+                before, after = self._around(self._fit(image)[0])
+                if len(before + after) < len(text.text) and text.text.startswith(before) and text.text.endswith(after):
+                    return Text(text.text[len(before):len(text.text) - len(after)], False, text.role), image
+            case (Image(role=None) as image, Text(learn=False) as words, *rest) \
+                    if words.text == self.config.caption_words:
+                return image, *rest
+        return parts
+
+    def _context(self, parts: tuple[Part, ...], unconditional: bool, role: Role | None, drawing: bool) -> _Writer:
         """The beginning of a sequence with `parts` read; both training and sampling forget them here."""
-        w = _Writer()
+        w = _Writer(self.text)
         w.add((self.bos,))
-        for part in parts:
-            self._part(w, part)
+        for part in parts if not unconditional or self.config.unconditional == "pad" else ():
+            self._part(w, part, drawing)
         if not unconditional:
             return w
         match self.config.unconditional:
             case "drop":
-                w = _Writer()
-                w.add((self.bos,))
+                pass
             case "pad":
                 if role is not None:
-                    self._turn(w, role, False)
-                w = _Writer([self.bos] + [self.pad_id] * (len(w.ids) - 1), w.learn, [], w.role)
+                    self._turn(w, role, False, drawing)
+                w.flush()
+                w = _Writer(self.text, [self.bos] + [self.pad_id] * (len(w.ids) - 1), w.learn, [], w.role)
             case "replace":
-                w = _Writer()
-                w.add((self.bos,))
-                w.add(self._template(self.config.replacement))
+                first, *rest = self.config.replacement.split("{images}")
+                w.write(self._pieces(first))
+                for words in rest:
+                    for image in (part for part in parts if isinstance(part, Image)):
+                        self._image(w, image)
+                    w.write(self._pieces(words))
+                w.role = role
         return w
 
-    def _last_image(self, sample: Sample) -> int:
-        last = sample.parts[-1]
+    def _last_image(self, parts: tuple[Part, ...]) -> int:
+        last = parts[-1]
         if not (isinstance(last, Image) and last.learn):
             raise LayoutError("only a sample that ends in a learned image has an unconditional form")
-        return len(sample.parts) - 1
+        return len(parts) - 1
 
-    def _turn(self, w: _Writer, role: Role | None, learned: bool) -> None:
+    def _turn(self, w: _Writer, role: Role | None, learned: bool, drawing: bool) -> None:
         if role == w.role:
             return
-        if w.role is not None:
-            w.add(self._closes[w.role], learned)
+        before = w.role
+        if before is not None:
+            w.write(self.turns.closes[before], learned)
+        elif role not in (None, "system"):
+            w.write(self.turns.preface(drawing))
         if role is not None:
-            w.add(self._opens[role])
-        w.role = role
+            self.turns.check(before, role)
+            w.write(self.turns.opens[role])
+        w.role, w.last = role, None
 
-    def _part(self, w: _Writer, part: Part) -> None:
-        self._turn(w, part.role, bool(w.learn and w.learn[-1]))
+    def _beside(self, w: _Writer, learned: bool) -> None:
+        """What stands before an image within a turn."""
+        if w.role is not None and w.last is not None:
+            twice = 2 if isinstance(w.last, Image) else 1
+            w.write([self.config.chat.beside_image * twice], learned)
+
+    def _part(self, w: _Writer, part: Part, drawing: bool) -> None:
+        self._turn(w, part.role, w.learned, drawing)
         match part:
             case Text():
-                w.add(self.text.encode(part.text), part.learn)
+                between = self.config.chat.beside_image if isinstance(w.last, Image) and part.role is not None else ""
+                lead = self.config.chat.lead if part.role == "assistant" and w.last is None else ""
+                w.write([between + lead + part.text], part.learn)
             case Image():
+                self._beside(w, part.learn)
                 self._image(w, part)
+        w.last = part
 
     def _image(self, w: _Writer, image: Image) -> None:
         plan, arrays = self._fit(image)
+        w.flush()
         pixels = image.content.array if isinstance(image.content, Pixels) else None
         for n, piece in enumerate(plan.pieces):
             if isinstance(piece, Fixed):
                 ends = n == len(plan.pieces) - 1 and self.config.write.stop == "count"
-                w.add(piece.ids, image.learn and self.config.learn == "all" and not ends)
+                marks = self.config.learn == "all" or (self.config.learn == "body" and n > 0)
+                w.add(piece.ids, image.learn and marks and not ends)
                 continue
             values = arrays[piece.level][piece.start:piece.start + piece.length]
             in_slot = pixels is not None or values.dtype != np.int32 or values.shape[1] > 1
@@ -171,7 +263,7 @@ class Layout:
                 w.slots.append(Slot(len(w.ids), len(values), piece.space, image.learn, payload))
                 w.add([self._placeholder(piece.space)] * len(values), image.learn)
             else:
-                w.add((values[:, 0] + self.vocab.ranges[piece.space].start).tolist(), image.learn)
+                w.add(self.vocab.ranges[piece.space].ids_of(values[:, 0]).tolist(), image.learn)
 
     def _placeholder(self, space: str) -> int:
         return self.placeholders[space] if space in self.placeholders else self.vocab.ranges[space].start
@@ -190,7 +282,8 @@ class Layout:
                 shapes, arrays = [(len(a), grid, a.shape[1])], [a]
             case Codes(levels=levels):
                 shapes, arrays = [(len(v.ids), v.grid, v.ids.shape[1]) for v in levels], [v.ids for v in levels]
-        for plan in plans.values():
+        other = [self._plan(plans is self.read_plans, shapes[0][1])] if self.config.any_size and shapes[0][1] else []
+        for plan in [*plans.values(), *other]:
             if self._fits(plan, shapes, isinstance(image.content, Codes)):
                 return plan, arrays
         got = ", ".join(f"{n} positions of {d}" + (f" in a {g[0]} x {g[1]} grid" if g else "") for n, g, d in shapes)
@@ -228,40 +321,43 @@ class Layout:
         """
         ids = np.asarray(ids, np.int64)
         learn = np.zeros(len(ids), bool) if learn is None else np.asarray(learn, bool)
-        payloads = {s.start: s for s in slots}
-        parts: list[Part] = []
-        role, at, is_text = None, 0, self.vocab.is_text
-        while at < len(ids) and ids[at] != self.eos:
-            if ids[at] in (self.bos, self.pad_id):
+        parts = self.turns.read(self._atoms(ids, learn, {s.start: s for s in slots}))
+        return sample(*self._unworded(tuple(parts)))
+
+    def _atoms(self, ids: np.ndarray, learn: np.ndarray, payloads: dict[int, Slot]) -> list[Atom]:
+        """Characters, whole images, and the markers of turns."""
+        atoms: list[Atom] = []
+        at, is_text = 0, self._is_text
+        while at < len(ids):
+            if self._turning[ids[at]]:
+                atoms.append(Atom(int(ids[at]), bool(learn[at])))
                 at += 1
-            elif role is not None and self._stands(self._closes[role], ids, at):
-                at, role = at + len(self._closes[role]), None
-            elif (opened := next((r for r in ROLES if self._stands(self._opens[r], ids, at)), None)) is not None:
-                at, role = at + len(self._opens[opened]), opened
-            elif (found := self._read_image(ids, at, payloads, learn, role)) is not None:
+            elif ids[at] in (self.bos, self.pad_id):
+                at += 1
+            elif (found := self._read_image(ids, at, payloads, learn)) is not None:
                 at, image = found
-                parts.append(image)
+                atoms.append(Atom(image, image.learn))
             elif is_text[ids[at]]:
                 end = at
                 while end < len(ids) and is_text[ids[end]] and learn[end] == learn[at]:
                     end += 1
-                parts.append(Text(self.text.decode(ids[at:end].tolist()), bool(learn[at]), role))
+                atoms += [Atom(c, bool(learn[at])) for c in self.text.decode(ids[at:end].tolist())]
                 at = end
             else:
                 raise LayoutError(f"position {at} holds {self.name(int(ids[at]))}, "
                                   "where neither text nor a whole image begins")
-        return sample(*parts)
+        return atoms
 
     @staticmethod
     def _stands(marker: tuple[int, ...], ids: np.ndarray, at: int) -> bool:
         return bool(marker) and tuple(ids[at:at + len(marker)].tolist()) == marker
 
-    def _read_image(self, ids, at: int, payloads, learn, role) -> tuple[int, Image] | None:
+    def _read_image(self, ids, at: int, payloads, learn) -> tuple[int, Image] | None:
         for plans in (self.write_plans, self.read_plans):
-            for plan in plans.values():
+            for plan in [*plans.values(), *self._other_size(plans, ids, at)]:
                 if ids[at] == plan.header[0] and (read := self._match(plan, ids, at, payloads)) is not None:
                     end, values, first = read
-                    return end, Image(self._content(plan, values), bool(learn[first]), role)
+                    return end, Image(self._content(plan, values), bool(learn[first]))
         return None
 
     def _match(self, plan: Plan, ids, at: int, payloads):
@@ -284,7 +380,7 @@ class Layout:
             elif piece.space in self.placeholders or self.vocab.ranges[piece.space].depth > 1:
                 return None
             else:
-                codes = ids[at:at + length, None] - self.vocab.ranges[piece.space].start
+                codes = self.vocab.ranges[piece.space].codes_of(ids[at:at + length, None])
                 values[piece.level].append(codes.astype(np.int32))
             at += length
         return at, values, first
@@ -298,6 +394,31 @@ class Layout:
             r = self.vocab.ranges[run.space]
             inside = (window >= r.start) & (window < r.stop)
         return len(window) if inside.all() else int(np.argmin(inside))
+
+    def _plan(self, reads: bool, size: tuple[int, int]) -> Plan:
+        """The plan of any size, also of one that the layout doesn't list."""
+        image = self.config.read if reads and self.config.read is not None else self.config.write
+        return make_plan(image, size, self.config.pixels_per_code, self._template)
+
+    def _other_size(self, plans: dict, ids, at: int) -> list[Plan]:
+        """The plan of the image that begins at `at`, by its rows, where it may be of a size that isn't listed."""
+        first = next(iter(plans.values()))
+        if not self.config.any_size or ids[at] != first.header[0]:
+            return []
+        run = next(piece for piece in first.pieces if isinstance(piece, Run))
+        place = self.vocab.ranges[run.space]
+        inside = (ids[at:] >= place.start) & (ids[at:] < place.stop)
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], inside, [0]]).astype(int)))
+        if not len(edges):
+            return []
+        width = int(edges[1] - edges[0])
+        gap = len(self._template((self.config.read or self.config.write).levels[0].row_end))
+        rows = 1
+        while 2 * rows < len(edges) and edges[2 * rows] - edges[2 * rows - 1] == gap \
+                and edges[2 * rows + 1] - edges[2 * rows] == width:
+            rows += 1
+        size = (rows, width)
+        return [] if size in plans else [self._plan(plans is self.read_plans, size)]
 
     @staticmethod
     def _content(plan: Plan, values) -> Codes | Latents | Pixels:
@@ -315,11 +436,13 @@ class Layout:
                 return marker
         for r in self.vocab.ranges.values():
             if r.start <= i < r.stop:
-                return f"{r.name}:{i - r.start}"
+                return f"{r.name}:{r.codes_of(np.array([i]))[0]}"
+        if i in self.vocab.controls:
+            return f"id {i}"
         return repr(self.text.decode([i]))
 
     def automaton(self) -> Automaton:
         """Which ids may come next, over all sizes this layout writes."""
-        ends = [self.eos] + [ids[0] for role, ids in self._closes.items() if role == "assistant" and ids]
+        ends = [self.eos] + [piece for piece in self.turns.closes["assistant"][:1] if isinstance(piece, int)]
         return Automaton(self.vocab, list(self.write_plans.values()), ends, self.pad_id,
                          self.config.write.stop == "count", self.placeholders)
