@@ -1,9 +1,9 @@
-"""Sample <-> Sequence: the only file that knows where an image begins.
+"""Sample <-> Sequence.
 
     render   Sample -> Sequence     what training reads, with what is learned marked
     prompt   parts  -> Sequence     the same up to where the model goes on
-    parse    ids    -> Sample       what a sequence says
-    automaton                       which ids may come next
+    parse    ids    -> Sample       what a sequence says (`unimm.parse` and `unimm.turns`)
+    automaton                       which ids may come next (`unimm.grammar`)
 
 All four derive from one declarative `unimm.config.tokens.Layout`, so a release's format is data.
 """
@@ -15,15 +15,12 @@ import numpy as np
 from unimm.config.check import ConfigError
 from unimm.config.tokens import Codebook, Continuous
 from unimm.config.tokens import Layout as LayoutConfig
-from unimm.errors import UserError
 from unimm.grammar import Automaton, Fixed, Plan, Run, make_plan
-from unimm.sample import Codes, Image, Latents, Level, Part, Pixels, Role, Sample, Sequence, Slot, Text, sample
+from unimm.parse import LayoutError, Reader
+from unimm.sample import Codes, Image, Latents, Part, Pixels, Role, Sample, Sequence, Slot, Text, sample
 from unimm.text import TextTokenizer
-from unimm.turns import Atom, Turns
+from unimm.turns import Turns
 from unimm.vocab import MARKER, Vocab, build_vocab, fill, markers
-
-class LayoutError(UserError):
-    """A sample that the layout can't write, or ids that it can't read."""
 
 
 @dataclass
@@ -80,7 +77,6 @@ class Layout:
         names = markers(config, continuous)
         text.keep_apart(names)
         self.vocab: Vocab = build_vocab(text.size, names, special_ids or {}, codebooks, text.id_of, text.controls)
-        self._is_text = self.vocab.is_text
         spaces = set(self.vocab.ranges) | set(self.continuous)
         for image in (config.write, config.read or config.write):
             for level in image.levels:
@@ -96,8 +92,8 @@ class Layout:
         self.read_plans = {s: make_plan(read, s, config.pixels_per_code, self._template) for s in config.sizes}
         self.bos, self.eos, self.pad_id = (self.vocab.special[m] for m in (config.bos, config.eos, config.pad))
         self.turns = Turns(config.chat, self._pieces, self.eos)
-        marks = [p for side in (self.turns.opens, self.turns.closes) for pieces in side.values() for p in pieces]
-        self._turning = np.isin(np.arange(self.vocab.size), [self.eos, *(p for p in marks if isinstance(p, int))])
+        self.reader = Reader(config, self.vocab, text, (self.write_plans, self.read_plans), self.placeholders,
+                             self.turns, self._template)
 
     def _pieces(self, template: str) -> list[str | int]:
         """A filled template as texts and the ids of markers."""
@@ -274,7 +270,7 @@ class Layout:
         match image.content:
             case Pixels(array=a):
                 size = (a.shape[0] // self.config.pixels_per_code, a.shape[1] // self.config.pixels_per_code)
-                plan = self._plan_of_size(size)
+                plan = self.reader.plan(False, size) if self.config.any_size else self._plan_of_size(size)
                 return plan, [np.zeros((plan.lengths(0)[1], 1), np.int32)]
             case Latents(array=a, grid=grid):
                 if not image.learn and self.config.read is not None:
@@ -282,7 +278,8 @@ class Layout:
                 shapes, arrays = [(len(a), grid, a.shape[1])], [a]
             case Codes(levels=levels):
                 shapes, arrays = [(len(v.ids), v.grid, v.ids.shape[1]) for v in levels], [v.ids for v in levels]
-        other = [self._plan(plans is self.read_plans, shapes[0][1])] if self.config.any_size and shapes[0][1] else []
+        free = self.config.any_size and shapes[0][1] is not None
+        other = [self.reader.plan(plans is self.read_plans, shapes[0][1])] if free else []
         for plan in [*plans.values(), *other]:
             if self._fits(plan, shapes, isinstance(image.content, Codes)):
                 return plan, arrays
@@ -314,6 +311,16 @@ class Layout:
 
     # ------------------------------------------------------------ reading
 
+    def said(self, ids, chat: bool) -> str:
+        """The words among ids that the model wrote, as the assistant in a chat or in a document."""
+        text, lead = self.text.decode([i for i in ids if self.vocab.is_text[i]]), self.config.chat.lead
+        return text.removeprefix(lead) if chat else text
+
+    def tokens(self, size: tuple[int, int]) -> int:
+        """How many tokens an image of this size takes, what begins and ends it included."""
+        plan = self._plan_of_size(size)
+        return sum(len(p.ids) if isinstance(p, Fixed) else p.length for p in plan.pieces)
+
     def parse(self, ids, learn=None, slots: tuple[Slot, ...] = ()) -> Sample:
         """What a sequence says. `learn` and `slots` as in Sequence; ids of images sampled by count need no end.
 
@@ -321,125 +328,12 @@ class Layout:
         """
         ids = np.asarray(ids, np.int64)
         learn = np.zeros(len(ids), bool) if learn is None else np.asarray(learn, bool)
-        parts = self.turns.read(self._atoms(ids, learn, {s.start: s for s in slots}))
+        parts = self.turns.read(self.reader.atoms(ids, learn, {s.start: s for s in slots}))
         return sample(*self._unworded(tuple(parts)))
-
-    def _atoms(self, ids: np.ndarray, learn: np.ndarray, payloads: dict[int, Slot]) -> list[Atom]:
-        """Characters, whole images, and the markers of turns."""
-        atoms: list[Atom] = []
-        at, is_text = 0, self._is_text
-        while at < len(ids):
-            if self._turning[ids[at]]:
-                atoms.append(Atom(int(ids[at]), bool(learn[at])))
-                at += 1
-            elif ids[at] in (self.bos, self.pad_id):
-                at += 1
-            elif (found := self._read_image(ids, at, payloads, learn)) is not None:
-                at, image = found
-                atoms.append(Atom(image, image.learn))
-            elif is_text[ids[at]]:
-                end = at
-                while end < len(ids) and is_text[ids[end]] and learn[end] == learn[at]:
-                    end += 1
-                atoms += [Atom(c, bool(learn[at])) for c in self.text.decode(ids[at:end].tolist())]
-                at = end
-            else:
-                raise LayoutError(f"position {at} holds {self.name(int(ids[at]))}, "
-                                  "where neither text nor a whole image begins")
-        return atoms
-
-    @staticmethod
-    def _stands(marker: tuple[int, ...], ids: np.ndarray, at: int) -> bool:
-        return bool(marker) and tuple(ids[at:at + len(marker)].tolist()) == marker
-
-    def _read_image(self, ids, at: int, payloads, learn) -> tuple[int, Image] | None:
-        for plans in (self.write_plans, self.read_plans):
-            for plan in [*plans.values(), *self._other_size(plans, ids, at)]:
-                if ids[at] == plan.header[0] and (read := self._match(plan, ids, at, payloads)) is not None:
-                    end, values, first = read
-                    return end, Image(self._content(plan, values), bool(learn[first]))
-        return None
-
-    def _match(self, plan: Plan, ids, at: int, payloads):
-        """(end, values by level, first code's position) if the plan's image stands at `at`, else None."""
-        values: list[list[np.ndarray]] = [[] for _ in plan.grids]
-        first = None
-        for n, piece in enumerate(plan.pieces):
-            if isinstance(piece, Fixed):
-                if self._stands(piece.ids, ids, at):
-                    at += len(piece.ids)
-                elif not (n == len(plan.pieces) - 1 and self.config.write.stop == "count"):
-                    return None
-                continue
-            first = at if first is None else first
-            length = self._run_length(piece, ids, at)
-            if length < piece.shortest:
-                return None
-            if at in payloads:
-                values[piece.level].append(payloads[at].payload)
-            elif piece.space in self.placeholders or self.vocab.ranges[piece.space].depth > 1:
-                return None
-            else:
-                codes = self.vocab.ranges[piece.space].codes_of(ids[at:at + length, None])
-                values[piece.level].append(codes.astype(np.int32))
-            at += length
-        return at, values, first
-
-    def _run_length(self, run: Run, ids, at: int) -> int:
-        """How many positions from `at` hold the run's space, at most its length."""
-        window = ids[at:at + run.length]
-        if run.space in self.placeholders:
-            inside = window == self.placeholders[run.space]
-        else:
-            r = self.vocab.ranges[run.space]
-            inside = (window >= r.start) & (window < r.stop)
-        return len(window) if inside.all() else int(np.argmin(inside))
-
-    def _plan(self, reads: bool, size: tuple[int, int]) -> Plan:
-        """The plan of any size, also of one that the layout doesn't list."""
-        image = self.config.read if reads and self.config.read is not None else self.config.write
-        return make_plan(image, size, self.config.pixels_per_code, self._template)
-
-    def _other_size(self, plans: dict, ids, at: int) -> list[Plan]:
-        """The plan of the image that begins at `at`, by its rows, where it may be of a size that isn't listed."""
-        first = next(iter(plans.values()))
-        if not self.config.any_size or ids[at] != first.header[0]:
-            return []
-        run = next(piece for piece in first.pieces if isinstance(piece, Run))
-        place = self.vocab.ranges[run.space]
-        inside = (ids[at:] >= place.start) & (ids[at:] < place.stop)
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], inside, [0]]).astype(int)))
-        if not len(edges):
-            return []
-        width = int(edges[1] - edges[0])
-        gap = len(self._template((self.config.read or self.config.write).levels[0].row_end))
-        rows = 1
-        while 2 * rows < len(edges) and edges[2 * rows] - edges[2 * rows - 1] == gap \
-                and edges[2 * rows + 1] - edges[2 * rows] == width:
-            rows += 1
-        size = (rows, width)
-        return [] if size in plans else [self._plan(plans is self.read_plans, size)]
-
-    @staticmethod
-    def _content(plan: Plan, values) -> Codes | Latents | Pixels:
-        first = values[0][0]
-        if first.dtype == np.uint8:
-            return Pixels(first)
-        if first.dtype != np.int32:
-            return Latents(np.concatenate(values[0]), plan.grids[0])
-        return Codes(tuple(Level(np.concatenate(v), grid) for v, grid in zip(values, plan.grids)))
 
     def name(self, i: int) -> str:
         """An id in words: the marker's name, the codebook and code, or the text."""
-        for marker, special in self.vocab.special.items():
-            if special == i:
-                return marker
-        for r in self.vocab.ranges.values():
-            if r.start <= i < r.stop:
-                return f"{r.name}:{r.codes_of(np.array([i]))[0]}"
-        if i in self.vocab.controls:
-            return f"id {i}"
-        return repr(self.text.decode([i]))
+        return self.reader.name(i)
 
     def automaton(self) -> Automaton:
         """Which ids may come next, over all sizes this layout writes."""
