@@ -10,7 +10,7 @@ from typing import Literal
 from unimm.config.check import ConfigError, check, positive
 from unimm.config.data import Source
 from unimm.config.images import ConvTokenizer, ImageTokenizer
-from unimm.config.model import Backbone, FreshBackbone, SharedSoftmax, SharedTable
+from unimm.config.model import Backbone, FreshBackbone, ImageIn, ImageOut, SharedSoftmax, SharedTable
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.config.tokens import Codebook, Continuous, Layout, SentencePieceText, TextTokenizer
 
@@ -56,8 +56,8 @@ class Recipe:
     """Ids of markers where a release fixes them and its text tokenizer is not at hand or has no such name; other
     markers follow the text. "<reserved{n}>": 4 is every such marker, its id being its number plus 4."""
     backbone: Backbone = FreshBackbone()
-    image_in: SharedTable = SharedTable()
-    image_out: SharedSoftmax = SharedSoftmax()
+    image_in: ImageIn = SharedTable()
+    image_out: ImageOut = SharedSoftmax()
     data: dict[str, Source]
     stages: dict[str, Reconstruct | NextToken]
     sampling: Sampling = Sampling()
