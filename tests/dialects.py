@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from unimm.layout import Layout
 from unimm.recipe import load_recipe
@@ -14,10 +14,10 @@ MERGES = [("Ġ", "a"), ("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("i",
           (".", "Ġ"), ("Ċ", "Ċ"), ("o", "n"), ("e", "r")]
 
 
-def tokenizer(folder: Path, special: dict[str, int], others: dict[str, int], first: int) -> Path:
+def tokenizer(folder: Path, special: dict[str, int], others: dict[str, int], first: int, bos: str = "") -> Path:
     """A byte-level tokenizer in `folder`: `special` tokens and `others` under their ids, bytes and merges from `first`.
 
-    Merges cross a space, a colon, a full stop and a newline, so that text encoded in pieces would show.
+    Called as its class would, it puts `bos` first. Merges cross a space, a colon, a full stop and a newline, so that text encoded in pieces would show.
     """
     pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in MERGES)]
     vocab = {piece: first + n for n, piece in enumerate(pieces)} | special | others
@@ -25,6 +25,8 @@ def tokenizer(folder: Path, special: dict[str, int], others: dict[str, int], fir
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    if bos:
+        made.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, special[bos])])
     made.save(str(folder / "tokenizer.json"))
     return folder
 
