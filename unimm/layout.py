@@ -8,7 +8,7 @@
 All four derive from one declarative `unimm.config.tokens.Layout`, so a release's format is data.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from unimm.config.tokens import Codebook, Continuous
 from unimm.config.tokens import Layout as LayoutConfig
 from unimm.grammar import Automaton, Fixed, Plan, Run, make_plan
 from unimm.parse import LayoutError, Reader
+from unimm.pictures import from_png
 from unimm.sample import Codes, Image, Latents, Part, Pixels, Role, Sample, Sequence, Slot, Text, sample
 from unimm.text import TextTokenizer
 from unimm.turns import Turns
@@ -247,6 +248,7 @@ class Layout:
         w.last = part
 
     def _image(self, w: _Writer, image: Image) -> None:
+        image = self._as_read(image)
         plan, arrays = self._fit(image)
         w.flush()
         pixels = image.content.array if isinstance(image.content, Pixels) else None
@@ -268,17 +270,34 @@ class Layout:
     def _placeholder(self, space: str) -> int:
         return self.placeholders[space] if space in self.placeholders else self.vocab.ranges[space].start
 
+    def _as_read(self, image: Image) -> Image:
+        """A context image as its pixels where features of them are read. Raises LayoutError where it has none."""
+        if image.learn or self.config.read is None or not isinstance(image.content, Codes):
+            return image
+        if self.config.read.levels[0].space not in self.continuous:
+            return image
+        if image.seen is None:
+            raise LayoutError("this layout reads an image as features, but the sample holds its codes alone; encode "
+                              "the data again with this recipe, or give the picture itself")
+        return replace(image, content=Pixels(from_png(image.seen)), seen=None)
+
     def _fit(self, image: Image) -> tuple[Plan, list[np.ndarray]]:
         """The plan an image is written by, and each level's (positions, depth or channels) values."""
-        plans = self.write_plans
+        read = self.config.read
+        # Codes read back have lost whether they were learned; where features are read, codes were written.
+        written = isinstance(image.content, Codes) and read is not None and read.levels[0].space in self.continuous
+        plans = self.write_plans if image.learn or written or read is None else self.read_plans
         match image.content:
             case Pixels(array=a):
                 size = (a.shape[0] // self.config.pixels_per_code, a.shape[1] // self.config.pixels_per_code)
-                plan = self.reader.plan(False, size) if self.config.any_size else self._plan_of_size(size)
+                # An encoder that sees every picture at one size needs no size of its codes.
+                alike = len({p.pieces for p in plans.values()}) == 1
+                if self.config.any_size:
+                    plan = self.reader.plan(False, size)
+                else:
+                    plan = next(iter(plans.values())) if alike else plans[self._plan_of_size(size).size]
                 return plan, [np.zeros((plan.lengths(0)[1], 1), np.int32)]
             case Latents(array=a, grid=grid):
-                if not image.learn and self.config.read is not None:
-                    plans = self.read_plans
                 shapes, arrays = [(len(a), grid, a.shape[1])], [a]
             case Codes(levels=levels):
                 shapes, arrays = [(len(v.ids), v.grid, v.ids.shape[1]) for v in levels], [v.ids for v in levels]

@@ -48,8 +48,8 @@ Rows = Literal["normal", "mean", "covariance", "codebook"]
 
 normal      around 0, with the old rows' spread
 mean        the mean of the old rows
-covariance  drawn from the normal with the old rows' mean and covariance, the second times `spread` squared (Hewitt 2021,
-            nlp.stanford.edu/~johnhew/vocab-expansion.html)
+covariance  drawn from the normal with the old rows' mean and covariance, the second times `spread` squared
+            (Hewitt 2021, nlp.stanford.edu/~johnhew/vocab-expansion.html)
 codebook    a random projection of the codes' own vectors, so that like codes start alike; markers as covariance
 
 A fresh model has no old rows: all but codebook start as normal then.
