@@ -80,8 +80,8 @@ def content(layout: Layout, rng: np.random.Generator, learn: bool):
 
 
 WORDS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
-HOSTILE = st.sampled_from(["<s>", "</s>", "<racm3:break>", "<reserved08706>", "<|image start|>", "<|extra_203|>", "<boi>",
-                           "<|User|>: x", "<begin_of_image>", "\n", "\n\n", ".", " ", "<start_of_turn>model\n"])
+HOSTILE = st.sampled_from(["<s>", "</s>", "<racm3:break>", "<reserved08706>", "<|image start|>", "<|extra_203|>",
+                           "<boi>", "<|User|>: x", "<begin_of_image>", "\n", "\n\n", ".", " ", "<start_of_turn>model\n"])
 
 
 @st.composite
@@ -158,7 +158,7 @@ def test_what_a_user_types_never_becomes_a_control_token(small, name):
 def test_a_size_that_does_not_fit_a_stages_rows_is_refused():
     made = recipe("lumina_mgpt_7b_1024")
     short = replace(made, stages={"sft": replace(made.stages["sft"], seq_len=4096, step_tokens=4096)})
-    with pytest.raises(ConfigError, match="rows of 4,096 tokens, but an image of 32 x 128 codes takes 4,1[0-9]{2}|4,228"):
+    with pytest.raises(ConfigError, match="rows of 4,096 tokens, but an image of 128 x 32 codes takes 4,228"):
         layout_of(short, text_of(short, None))
     layout_of(replace(short, stages={"sft": replace(short.stages["sft"], too_long="drop")}), text_of(short, None))
 

@@ -104,8 +104,8 @@ def test_emu3_is_asked_as_by_its_processor_and_the_releases_template(emu3, quest
 
 
 # transformers' converter of Janus writes this template (its CHAT_TEMPLATE); here as what it gives for one turn.
-SYSTEM = ("You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-          "provides, and assist the user with a variety of tasks using natural language.\n\n")
+SYSTEM = ("You are a helpful language and vision assistant. You are able to understand the visual content that the "
+          "user provides, and assist the user with a variety of tasks using natural language.\n\n")
 
 
 @pytest.fixture(scope="module", params=["janus_pro_1b", "janus_1b", "janus_pro_7b"])
@@ -127,7 +127,7 @@ def janus(request, tmp_path_factory):
 def test_janus_is_asked_as_by_its_processor(janus, question, images):
     layout, processor, (user, assistant), _ = janus
     placed = "\n\n".join(["<image_placeholder>"] * images) + "\n" * (images > 0)
-    theirs = processor(text=f"{user}{placed}{question}\n\n{assistant}", images=[picture(40, 30)] * images or None)
+    theirs = processor(text=[f"{user}{placed}{question}\n\n{assistant}"], images=[picture(40, 30)] * images or None)
     features = [Image(Latents(np.zeros((576, 1024), np.float32), (24, 24)), role="user")] * images
     sequence = layout.prompt((*features, Text(question, role="user")))
     assert sequence.ids.tolist() == list(theirs["input_ids"][0])
@@ -137,7 +137,7 @@ def test_janus_is_asked_as_by_its_processor(janus, question, images):
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_janus_is_told_to_draw_as_by_its_processor_and_guided_as_by_its_model(janus, question):
     layout, processor, (user, assistant), special = janus
-    theirs = processor(text=f"{user}{question}\n\n{assistant}", generation_mode="image")["input_ids"][0]
+    theirs = processor(text=[f"{user}{question}\n\n{assistant}"], generation_mode="image")["input_ids"][0]
     parts = (Text(question, role="user"),)
     assert layout.prompt(parts, "image").ids.tolist() == list(theirs)
     free = np.array(list(theirs))

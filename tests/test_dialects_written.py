@@ -164,7 +164,7 @@ def test_markers_are_found_by_name_and_stated_ids_are_checked(chameleon, gemma):
 
 
 def test_stated_ids_serve_where_a_tokenizer_lacks_the_name(tmp_path):
-    """Gemma's own tokenizer calls Liquid's markers <unused0>, <unused1> and <unused2>, and doesn't mark them special."""
+    """Gemma's own tokenizer calls Liquid's markers <unused0>, <unused1> and <unused2>."""
     unused = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<start_of_turn>": 106, "<end_of_turn>": 107}
     folder = tokenizer(tmp_path, unused, {"<unused0>": 7, "<unused1>": 8, "<unused2>": 9, "last": 255999}, 1000)
     layout = layout_with("liquid_7b", folder)

@@ -336,7 +336,7 @@ class Layout:
 
     def said(self, ids, chat: bool) -> str:
         """The words among ids that the model wrote, as the assistant in a chat or in a document."""
-        text, lead = self.text.decode([i for i in ids if self.vocab.is_text[i]]), self.config.chat.lead
+        text, lead = self.text.decode([int(i) for i in ids if self.vocab.is_text[i]]), self.config.chat.lead
         return text.removeprefix(lead) if chat else text
 
     def tokens(self, size: tuple[int, int]) -> int:

@@ -63,7 +63,7 @@ class Vocab:
     controls: frozenset[int] = frozenset()
     """Ids below text_size that are neither text nor markers of the layout: a release's other special tokens."""
 
-    @property
+    @cached_property
     def is_code(self) -> np.ndarray:
         """bool (size,): whether an id is a code."""
         mask = np.zeros(self.size, bool)
@@ -71,7 +71,7 @@ class Vocab:
             mask[r.start:r.stop] = True
         return mask
 
-    @property
+    @cached_property
     def is_text(self) -> np.ndarray:
         """bool (size,): whether an id is plain text, neither marker nor code."""
         mask = np.arange(self.size) < self.text_size
