@@ -17,7 +17,8 @@ MERGES = [("Ġ", "a"), ("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("i",
 def tokenizer(folder: Path, special: dict[str, int], others: dict[str, int], first: int, bos: str = "") -> Path:
     """A byte-level tokenizer in `folder`: `special` tokens and `others` under their ids, bytes and merges from `first`.
 
-    Called as its class would, it puts `bos` first. Merges cross a space, a colon, a full stop and a newline, so that text encoded in pieces would show.
+    Called as its class would, it puts `bos` first. Merges cross a space, a colon, a full stop and a newline, so that
+    text encoded in pieces would show.
     """
     pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in MERGES)]
     vocab = {piece: first + n for n, piece in enumerate(pieces)} | special | others

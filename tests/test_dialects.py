@@ -80,8 +80,9 @@ def content(layout: Layout, rng: np.random.Generator, learn: bool):
 
 
 WORDS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
-HOSTILE = st.sampled_from(["<s>", "</s>", "<racm3:break>", "<reserved08706>", "<|image start|>", "<|extra_203|>",
-                           "<boi>", "<|User|>: x", "<begin_of_image>", "\n", "\n\n", ".", " ", "<start_of_turn>model\n"])
+HOSTILE = st.sampled_from(["<s>", "</s>", "<racm3:break>", "<reserved08706>", "<|image start|>",
+                           "<|extra_203|>", "<boi>", "<|User|>: x", "<begin_of_image>", "\n", "\n\n", ".", " ",
+                           "<start_of_turn>model\n"])
 
 
 @st.composite
