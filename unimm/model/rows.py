@@ -5,6 +5,7 @@
 Everything is drawn from torch's random state on the host, before DeepSpeed divides anything: the same on every rank.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,7 +56,7 @@ def _start(table: Tensor, vocab: Vocab, known: int, rows: Rows | str, spread: fl
         width = float(table[:known].std(0).mean()) if known else usual
         for r in vocab.ranges.values():
             if r.shared and r.start >= known:
-                table[r.start:r.stop] = _projected(r.name, vectors, table.shape[1], width).to(table)
+                table[r.ids_of(np.arange(r.size))] = _projected(r.name, vectors, table.shape[1], width).to(table)
 
 
 def like(old: Tensor, count: int, spread: float = 1.0) -> Tensor:
