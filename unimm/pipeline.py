@@ -11,12 +11,21 @@ from pathlib import Path
 
 from unimm.checkpoint.manifest import MANIFEST
 from unimm.config.check import ConfigError
+from unimm.config.images import Published
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.config.tokens import SentencePieceText
 from unimm.disk import replace_file
+from unimm.images.prepare import prepare
 from unimm.images.reconstruct import Reconstruction
-from unimm.images.tokenizer import build_tokenizer, fingerprint, load_tokenizer, save_tokenizer, to_codes
+from unimm.images.tokenizer import (
+    fingerprint,
+    first_tokenizer,
+    is_released,
+    load_tokenizer,
+    save_tokenizer,
+    to_codes,
+)
 from unimm.layout import Layout
 from unimm.recipe import recipe_from_json, recipe_to_json
 from unimm.sample import Text
@@ -47,6 +56,7 @@ def train_run(recipe: Recipe, folder: Path, last: str | None = None) -> None:
     if isinstance(recipe.text, SentencePieceText):
         with timed(folder, "text"):
             _text_tokenizer(recipe, folder)
+    _adopt_tokenizer(recipe, folder)
     previous = None
     for name, stage in recipe.stages.items():
         match stage:
@@ -127,7 +137,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
         teller()(f"{name}: already done, {target}")
         return
     torch.manual_seed(stage.seed)
-    tokenizer = build_tokenizer(recipe.image_tokenizer)
+    tokenizer = first_tokenizer(recipe.image_tokenizer).train()
     check_codebook(recipe, tokenizer.size)
     datasets = []
     for use in stage.mix:
@@ -146,6 +156,19 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     ranks.barrier()
 
 
+def _adopt_tokenizer(recipe: Recipe, folder: Path) -> None:
+    """Bring a published tokenizer that no stage trains into the run's folder, which needs the release no more."""
+    trained = any(isinstance(stage, Reconstruct) for stage in recipe.stages.values())
+    target = folder / TOKENIZER_FOLDER
+    if is_released(recipe.image_tokenizer) and not trained and ranks.rank() == 0 and not target.is_dir():
+        with timed(folder, "adopt"):
+            tokenizer = first_tokenizer(recipe.image_tokenizer)
+            check_codebook(recipe, tokenizer.size)
+            save_tokenizer(tokenizer, target)
+            teller()(f"image tokenizer: {recipe.image_tokenizer.weights}, {fingerprint(tokenizer)[:12]} -> {target}")
+    ranks.barrier()
+
+
 def check_codebook(recipe: Recipe, size: int) -> None:
     """Refuse a recipe whose codebook is not the one its tokenizer makes."""
     name = recipe.image_tokenizer.codebook
@@ -159,11 +182,14 @@ def check_codebook(recipe: Recipe, size: int) -> None:
 def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: list[str] | None = None) -> None:
     """Encode the datasets that language stages read (all of them, those of some stages, or one)."""
     ranks.start()
+    _adopt_tokenizer(recipe, folder)
     if not (folder / TOKENIZER_FOLDER).is_dir():
-        raise ConfigError(f"{folder}: no trained image tokenizer yet; train it first: unimm train {folder}")
+        published = isinstance(recipe.image_tokenizer, Published)
+        remedy = "name a release's weights in image_tokenizer.weights, or train it" if published else "train it"
+        raise ConfigError(f"{folder}: no trained image tokenizer yet; {remedy} first: unimm train {folder}")
     if only is not None and only not in recipe.data:
         raise ConfigError(f"no data {only!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.data)}")
-    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER).eval()
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER).to(ranks.device())
     needed = [use.data for name, stage in recipe.stages.items() if isinstance(stage, NextToken)
               and (stages is None or name in stages) for use in stage.mix]
     for name in [only] if only else dict.fromkeys(needed):
@@ -184,8 +210,9 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
             teller()(f"encode {name}: {p.rows:,} rows, {p.rate:,.0f} rows/s{left}")
 
     target = folder / "codes" / name
-    manifest = encode(open_source(source), lambda images: to_codes(tokenizer, images), plan, target, rank=ranks.rank(),
-                      world=ranks.world(), total=getattr(source, "count", None), progress=report)
+    manifest = encode(open_source(source), lambda images: to_codes(tokenizer, images), plan, target,
+                      prepare=lambda array: prepare(recipe.image_tokenizer, array, recipe.layout.sizes),
+                      rank=ranks.rank(), world=ranks.world(), total=getattr(source, "count", None), progress=report)
     if manifest:
         counts = manifest["counts"]
         skipped = f", {counts['skipped']} skipped (see {target / 'manifest.json'})" if counts["skipped"] else ""
@@ -212,6 +239,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     if stage.recompute:
         recompute_layers(model.backbone, reentrant=stage.zero == 3)
     shards = {use.data: open_shards(folder / "codes" / use.data, fingerprint(tokenizer)) for use in stage.mix}
+    tokenizer.to(ranks.device())  # for previews; once its code vectors are in the model
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
     system = System(recipe, folder, layout, tokenizer, model, folder)
     work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from unimm.generate.use import draw
+from unimm.images.base import ImageTokenizer
 from unimm.images.measure import measure
-from unimm.images.tokenizer import ImageTokenizer, to_codes, to_pixels
+from unimm.images.tokenizer import to_codes, to_pixels
 from unimm.pictures import grid, write_png
 from unimm.sample import Text
 from unimm.system import System

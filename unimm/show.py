@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 import numpy as np
 
 from unimm.config.data import Emoji, Shapes, Source, Use
+from unimm.config.images import ConvTokenizer
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct, Stage
 from unimm.config.tokens import Line, UpTo
@@ -66,9 +67,14 @@ def axes(recipe: Recipe, layout: Layout) -> dict[str, str]:
     codes = ", ".join(f"{r.name} {r.codes:,}" + (f" x {r.depth}" if r.depth > 1 else "") + f" from id {r.start:,}"
                       for r in layout.vocab.ranges.values())
     side = f"{tokenizer.image} x {tokenizer.image} px, {(tokenizer.image // tokenizer.downsample) ** 2} codes"
+    match tokenizer:
+        case ConvTokenizer():
+            quantizer = described(tokenizer.quantizer)
+        case _:
+            quantizer = f"{tokenizer.size:,} codes of {tokenizer.dim}, published: {tokenizer.weights or 'no weights'}"
     return {
         "image tokenizer": f"{tokenizer.kind}, {side}",
-        "quantizer": described(tokenizer.quantizer),
+        "quantizer": quantizer,
         "image in": described(recipe.image_in),
         "image out": described(recipe.image_out),
         "layout": f"{c.write.begin} {levels} {c.write.end}, ends by {c.write.stop}, unconditional: {c.unconditional}",

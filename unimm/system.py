@@ -24,7 +24,7 @@ from unimm.recipe import load_recipe
 from unimm.text import BytesTokenizer, PretrainedTokenizer, TextTokenizer, load_sentencepiece
 
 if TYPE_CHECKING:
-    from unimm.images.tokenizer import ImageTokenizer
+    from unimm.images.base import ImageTokenizer
     from unimm.model.unified import UnifiedModel
 
 TEXT_FILE, TOKENIZER_FOLDER, RECIPE_FILE, EXPORT_FILE = "text.model", "image_tokenizer", "recipe.json", "export.json"

@@ -12,9 +12,9 @@ from unimm.config.recipe import Sampling
 from unimm.config.stages import NextToken
 from unimm.errors import UserError
 from unimm.generate.decode import Request, decode, image_request
+from unimm.images.prepare import prepare
 from unimm.images.tokenizer import to_codes, to_pixels
 from unimm.sample import Codes, Image, Part, Pixels, Text
-from unimm.stream.pixels import fit
 from unimm.system import System
 
 
@@ -23,10 +23,10 @@ class PromptError(UserError):
 
 
 def encoded(system: System, parts: Many[Part]) -> tuple[Part, ...]:
-    """The parts with pixels turned to codes by the system's tokenizer, cut to its size."""
+    """The parts with pixels turned to codes by the system's tokenizer, brought to a size that it takes."""
     images = [p for p in parts if isinstance(p, Image) and isinstance(p.content, Pixels)]
-    size = system.recipe.image_tokenizer.image
-    codes = iter(to_codes(system.tokenizer, [fit(p.content.array, size) for p in images]) if images else [])
+    config, sizes = system.recipe.image_tokenizer, system.recipe.layout.sizes
+    codes = iter(to_codes(system.tokenizer, [prepare(config, p.content.array, sizes) for p in images]))
     return tuple(replace(p, content=next(codes)) if p in images else p for p in parts)
 
 

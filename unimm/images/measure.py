@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimm.images.tokenizer import ImageTokenizer, to_codes, to_pixels
+from unimm.images.base import ImageTokenizer
+from unimm.images.tokenizer import to_codes, to_pixels
 
 AT_ONCE = 64
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unimm.images.tokenizer import ImageTokenizer
+from unimm.images.base import ImageTokenizer
 from unimm.losses import Losses, Weight
 
 

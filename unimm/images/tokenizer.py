@@ -1,11 +1,11 @@
-"""The image tokenizer: pixels to codes and back, its training loss, its fingerprint, its folder.
+"""Image tokenizers: built fresh or from a release, used on lists of pictures, fingerprinted, kept in a folder.
 
     uint8 images --to_codes--> Codes --to_pixels--> uint8 images          (lists, for data and sampling)
-    (B, 3, H, W) --encode--> ids int64 (B, P) --decode--> (B, 3, H, W)    (float32 in [-1, 1])
-    (B, 3, H, W) --forward--> Reconstruction, whose loss trains it
+    released weights --released_tokenizer--> ImageTokenizer --save_tokenizer--> folder --load_tokenizer--> same
 
-A saved tokenizer is a folder of model.safetensors and config.json; the latter holds the fingerprint
-of both, since a flipped bit in safetensors loads as a wrong value without a word.
+What a tokenizer is and does stands in `unimm.images.base.ImageTokenizer`. A saved tokenizer is a folder of
+model.safetensors, in our names, and config.json; the latter holds the fingerprint of both, since a flipped bit
+in safetensors loads as a wrong value without a word.
 """
 
 import dataclasses
@@ -15,98 +15,65 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, assert_never
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unimm.config.images import ConvTokenizer
-from unimm.errors import UserError
-from unimm.images.conv import Decoder, Encoder
-from unimm.images.quantize import build_quantizer
+from unimm.config import images as config
+from unimm.images.base import ImageTokenizer, TokenizerError
+from unimm.images.chameleon import ChameleonTokenizer
+from unimm.images.conv import ConvImageTokenizer
+from unimm.images.emu3 import Emu3Tokenizer
+from unimm.images.ibq import IBQTokenizer
+from unimm.images.llamagen import LlamaGenTokenizer
+from unimm.images.movq import MoVQTokenizer
+from unimm.images.released import load_released
 from unimm.sample import Codes
 
-AT_ONCE = 256
-"""Images encoded or decoded in one pass."""
-SAME_COLOUR = 0.05
-"""Largest difference of a channel, of 2, at which a pixel still counts as background."""
+AT_ONCE, PIXELS_AT_ONCE = 256, 2**20
+"""Images encoded or decoded in one pass, and their pixels: the widest maps of a VQGAN take 1 KB a pixel."""
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+ELSEWHERE = ("weights", "unpickle")
+"""Fields of a configuration that say where weights came from, not what they are."""
 
 
-class TokenizerError(UserError):
-    """Images, codes or a folder that this image tokenizer can't take; the message names the remedy."""
-
-
-class Reconstruction(NamedTuple):
-    """images float32 (B, 3, H, W); ids int64 (B, P); losses float32 () by name, already weighted: add them up."""
-
-    images: Tensor
-    ids: Tensor
-    losses: dict[str, Tensor]
-
-    @property
-    def loss(self) -> Tensor:
-        return sum(self.losses.values())
-
-
-class ImageTokenizer(nn.Module):
-    """Encoder, quantizer, decoder. `size` codes of `dim` channels on a `grid` of (rows, columns)."""
-
-    def __init__(self, config: ConvTokenizer):
-        super().__init__()
-        self.config = config
-        side = config.image // config.downsample
-        self.grid = (side, side)
-        self.quantizer = build_quantizer(config.quantizer)
-        self.size, self.dim = self.quantizer.size, self.quantizer.dim
-        self.encoder = Encoder(config.downsample, config.width, config.blocks, config.encoder_kernel, self.dim)
-        self.decoder = Decoder(config.downsample, config.width, config.blocks, self.dim)
-
-    def forward(self, images: Tensor) -> Reconstruction:
-        """The reconstruction and the loss; in training mode this also updates a moving-average codebook."""
-        quantized = self.quantizer(self.encoder(self._checked(images)))
-        again = self.decoder(quantized.vectors).float()
-        losses = {**self._pixel_losses(again, images.float()), "quantizer": quantized.loss}
-        return Reconstruction(again, quantized.ids, losses)
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """float32 (B, 3, H, W) in [-1, 1] -> int64 (B, P), row by row; the same in training and in eval mode."""
-        return self.quantizer.ids_of(self.encoder(self._checked(images)))
-
-    def decode(self, ids: Tensor) -> Tensor:
-        """int64 (B, P) -> float32 (B, 3, H, W), in [-1, 1] but for overshoot."""
-        vectors = self.quantizer.codes_to_vectors(ids).unflatten(1, self.grid).permute(0, 3, 1, 2)
-        return self.decoder(vectors.to(self.decoder[0].weight.dtype)).float()
-
-    def code_vectors(self) -> Tensor:
-        """Every code's vector, float32 (size, dim)."""
-        return self.quantizer.codes_to_vectors(torch.arange(self.size, device=self.decoder[0].weight.device))
-
-    def _pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """Squared and absolute error: means over images of means over pixels, those off the border's colour
-        weighted by foreground_weight. Each image by itself, so that equal shares of a batch average to the whole."""
-        border = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], dim=2)
-        background = border.median(dim=2).values[:, :, None, None]
-        foreground = (images - background).abs().amax(1, keepdim=True) > SAME_COLOUR
-        weight = 1 + (self.config.foreground_weight - 1) * foreground.float()  # (B, 1, H, W)
-        weight = weight / (3 * len(images) * weight.sum((1, 2, 3), keepdim=True))
-        difference = again - images
-        return {"mse": (weight * difference.square()).sum(),
-                "l1": self.config.l1 * (weight * difference.abs()).sum()}
-
-    def _checked(self, images: Tensor) -> Tensor:
-        side = self.config.image
-        if images.shape[1:] != (3, side, side):
-            raise TokenizerError(f"this image tokenizer takes images of (3, {side}, {side}), "
-                                 f"got {tuple(images.shape[1:])}; crop and resize them first")
-        return images.to(self.encoder[0].weight.dtype)
-
-
-def build_tokenizer(config: ConvTokenizer) -> ImageTokenizer:
+def build_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
     """A tokenizer with fresh weights."""
-    return ImageTokenizer(config)
+    match wanted:
+        case config.ConvTokenizer():
+            return ConvImageTokenizer(wanted)
+        case config.Chameleon():
+            return ChameleonTokenizer(wanted)
+        case config.Emu3():
+            return Emu3Tokenizer(wanted)
+        case config.LlamaGen():
+            return LlamaGenTokenizer(wanted)
+        case config.MoVQ():
+            return MoVQTokenizer(wanted)
+        case config.IBQ():
+            return IBQTokenizer(wanted)
+        case _:
+            assert_never(wanted)
+
+
+def first_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
+    """The tokenizer that a run begins with: a release's where the configuration names its weights, else a fresh one.
+
+    Raises TokenizerError where the weights can't be read or are another tokenizer's.
+    """
+    if not is_released(wanted):
+        return build_tokenizer(wanted)
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(wanted)
+    load_released(tokenizer, Path(wanted.weights), wanted.unpickle)
+    return tokenizer.eval()
+
+
+def is_released(wanted: config.ImageTokenizer) -> bool:
+    """Whether the configuration names weights, so that no stage has to train the tokenizer."""
+    return isinstance(wanted, config.Published) and wanted.weights != ""
 
 
 def to_tensor(images: list[np.ndarray]) -> Tensor:
@@ -115,43 +82,61 @@ def to_tensor(images: list[np.ndarray]) -> Tensor:
 
 
 def to_codes(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> list[Codes]:
-    """Codes of uint8 (H, W, 3) images. Raises TokenizerError for an image that isn't of the tokenizer's size."""
-    side, device = tokenizer.config.image, tokenizer.encoder[0].weight.device
+    """Codes of uint8 (H, W, 3) images, of whatever sizes the tokenizer takes. Raises TokenizerError for any other."""
     for i, image in enumerate(images):
-        if image.shape != (side, side, 3) or image.dtype != np.uint8:
+        fits = image.ndim == 3 and image.shape[2] == 3 and tokenizer.takes(*image.shape[:2])
+        if not fits or image.dtype != np.uint8:
             raise TokenizerError(f"image {i} is {image.dtype} {image.shape}; this image tokenizer takes "
-                                 f"uint8 {(side, side, 3)}: crop and resize it first")
-    ids = (tokenizer.encode(to_tensor(some).to(device)).cpu().numpy() for some in _batches(images))
-    return [Codes.of_grid(row.reshape(tokenizer.grid)) for batch in ids for row in batch]
+                                 f"uint8 {tokenizer.sizes_taken}: crop and resize it first")
+    found: dict[int, Codes] = {}
+    for some in _batches([image.shape[:2] for image in images]):
+        ids = tokenizer.encode(to_tensor([images[i] for i in some]).to(tokenizer.device)).cpu().numpy()
+        grid = [side // tokenizer.patch for side in images[some[0]].shape[:2]]
+        found.update((i, Codes.of_grid(row.reshape(grid))) for i, row in zip(some, ids))
+    return [found[i] for i in range(len(images))]
 
 
 @torch.no_grad()
 def to_pixels(tokenizer: ImageTokenizer, codes: list[Codes]) -> list[np.ndarray]:
     """The uint8 (H, W, 3) images of codes. Raises TokenizerError for codes of another grid or codebook."""
-    device = tokenizer.decoder[0].weight.device
-    positions = tokenizer.grid[0] * tokenizer.grid[1]
-    for i, code in enumerate(codes):
-        ids = code.levels[0].ids
-        if len(code.levels) != 1 or ids.shape != (positions, 1) or ids.min() < 0 or ids.max() >= tokenizer.size:
-            found = f"{len(code.levels)} level(s) of {ids.shape}, {ids.min()} to {ids.max()}"
-            raise TokenizerError(f"codes {i} are {found}; "
-                                 f"this image tokenizer has one of {(positions, 1)} below {tokenizer.size}")
-    images = []
-    for some in _batches(codes):
-        ids = torch.from_numpy(np.stack([code.levels[0].ids[:, 0] for code in some])).long()
-        decoded = (tokenizer.decode(ids.to(device)).clamp(-1, 1) + 1) * 127.5
-        images += list(decoded.round().byte().permute(0, 2, 3, 1).cpu().numpy())
-    return images
+    grids = [_grid_of(tokenizer, i, code) for i, code in enumerate(codes)]
+    found: dict[int, np.ndarray] = {}
+    for some in _batches([(h * tokenizer.patch, w * tokenizer.patch) for h, w in grids]):
+        ids = torch.from_numpy(np.stack([codes[i].levels[0].ids[:, 0] for i in some])).long()
+        decoded = tokenizer.decode(ids.to(tokenizer.device), grids[some[0]])
+        pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        found.update(zip(some, pixels))
+    return [found[i] for i in range(len(codes))]
 
 
-def _batches(items: list) -> Iterator[list]:
-    return (items[i : i + AT_ONCE] for i in range(0, len(items), AT_ONCE))
+def _grid_of(tokenizer: ImageTokenizer, number: int, code: Codes) -> tuple[int, int]:
+    """The grid that these codes are decoded on."""
+    ids = code.levels[0].ids
+    grid = (tokenizer.any_size and code.levels[0].grid) or tokenizer.grid
+    positions = grid[0] * grid[1]
+    if len(code.levels) != 1 or ids.shape != (positions, 1) or ids.min() < 0 or ids.max() >= tokenizer.size:
+        found = f"{len(code.levels)} level(s) of {ids.shape}, {ids.min()} to {ids.max()}"
+        raise TokenizerError(f"codes {number} are {found}; "
+                             f"this image tokenizer has one of {(positions, 1)} below {tokenizer.size}")
+    return grid
+
+
+def _batches(sizes: list[tuple[int, int]]) -> Iterator[list[int]]:
+    """The numbers of images of one size each, as many as go into one pass."""
+    for size in dict.fromkeys(sizes):
+        alike = [i for i, other in enumerate(sizes) if other == size]
+        n = max(1, min(AT_ONCE, PIXELS_AT_ONCE // (size[0] * size[1])))
+        yield from (alike[i : i + n] for i in range(0, len(alike), n))
 
 
 def fingerprint(tokenizer: ImageTokenizer) -> str:
-    """SHA-256 of the configuration and of every weight's name, type, shape and bytes, in hexadecimal."""
+    """SHA-256 of the configuration and of every weight's name, type, shape and bytes, in hexadecimal.
+
+    Where a release's weights were read from leaves no trace in it.
+    """
+    about = {name: value for name, value in dataclasses.asdict(tokenizer.config).items() if name not in ELSEWHERE}
     # A 4 given for a float comes back from JSON as 4.0: compare numbers as floats.
-    plain = json.loads(json.dumps(dataclasses.asdict(tokenizer.config)), parse_int=float)
+    plain = json.loads(json.dumps(about), parse_int=float)
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for name, weight in sorted(tokenizer.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -189,8 +174,8 @@ def load_tokenizer(folder: Path) -> ImageTokenizer:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise TokenizerError(f"{folder} is not an image tokenizer: it has no {name}; train or copy the tokenizer")
-    config, saved = _read_config(folder / CONFIG)
-    tokenizer = build_tokenizer(config)
+    about, saved = _read_config(folder / CONFIG)
+    tokenizer = build_tokenizer(about)
     try:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
@@ -206,12 +191,13 @@ def load_tokenizer(folder: Path) -> ImageTokenizer:
     return tokenizer.eval()
 
 
-def _read_config(path: Path) -> tuple[ConvTokenizer, str]:
-    from pydantic import TypeAdapter
+def _read_config(path: Path) -> tuple[config.ImageTokenizer, str]:
+    from pydantic import Field, TypeAdapter
 
     try:
         about = json.loads(path.read_text())
-        return TypeAdapter(ConvTokenizer).validate_python(about["config"], extra="forbid"), about["fingerprint"]
+        kinds = TypeAdapter(Annotated[config.ImageTokenizer, Field(discriminator="kind")])
+        return kinds.validate_python(about["config"], extra="forbid"), about["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
         why = " ".join(str(error).split())
         raise TokenizerError(f"{path} does not describe an image tokenizer: {why}; copy it again") from None

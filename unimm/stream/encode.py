@@ -10,14 +10,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
 from unimm.disk import read_sealed, write_sealed, writing
+from unimm.resize import fit
 from unimm.sample import Codes, Image, Part, Sample
-from unimm.stream.pixels import fit
 from unimm.stream.shards import ShardError, problem_of, write_shard
 from unimm.stream.sources import Item
 
@@ -37,7 +38,7 @@ class Plan:
     size: int
     """How many codes the tokenizer has: ids are 0 .. size - 1."""
     pixels: int
-    """Height and width the tokenizer takes."""
+    """Height and width the tokenizer takes, or those of its square images where it takes several sizes."""
     rows: int = 4096
     """Source rows per shard."""
     batch: int = 64
@@ -95,6 +96,7 @@ def encode(
     plan: Plan,
     folder: str | Path,
     *,
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
     rank: int = 0,
     world: int = 1,
     total: int | None = None,
@@ -103,10 +105,11 @@ def encode(
     """Encode a source's items into `folder`; start it again after any interruption and it goes on.
 
     Every rank passes over all items; those of shards that are done, or another rank's, are not decoded.
-    `to_codes` takes uint8 (pixels, pixels, 3) images. Bad items are skipped and listed with their reasons.
-    Returns the manifest, or None while other ranks are still at work. A folder that is already finished
-    and whole is returned as it is. Raises ShardError for another plan's folder, a source that changed under
-    a half-done encode, or a source without a single usable row; DiskError for a folder that can't be written.
+    `to_codes` takes what `prepare` makes of each picture; without one, uint8 (pixels, pixels, 3).
+    Bad items are skipped and listed with their reasons. Returns the manifest, or None while other ranks are
+    still at work. A folder that is already finished and whole is returned as it is. Raises ShardError for
+    another plan's folder, a source that changed under a half-done encode, or a source without a single usable
+    row; DiskError for a folder that can't be written.
     """
     folder = Path(folder)
     if finished := _begin(folder, plan, rank):
@@ -120,7 +123,7 @@ def encode(
         mine = number % world == rank
         kept = _kept(path) if mine else None
         if mine and kept is None:
-            _write(path, rows, keys, to_codes, plan, tally)
+            _write(path, rows, keys, to_codes, prepare or partial(fit, size=plan.pixels), plan, tally)
         else:
             deque(rows, maxlen=0)  # passes over them; nothing is decoded
         if kept is not None and keys.hexdigest() != kept["keys"]:
@@ -160,17 +163,17 @@ def _noted(rows: Iterator[Item], keys, tally: _Tally) -> Iterator[Item]:
         yield item
 
 
-def _write(path: Path, rows: Iterator[Item], keys, to_codes, plan: Plan, tally: _Tally) -> None:
+def _write(path: Path, rows: Iterator[Item], keys, to_codes, prepare, plan: Plan, tally: _Tally) -> None:
     """Encode one shard; its side file, written last, says that it is done."""
     tally.begin()
-    drafts, codes, skipped, problems = _encode_rows(rows, to_codes, plan, tally)
+    drafts, codes, skipped, problems = _encode_rows(rows, to_codes, prepare, plan, tally)
     facts = write_shard(path, _with_codes(drafts, codes), plan.size)
     write_sealed(path.with_suffix(".json"), facts | {
         "rows": len(drafts) + skipped, "keys": keys.hexdigest(), "skipped": skipped, "problems": problems,
     })  # fmt: skip
 
 
-def _encode_rows(rows: Iterator[Item], to_codes, plan: Plan, tally: _Tally):
+def _encode_rows(rows: Iterator[Item], to_codes, prepare, plan: Plan, tally: _Tally):
     """(key and sample with images still open, in order), (the images' codes, in order), skipped, problems.
 
     Pixels are let go batch by batch: a shard's worth of them would not fit into memory.
@@ -192,7 +195,7 @@ def _encode_rows(rows: Iterator[Item], to_codes, plan: Plan, tally: _Tally):
             tally.skipped += 1
             problems += [{"key": item.key, "why": item.problem}] if len(problems) < LISTED else []
             continue
-        waiting += [fit(image.content.array, plan.pixels) for image in item.sample.images]
+        waiting += [prepare(image.content.array) for image in item.sample.images]
         drafts.append((item.key, _without_pixels(item.sample)))
         tally.samples += 1
         while len(waiting) >= plan.batch:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from unimm.config.check import ConfigError
+from unimm.resize import fit
 from unimm.stream.mixture import random_order, same_stream
-from unimm.stream.pixels import fit
 from unimm.stream.sources import Item
 
 

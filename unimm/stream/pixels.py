@@ -47,17 +47,6 @@ def load_pixels(source: str | Path | bytes | Image.Image, where: str) -> np.ndar
         raise ImageError(f"{where}: damaged or cut short ({text})") from why
 
 
-def fit(array: np.ndarray, size: int) -> np.ndarray:
-    """The largest centred square of uint8 (H, W, 3), resized to (size, size, 3) with antialiasing."""
-    height, width = array.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = array[top:top + side, left:left + side]
-    if side == size:
-        return np.ascontiguousarray(square)
-    return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
-
-
 def _open(source: str | Path | bytes) -> Image.Image:
     data = source if isinstance(source, bytes) else _read(source)
     if not data:

@@ -1,0 +1,87 @@
+"""What every image tokenizer offers, whatever its architecture."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unimm.config.images import ImageTokenizer as Config
+from unimm.errors import UserError
+
+
+class TokenizerError(UserError):
+    """Images, codes, weights or a folder that an image tokenizer can't take; the message names the remedy."""
+
+
+class Reconstruction(NamedTuple):
+    """images float32 (B, 3, H, W); ids int64 (B, P); losses float32 () by name, already weighted: add them up."""
+
+    images: Tensor
+    ids: Tensor
+    losses: dict[str, Tensor]
+
+    @property
+    def loss(self) -> Tensor:
+        return sum(self.losses.values())
+
+
+class ImageTokenizer(nn.Module):
+    """Pixels to codes and back. Each architecture defines the methods that raise here.
+
+        images float32 (B, 3, H, W) in [-1, 1] --encode--> ids int64 (B, P), P = rows * columns, row by row
+        ids (B, P), grid (rows, columns)       --decode--> float32 (B, 3, H, W), in [-1, 1] but for overshoot
+        images                                 --forward-> Reconstruction, whose loss trains the tokenizer
+        code_vectors()                                     float32 (size, dim): every code's vector
+
+    `size` codes of `dim` channels, `patch` pixels to a code each way, so that the grid of an image of (H, W)
+    pixels is (H / patch, W / patch). `grid` is that of the configuration's own image size; where `any_size` is
+    False it is the only one, otherwise an image may have any size of whole patches, and `decode` is to be told
+    the grid wherever it isn't that. `encode` and `decode` are the same in training and in eval mode.
+    Pictures become such images by `unimm.images.prepare.prepare` and `to_tensor`.
+    """
+
+    any_size = False
+    size: int
+    dim: int
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.patch = config.downsample
+        self.grid = (config.image // self.patch, config.image // self.patch)
+
+    def encode(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        raise NotImplementedError
+
+    def code_vectors(self) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def takes(self, height: int, width: int) -> bool:
+        """Whether an image may have this many pixels."""
+        if self.any_size:
+            return height > 0 and width > 0 and height % self.patch == 0 and width % self.patch == 0
+        return (height, width) == (self.grid[0] * self.patch, self.grid[1] * self.patch)
+
+    @property
+    def sizes_taken(self) -> str:
+        """The sizes of images in words, for messages."""
+        if self.any_size:
+            return f"(height, width, 3), both sides multiples of {self.patch}"
+        return f"{(self.grid[0] * self.patch, self.grid[1] * self.patch, 3)}"
+
+    def checked(self, images: Tensor) -> Tensor:
+        """The images as the weights' type. Raises TokenizerError for a size that isn't taken."""
+        if images.ndim != 4 or images.shape[1] != 3 or not self.takes(*images.shape[2:]):
+            raise TokenizerError(f"this image tokenizer takes images of {self.sizes_taken}, channels first; "
+                                 f"got {tuple(images.shape[1:])}; crop and resize them first")
+        return images.to(next(self.parameters()).dtype)
