@@ -31,6 +31,7 @@ from unimm.recipe import load_recipe
 from unimm.sample import Image, Pixels, Text
 from unimm.serve.files import sample_to_files
 from unimm.serve.terminal import parts_said
+from unimm.status import read_status
 from unimm.stream.shards import open_shards
 from unimm.system import open_run
 
@@ -80,9 +81,17 @@ def test_every_other_recipe_trains_two_steps_of_each_stage_and_draws(path, tmp_p
 
 
 def test_a_finished_run_is_left_as_it_is(run):
-    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "seconds.json"}
+    timed = ("seconds.json", "status.json")
+    before, status = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name not in timed}, told(run)
     train_run(TINY, run)
-    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "seconds.json"} == before
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name not in timed} == before
+    assert told(run) == status
+    assert status["state"] == "done" and status["stage"] == "sft" and status["step"] == status["steps"] == 2
+
+
+def told(run: Path) -> dict:
+    status = read_status(run)
+    return {name: value for name, value in status.items() if name != "time"}
 
 
 def test_a_run_stopped_between_stages_continues_to_the_same_weights(run, tmp_path):

@@ -25,7 +25,7 @@ LIBRARY = [path for path in TREES if path.parts[0] in ("unimm", "recipes", "data
 LAYERS = (
     "errors",
     "disk",
-    "sample, losses, arguments, pictures, resize, config",
+    "sample, losses, arguments, pictures, resize, config, hardware, status",
     "text, vocab",
     "grammar",
     "layout",
@@ -33,7 +33,7 @@ LAYERS = (
     "checkpoint",
     "system",
     "train, generate",
-    "previews, show",
+    "previews, show, plan",
     "pipeline, evaluate, serve, export",
     "api",
     "cli",
@@ -44,10 +44,12 @@ HEIGHT = {part: n for n, line in enumerate(LAYERS) for part in line.split(", ")}
 # The package that installs a module, where the two differ in name.
 INSTALLED_BY = {
     "PIL": "pillow",
+    "flash_attn": "flash-attn-4",  # flash-attn has the same name to import
+    "liger_kernel": "liger-kernel",
     "torch.utils.tensorboard": "tensorboard",
     "vector_quantize_pytorch": "vector-quantize-pytorch",
 }
-RUN_NOT_IMPORTED = {"ruff", "pytest-xdist"}
+RUN_NOT_IMPORTED = {"ruff", "pytest-xdist", "accelerate"}
 HEAVY = (
     "torch",
     "transformers",
@@ -128,15 +130,16 @@ def test_data_and_recipes_stand_on_little():
 def test_every_package_is_declared_and_every_declaration_is_used():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = {re.match(r"[\w-]+", line).group() for line in project["dependencies"]}
-    dev = {re.match(r"[\w-]+", line).group() for line in project["optional-dependencies"]["dev"]}
+    dev, gpu = ({re.match(r"[\w-]+", line).group() for line in project["optional-dependencies"][extra]}
+                for extra in ("dev", "gpu"))
     used: dict[bool, set[str]] = {True: set(), False: set()}
     for path in TREES:
         for module in imports(path):
             top = module.split(".")[0]
             if top not in sys.stdlib_module_names and top not in OWN:
                 used[path in LIBRARY].add(INSTALLED_BY.get(module, INSTALLED_BY.get(top, top)))
-    assert used[True] == core
-    assert used[False] - core == dev - RUN_NOT_IMPORTED
+    assert used[True] == core | gpu
+    assert used[False] - core - gpu == dev - RUN_NOT_IMPORTED
 
 
 def test_packages_re_export_nothing():
@@ -156,6 +159,7 @@ def test_packages_re_export_nothing():
         "recipe",
         "text",
         "show",
+        "hardware",
         "cli",
         *(f"config.{path.stem}" for path in LIBRARY if path.parts[1] == "config"),
     ],

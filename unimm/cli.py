@@ -1,5 +1,6 @@
-"""unimm show | train | encode | sample | chat | eval | checkpoint: small classes; heavy imports wait for their use."""
+"""The `unimm` command: one small class for each thing that it does; heavy imports wait for their use."""
 
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -25,6 +26,32 @@ class Show:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Say on paper what a recipe takes on a cluster: memory of a GPU by part, days, disk; nothing is run.
+
+    Any field of the recipe can be overridden: --stages.sft.zero 2 --stages.sft.micro 4
+    """
+
+    recipe: Positional[Path]
+    """A recipe file, or a run's folder."""
+    gpus: int | None = None
+    """How many, over all nodes; one node's by default."""
+    gpu: str = "h200"
+    """Which, by its name in unimm/hardware.py."""
+    nodes: int = 1
+    """How many nodes, where --gpus is not said."""
+    gpus_per_node: int = 8
+    mfu: float = 0.4
+    """Share of the peak that is assumed to be reached, recomputation counted."""
+    document: int = 0
+    """Tokens of a document on average; 0: the longest image with a caption."""
+    images: int = 1_000_000
+    """Images of a dataset, where the recipe does not say."""
+    json: bool = False
+    """Print every number as JSON instead."""
+
+
+@dataclass(frozen=True)
 class Train:
     """Train a recipe's stages in order, or go on where an interrupted run stopped.
 
@@ -37,6 +64,15 @@ class Train:
     """The run's folder; runs/NAME by default."""
     stage: str | None = None
     """Stop after this stage."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Say how a run went. Exit code: 0 done, 75 start it again, 1 failed, 3 running, or killed without a word."""
+
+    run: Positional[Path]
+    json: bool = False
+    """Print status.json with the errors of all ranks instead."""
 
 
 @dataclass(frozen=True)
@@ -139,17 +175,19 @@ class Checkpoint:
 
 
 Command = (
-    Annotated[Show, subcommand("show")] | Annotated[Train, subcommand("train")]
+    Annotated[Show, subcommand("show")] | Annotated[Plan, subcommand("plan")] | Annotated[Train, subcommand("train")]
     | Annotated[Encode, subcommand("encode")] | Annotated[Sample, subcommand("sample")]
     | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")]
-    | Annotated[Checkpoint, subcommand("checkpoint")])
+    | Annotated[Checkpoint, subcommand("checkpoint")] | Annotated[Status, subcommand("status")])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The `unimm` command. Bad input ends in one line on stderr and exit code 2; an interruption in 128 + signal."""
+    """The `unimm` command. Bad input ends in one line on stderr and exit code 2; see docs/exit-codes.md."""
     code = 0
     try:
-        code = run(sys.argv[1:] if arguments is None else arguments)
+        # The deepspeed launcher adds --local_rank=N unless told not to; LOCAL_RANK says the same.
+        given = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
+        code = run(given if arguments is None else arguments)
     except UserError as error:
         print(f"unimm: {error}", file=sys.stderr)
         code = 2
@@ -174,8 +212,13 @@ def run(arguments: list[str]) -> int:
     match command:
         case Show(recipe=path, json=as_json):
             return _show(load(path, rest), as_json)
+        case Plan():
+            _plan(command, rest)
         case Train():
             return _train(command, rest)
+        case Status(run=folder, json=as_json):
+            _none(rest)
+            return _status(folder, as_json)
         case Encode(run=folder, data=data):
             _none(rest)
             recipe = load(folder, [])
@@ -258,6 +301,27 @@ def _checkpoint(do: CheckpointList | CheckpointVerify | CheckpointExport) -> Non
             assert_never(do)
 
 
+def _status(folder: Path, as_json: bool) -> int:
+    from unimm.status import code_of, describe, read_status
+
+    status = read_status(folder)
+    print(json.dumps(status, indent=1) if as_json else "\n".join(describe(folder, status)))
+    return code_of(status)
+
+
+def _plan(command: Plan, rest: list[str]) -> None:
+    recipe = load(command.recipe, rest)
+    from unimm.hardware import gpu_named
+    from unimm.plan.plan import Cluster, plan
+    from unimm.plan.table import table, to_json
+
+    gpus = command.nodes * command.gpus_per_node if command.gpus is None else command.gpus
+    cluster = Cluster(gpus=gpus, per_node=command.gpus_per_node, gpu=gpu_named(command.gpu), mfu=command.mfu)
+    folder = command.recipe if command.recipe.is_dir() else None
+    found = plan(recipe, cluster, folder, command.document, command.images)
+    print(to_json(found) if command.json else "\n".join(table(found)))
+
+
 def _train(command: Train, rest: list[str]) -> int:
     recipe = load(command.recipe, rest)
     from unimm.pipeline import train_run
@@ -271,5 +335,6 @@ def _train(command: Train, rest: list[str]) -> int:
 
         if ranks.rank() == 0:
             print(stopped, file=sys.stderr)
+        ranks.barrier()  # all are here: none may leave, and have the launcher end the others, before rank 0 has spoken
         return stopped.code
     return 0

@@ -26,20 +26,32 @@ from unimm.images.tokenizer import (
     save_tokenizer,
     to_codes,
 )
-from unimm.layout import Layout
 from unimm.recipe import recipe_from_json, recipe_to_json
 from unimm.sample import Text
+from unimm.show import batch_in_words
+from unimm.status import Status, told
 from unimm.stream.batches import Batches
 from unimm.stream.encode import Plan, Progress, encode
 from unimm.stream.mixture import Mixture
 from unimm.stream.pixel_batches import PixelBatches, images_of
 from unimm.stream.shards import Shards, open_shards
 from unimm.stream.sources import open_source
-from unimm.system import RECIPE_FILE, TEXT_FILE, TOKENIZER_FOLDER, System, layout_of, load_stage, new_model, text_of
+from unimm.system import (
+    RECIPE_FILE,
+    TEXT_FILE,
+    TOKENIZER_FOLDER,
+    System,
+    layout_of,
+    load_stage,
+    new_model,
+    new_rows,
+    text_of,
+)
 from unimm.text import train_sentencepiece
 from unimm.train import ranks
 from unimm.train.loop import Work, run_stage
 from unimm.train.progress import teller
+from unimm.train.signals import ended
 
 SECONDS = "seconds.json"
 
@@ -53,6 +65,13 @@ def train_run(recipe: Recipe, folder: Path, last: str | None = None) -> None:
         raise ConfigError(f"no stage {last!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.stages)}")
     ranks.start()
     _begin(recipe, folder)
+    with told(Status(folder, ranks.rank(), ranks.world()), ended) as status:
+        ranks.barrier()  # until rank 0 has cleared away how an earlier attempt ended
+        _train_stages(recipe, folder, last, status)
+    teller()(f"trained: {folder}\nnext: unimm eval {folder}, unimm sample {folder} \"a prompt\", unimm chat {folder}")
+
+
+def _train_stages(recipe: Recipe, folder: Path, last: str | None, status: Status) -> None:
     if isinstance(recipe.text, SentencePieceText):
         with timed(folder, "text"):
             _text_tokenizer(recipe, folder)
@@ -62,15 +81,14 @@ def train_run(recipe: Recipe, folder: Path, last: str | None = None) -> None:
         match stage:
             case Reconstruct():
                 with timed(folder, name):
-                    _train_tokenizer(recipe, folder, name, stage)
+                    _train_tokenizer(recipe, folder, name, stage, status)
             case NextToken():
                 with timed(folder, "encode"):
                     encode_run(recipe, folder, stages=[name])
                 with timed(folder, name):
-                    previous = _train_language(recipe, folder, name, stage, previous), stage
+                    previous = _train_language(recipe, folder, name, stage, previous, status), stage
         if name == last:
             break
-    teller()(f"trained: {folder}\nnext: unimm eval {folder}, unimm sample {folder} \"a prompt\", unimm chat {folder}")
 
 
 @contextmanager
@@ -126,7 +144,7 @@ def _text_tokenizer(recipe: Recipe, folder: Path) -> None:
     ranks.barrier()
 
 
-def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct) -> None:
+def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct, status: Status) -> None:
     """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
     import torch
 
@@ -149,7 +167,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     work = Work(Reconstruction(tokenizer), batches,
                 preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
                 recipe=json.loads(recipe_to_json(recipe)))
-    run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}")
+    run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
     if ranks.rank() == 0:
         save_tokenizer(tokenizer, target)
         teller()(f"{name}: image tokenizer {fingerprint(tokenizer)[:12]} -> {target}")
@@ -220,10 +238,11 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
 
 
 def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
-                    previous: tuple[Path, NextToken] | None) -> Path:
+                    previous: tuple[Path, NextToken] | None, status: Status) -> Path:
     """One stage of the language model, from the previous stage's final checkpoint; returns its own."""
     import torch
 
+    from unimm.model.attention import kernel_name
     from unimm.model.backbone import compile_layers, recompute_layers
     from unimm.previews import preview_drawings
 
@@ -231,7 +250,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     check_codebook(recipe, tokenizer.size)
     layout = layout_of(recipe, text_of(recipe, folder))
     torch.manual_seed(stage.seed)
-    model = new_model(recipe, layout, tokenizer, stage.image_weight)
+    model = new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss)
     if previous is not None:
         load_stage(previous[0], model, previous[1])
     if stage.compile:
@@ -243,20 +262,12 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
     system = System(recipe, folder, layout, tokenizer, model, folder)
     work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),
-                new_rows=_new_rows(recipe, layout, model), parts=model.parts(),
-                recipe=json.loads(recipe_to_json(recipe)))
-    teller()(f"{name}: {model.describe()}")
-    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}")
-
-
-def _new_rows(recipe: Recipe, layout: Layout, model) -> dict[str, range]:
-    """The rows that must learn, by parameter: all of a fresh model's tables, those that a published one lacks, and all
-    that images are read with."""
-    known = 0 if recipe.backbone.kind == "fresh" else layout.vocab.text_size
-    parts, found = model.parts(), {}
-    for name in [*parts["embeddings"], *parts["head"]] if known < layout.vocab.rows else ():
-        found[name] = range(known, layout.vocab.rows)
-    return found | {f"image_input.{name}": range(len(p)) for name, p in model.image_input.named_parameters()}
+                new_rows=new_rows(recipe, layout, model), parts=model.parts(),
+                recipe=json.loads(recipe_to_json(recipe)), show=lambda batch: {"rows": batch_in_words(layout, batch)},
+                codes={r.name: (r.start, r.stop) for r in layout.vocab.ranges.values() if r.depth == 1})
+    kernel = kernel_name(model.backbone.config, ranks.device(), stage.precision, stage.seq_len)
+    teller()(f"{name}: {model.describe()}\n{name}: attention: {kernel}")
+    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
 
 
 def _prompts(shards: dict[str, Shards], stage: NextToken, count: int = 8) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from unimm.arguments import read_arguments
-from unimm.config import data, images, model, stages, tokens, trains
+from unimm.config import data, guards, images, model, stages, tokens, trains
 from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe, Sampling
 
@@ -63,7 +63,7 @@ def _explained(message: str) -> str:
 
 
 def _config_classes() -> list[type]:
-    here = [v for module in (data, images, model, stages, tokens, trains) for v in vars(module).values()]
+    here = [v for module in (data, guards, images, model, stages, tokens, trains) for v in vars(module).values()]
     return [Recipe, Sampling] + [v for v in here if isinstance(v, type) and is_dataclass(v)]
 
 

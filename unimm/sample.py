@@ -197,6 +197,8 @@ class Batch:
     image      bool (B, T)   whether the target is an image position, for separate losses
     slots                    (row, slot), `start` counted in the row
     samples                  how many documents, so that none is lost uncounted
+    lengths                  of every row's documents in order; says what `document` says where it can be read without
+                             a GPU being waited for. Empty: nobody counted
     """
 
     ids: np.ndarray
@@ -207,6 +209,7 @@ class Batch:
     image: np.ndarray
     slots: tuple[tuple[int, Slot], ...] = ()
     samples: int = 0
+    lengths: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -216,4 +219,5 @@ class Batch:
         first, stop, _ = rows.indices(len(self))
         slots = tuple((row - first, slot) for row, slot in self.slots if first <= row < stop)
         arrays = (self.ids, self.targets, self.learn, self.position, self.document, self.image)
-        return Batch(*(array[rows] for array in arrays), slots, int(self.document[rows].max(1, initial=0).sum()))
+        return Batch(*(array[rows] for array in arrays), slots, int(self.document[rows].max(1, initial=0).sum()),
+                     self.lengths[rows])

@@ -11,7 +11,7 @@ from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct, Stage
 from unimm.config.tokens import Line, UpTo
 from unimm.layout import Layout
-from unimm.sample import Codes, Image, Latents, Level, Pixels, Sample, Text, sample
+from unimm.sample import Batch, Codes, Image, Latents, Level, Pixels, Sample, Text, sample
 from unimm.stream.tasks import as_task
 from unimm.system import layout_of, text_of
 
@@ -132,6 +132,21 @@ def _codes(layout: Layout) -> Codes | Latents:
 def rendered(layout: Layout, example: Sample, colour: bool) -> str:
     """The sequence in words, learned tokens green, or in «» where there is no colour; long runs of codes shortened."""
     sequence = layout.render(example)
+    return in_words(layout, sequence.ids, sequence.learn, colour)
+
+
+def batch_in_words(layout: Layout, batch: Batch) -> list[list[str]]:
+    """The documents of each packed row, learned tokens in «»."""
+    rows = []
+    for ids, learn, document in zip(*map(np.asarray, (batch.ids, batch.learn, batch.document))):
+        target = np.append(False, learn[:-1])  # `learn` is of the id that follows
+        rows.append([in_words(layout, ids[document == n], target[document == n], colour=False)
+                     for n in range(1, document.max() + 1)])
+    return rows
+
+
+def in_words(layout: Layout, ids: np.ndarray, learned: np.ndarray, colour: bool) -> str:
+    """ids int (T,), learned bool (T,): see `rendered`."""
     words: list[tuple[str, bool]] = []
     text: list[int] = []
     is_text, is_code, run = layout.vocab.is_text, layout.vocab.is_code, 0
@@ -141,16 +156,16 @@ def rendered(layout: Layout, example: Sample, colour: bool) -> str:
             words.append((layout.text.decode(text), learn))
             text.clear()
 
-    for at, (i, learn) in enumerate(zip(sequence.ids.tolist(), sequence.learn.tolist())):
-        if text and (not is_text[i] or learn != sequence.learn[at - 1]):
-            flush(bool(sequence.learn[at - 1]))
+    for at, (i, learn) in enumerate(zip(ids.tolist(), learned.tolist())):
+        if text and (not is_text[i] or learn != learned[at - 1]):
+            flush(bool(learned[at - 1]))
         run = run + 1 if is_code[i] else 0
         if is_text[i]:
             text.append(i)
         elif run <= 4:
             words.append((layout.name(i), learn))
-        elif at + 1 == len(sequence) or not is_code[sequence.ids[at + 1]]:
+        elif at + 1 == len(ids) or not is_code[ids[at + 1]]:
             words.append((f"... {layout.name(i)}", learn))
-    flush(bool(sequence.learn[-1]))
+    flush(bool(learned[-1]))
     mark = (lambda w: f"{GREEN}{w}{PLAIN}") if colour else (lambda w: f"«{w}»")
     return " ".join(mark(word) if learn else word for word, learn in words)

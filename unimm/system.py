@@ -57,14 +57,22 @@ def layout_of(recipe: Recipe, text: TextTokenizer) -> Layout:
     return Layout(recipe.layout, text, recipe.codebooks, recipe.continuous, recipe.special_ids)
 
 
-def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image_weight: float = 1.0) -> "UnifiedModel":
+def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image_weight: float = 1.0,
+              z_loss: float = 0.0) -> "UnifiedModel":
     """The language model as the recipe starts it, its new rows initialised. Draws from torch's random state."""
     from unimm.model.backbone import build_backbone
-    from unimm.model.image_input import ImageInput
-    from unimm.model.unified import UnifiedModel
 
     vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
     backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors)
+    return around(backbone, recipe, layout, image_weight, z_loss)
+
+
+def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0,
+           z_loss: float = 0.0) -> "UnifiedModel":
+    """The language model that has this backbone, with the recipe's ways to read and write images."""
+    from unimm.model.image_input import ImageInput
+    from unimm.model.unified import UnifiedModel
+
     plans = [*layout.write_plans.values(), *layout.read_plans.values()]
     most = max(sum(plan.lengths(level)[1] for level in range(len(plan.grids))) for plan in plans)
     if 0 < recipe.image_in.places < most:
@@ -72,7 +80,7 @@ def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image
     begins = sorted({plan.header[0] for plan in plans})
     width = backbone.get_input_embeddings().weight.shape[1]
     image_input = ImageInput(recipe.image_in, layout.vocab, begins, width)
-    return UnifiedModel(backbone, layout.vocab, image_input, image_weight)
+    return UnifiedModel(backbone, layout.vocab, image_input, image_weight, z_loss)
 
 
 def trained_language(recipe: Recipe, folder: Path) -> Path | None:
@@ -94,6 +102,16 @@ def stage_of(checkpoint: Path) -> str:
     """The stage whose weights a checkpoint, or an exported folder, holds."""
     exported = checkpoint / EXPORT_FILE
     return json.loads(exported.read_bytes())["stage"] if exported.is_file() else checkpoint.parent.name
+
+
+def new_rows(recipe: Recipe, layout: Layout, model: "UnifiedModel") -> dict[str, range]:
+    """The rows that must learn, by parameter: all of a fresh model's tables, those that a published one lacks, and all
+    that images are read with."""
+    known = 0 if recipe.backbone.kind == "fresh" else layout.vocab.text_size
+    parts, found = model.parts(), {}
+    for name in [*parts["embeddings"], *parts["head"]] if known < layout.vocab.rows else ():
+        found[name] = range(known, layout.vocab.rows)
+    return found | {f"image_input.{name}": range(len(p)) for name, p in model.image_input.named_parameters()}
 
 
 def load_stage(path: Path, model: "UnifiedModel", stage: Stage) -> None:

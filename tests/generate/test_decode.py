@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from model.families import FAMILIES, tiny
 from ten_systems import TEN
 
 from unimm.config.model import FreshBackbone, SharedTable
@@ -10,6 +11,7 @@ from unimm.config.recipe import Sampling
 from unimm.generate.choose import choose
 from unimm.generate.decode import Request, decode, image_request
 from unimm.grammar import Automaton
+from unimm.model.attention import NAME, use_packed_attention
 from unimm.model.backbone import build_backbone
 from unimm.model.image_input import ImageInput
 from unimm.model.unified import UnifiedModel
@@ -73,6 +75,21 @@ def test_guided_rows_equal_two_passes_without_cache_each_row_alone(model, temper
     requests = images(6)
     decode(model, LAYOUT, AUTOMATON, requests, sampling)
     for request in requests:
+        assert request.ids == slow(model, request, sampling)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_windows_and_soft_caps_hold_over_the_cache_as_in_transformers_own_attention_without_one(family):
+    backbone = tiny(family, vocab_size=LAYOUT.vocab.rows, sliding_window=4)
+    image_input = ImageInput(SharedTable(), LAYOUT.vocab, [], 32)
+    model = UnifiedModel(backbone, LAYOUT.vocab, image_input).eval()
+    requests, sampling = images(4), Sampling(guidance=2.0, temperature=0.0)
+    use_packed_attention(backbone)
+    decode(model, LAYOUT, AUTOMATON, requests, sampling)
+    assert backbone.config._attn_implementation == NAME
+    backbone.set_attn_implementation("eager")
+    for request in requests:
+        assert len(request.prompt) + len(request.ids) > 3 * 4  # the window is left behind
         assert request.ids == slow(model, request, sampling)
 
 

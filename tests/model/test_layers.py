@@ -11,7 +11,7 @@ from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.tokens import Codebook, ImageLayout, LevelLayout
 from unimm.config.tokens import Layout as LayoutConfig
 from unimm.layout import Layout
-from unimm.model.attention import documents_of, use_packed_attention
+from unimm.model.attention import Documents, use_packed_attention
 from unimm.model.backbone import build_backbone, compile_layers, recompute_layers
 from unimm.text import BytesTokenizer
 
@@ -33,7 +33,7 @@ def gradients(model, lengths=((20, 12), (32,))) -> dict[str, torch.Tensor]:
     ids = torch.randint(0, 250, documents.shape, generator=torch.Generator().manual_seed(1))
     model.zero_grad()
     out = model.model(inputs_embeds=model.get_input_embeddings()(ids), position_ids=positions,
-                      documents=documents_of(documents), use_cache=False).last_hidden_state
+                      documents=Documents(documents), use_cache=False).last_hidden_state
     out.square().sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 

@@ -8,7 +8,6 @@ from unimm.config.tokens import Codebook, ImageLayout, LevelLayout
 from unimm.config.tokens import Layout as LayoutConfig
 from unimm.layout import Layout
 from unimm.model import attention
-from unimm.model.attention import documents_of
 from unimm.model.backbone import build_backbone
 from unimm.model.image_input import ImageInput
 from unimm.model.unified import UnifiedModel
@@ -35,12 +34,12 @@ def unified(backbone, places: int = 0, **more) -> UnifiedModel:
     return UnifiedModel(backbone, LAYOUT.vocab, image_input, **more)
 
 
-@pytest.mark.parametrize("longest", [0, 512], ids=["loop over documents", "one mask"])
+@pytest.mark.parametrize("kernel", ["documents", "mask"])
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_attention_over_packed_rows_equals_each_document_alone(family, longest, monkeypatch):
-    monkeypatch.setattr(attention, "LONGEST_MASKED_ROW", longest)
+def test_attention_over_packed_rows_equals_each_document_alone(family, kernel):
     backbone = tiny(family)
     model = unified(backbone)
+    model.kernel = kernel
     rng = np.random.default_rng(0)
     rows = [[3, 9, 1, 4], [12, 3]]  # the second row ends in two positions of padding
     ids, position, document = np.zeros((2, 17), int), np.zeros((2, 17), int), np.zeros((2, 17), int)
@@ -58,23 +57,6 @@ def test_attention_over_packed_rows_equals_each_document_alone(family, longest, 
     hidden = model.hidden(torch.tensor(ids), torch.tensor(position), torch.tensor(document))
     for (row, start, length), expected in alone.items():
         torch.testing.assert_close(hidden[row:row + 1, start:start + length], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_plain_products_equal_the_fused_kernel_under_the_same_mask():
-    torch.manual_seed(0)
-    query, key, value = torch.randn(3, 2, 4, 9, 8)
-    mask = documents_of(torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2, 2]])).mask
-    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    torch.testing.assert_close(attention._by_hand(query, key, value, mask, None), expected)
-    half = [x.bfloat16() for x in (query, key, value)]
-    found, _ = attention.attend(None, *half, mask)
-    torch.testing.assert_close(found.transpose(1, 2).float(), expected, atol=0.05, rtol=0.05)
-
-
-def test_documents_of_long_rows_are_spans_that_cover_every_position(monkeypatch):
-    monkeypatch.setattr(attention, "LONGEST_MASKED_ROW", 0)
-    found = documents_of(torch.tensor([[1, 1, 2, 0], [1, 2, 3, 3]]))
-    assert found.spans == ((0, 0, 2), (0, 2, 3), (0, 3, 4), (1, 0, 1), (1, 1, 2), (1, 2, 4))
 
 
 def batch(ids, learn, image):
@@ -95,6 +77,31 @@ def test_the_loss_is_the_weighted_sum_over_learned_positions_with_text_and_image
     assert int(losses.parts["image"][1]) == 2
     assert float(losses.total.detach()) == pytest.approx(nll[1] + 0.5 * nll[2] + 0.5 * nll[4], abs=1e-5)
     assert model.weigh(b) == (2.0, 6)
+
+
+def test_z_loss_falls_on_learned_positions_alone():
+    """Defect 4: a z-loss whose mask was not shifted with the targets."""
+    backbone = tiny("qwen3")
+    b = batch([1, 2, 3, 4, 5, 6], [0, 1, 1, 0, 1, 0], [0, 0, 1, 0, 1, 0])
+    with_z, without = unified(backbone, z_loss=0.01)(b), unified(backbone)(b)
+    at_learned = backbone(torch.tensor(b.ids)).logits.detach()[0, [1, 2, 4]].double().logsumexp(1)
+    difference = float((with_z.total - without.total).detach())
+    assert difference == pytest.approx(0.01 * float((at_learned**2).sum()), rel=1e-4)
+    assert float(with_z.parts["image"][0]) == pytest.approx(float(without.parts["image"][0]), abs=1e-6)
+
+
+def test_a_models_last_soft_cap_holds_in_training_and_in_sampling():
+    backbone = tiny("qwen3")
+    plain, capped = unified(backbone), unified(backbone)
+    capped.cap = 2.0
+    b = batch([1, 2, 3, 4], [1, 1, 1, 0], [0, 0, 0, 0])
+    logits = backbone(torch.tensor(b.ids)).logits[0].detach().double()
+    logits = 2.0 * torch.tanh(logits / 2.0)
+    expected = torch.nn.functional.cross_entropy(logits[:3], torch.tensor(b.targets[0, :3]), reduction="sum")
+    assert float(capped(b).parts["text"][0]) == pytest.approx(float(expected), abs=1e-4)
+    hidden = torch.randn(2, 16)
+    torch.testing.assert_close(capped.logits(hidden, slice(3, 9)),
+                               2.0 * torch.tanh(plain.logits(hidden, slice(3, 9)) / 2.0))
 
 
 def test_a_batch_without_a_learned_position_runs_and_reaches_every_parameter():

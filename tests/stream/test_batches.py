@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,9 @@ from unimm.config.check import ConfigError
 from unimm.config.data import Use
 from unimm.layout import LayoutError
 from unimm.sample import Codes, Image, Sample, Text
-from unimm.stream.batches import LOOKAHEAD, Batches, TooLong, best_subset
+from unimm.stream.batches import Batches, TooLong
 from unimm.stream.mixture import Mixture
+from unimm.stream.packing import LOOKAHEAD
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = {"d": pairs(60)}
@@ -114,15 +114,6 @@ def test_the_oldest_document_is_never_passed_over_for_longer_than_the_lookahead(
         stream.next()
         assert oldest not in stream.lanes[0].waiting
         assert len(stream.lanes[0].waiting) <= LOOKAHEAD
-
-
-@settings(max_examples=200, deadline=None)
-@given(lengths=st.lists(st.integers(1, 30), max_size=8), room=st.integers(0, 120))
-def test_the_best_subset_is_what_trying_all_of_them_finds(lengths, room):
-    chosen = best_subset(lengths, room)
-    every = [sum(some) for n in range(len(lengths) + 1) for some in combinations(lengths, n)]
-    assert sum(lengths[n] for n in chosen) == max(total for total in every if total <= room)
-    assert chosen == sorted(set(chosen))
 
 
 @pytest.mark.parametrize("seq_len", [100, 500])

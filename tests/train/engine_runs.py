@@ -16,11 +16,13 @@ import torch
 from torch import nn
 from train_toys import Regression, Stream, Tokens, ToyLM, curve, stage
 
+from unimm.checkpoint.pieces import Piece
 from unimm.checkpoint.read import load_weights, open_pieces, read_state
 from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.stages import AdamW, Muon, Schedule
 from unimm.config.tokens import Codebook, ImageLayout, LevelLayout
 from unimm.config.tokens import Layout as LayoutConfig
+from unimm.config.trains import Trains
 from unimm.layout import Layout
 from unimm.losses import Losses
 from unimm.model.backbone import build_backbone, recompute_layers
@@ -89,12 +91,11 @@ def unified(recompute: bool, zero: int) -> tuple[nn.Module, Images]:
 
 
 class Tied(ToyLM):
-    """With one table in and out, a frozen block, and a buffer of its own."""
+    """With one table in and out, a block to freeze, and a buffer of its own."""
 
     def __init__(self):
         super().__init__()
         self.head.weight = self.embed.weight
-        self.blocks[0].requires_grad_(False)
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, batch) -> Losses:
@@ -126,7 +127,8 @@ def run(folder: Path, name: str, module: str, stage: dict, engine: str = "deepsp
     """The loss of every step so far."""
     changes = dict(stage)
     net, stream = parts(module, changes)
-    run_stage(Work(net, stream, rates=rates or {}), build(changes), folder / name, engine=engine)
+    train = Trains(rates=rates or {}, frozen=("blocks.0",) if module == "tied" else ())
+    run_stage(Work(net, stream), build(changes | {"train": train}), folder / name, engine=engine)
     return curve(folder / name)
 
 
@@ -137,7 +139,7 @@ def previewed(folder: Path, name: str, module: str, stage: dict, **_) -> list[fl
     net, stream = parts(module, changes)
     batch = Tokens(np.ones((1, 5), int), np.ones((1, 5), int), np.ones((1, 5), bool))
     path = run_stage(Work(net, stream, lambda step: seen.append(float(net(tensors(batch, ranks.device())).total))),
-                     build(changes), folder / name, engine="deepspeed")
+                     build(changes | {"train": Trains(frozen=("blocks.0",))}), folder / name, engine="deepspeed")
     net, _ = parts(module, dict(stage))
     load_weights(path, net)
     return [*seen, net(tensors(batch, ranks.device())).total.item()]
@@ -166,6 +168,33 @@ def skipping(folder: Path, stage: dict, **_) -> list[float]:
     return [max((float((ends[0][k] - ends[1][k]).abs().max()) for k in ends[0]), default=0.0)]
 
 
+def returning(folder: Path, stage: dict, **_) -> list[float]:
+    """How far the third step is from itself after going back to the second, in one engine."""
+    net, stream, ends, kept = ToyLM(), Stream("lm"), [], None
+    engine = build_engine(net, build(dict(stage)), "deepspeed")
+    for stream.i in (0, 1, 2, 1, 2):
+        if len(ends) == 3:
+            engine.restore(*kept)
+        engine.backward(engine(tensors(stream.next(), ranks.device()), last=True).total / 40)
+        engine.step()
+        ends.append(engine.weights())
+        if len(ends) == 1:
+            kept = in_memory(engine.pieces()), engine.scalars()
+    return [max((float((ends[2][k] - ends[4][k]).abs().max()) for k in ends[2]), default=0.0)]
+
+
+def in_memory(pieces: list[Piece]):
+    """A reader of what all ranks hold now."""
+    copies = [(p.name, p.start, {kind: t.clone() for kind, t in p.tensors.items()}) for p in pieces]
+    everything = sorted((p for own in ranks.gather(copies) for p in own), key=lambda p: p[:2])
+
+    def read(name: str, start: int, stop: int) -> dict[str, torch.Tensor]:
+        parts = [tensors for owner, _, tensors in everything if owner == name]
+        return {kind: torch.cat([part[kind] for part in parts])[start:stop] for kind in parts[0]}
+
+    return read
+
+
 def restored(folder: Path, stage: dict, start: str, **_) -> list[float]:
     """The loss of one forward right after a restore into another fresh module, over all ranks."""
     net = ToyLM()
@@ -177,7 +206,7 @@ def restored(folder: Path, stage: dict, start: str, **_) -> list[float]:
         return ranks.total([float(engine(tensors(Stream("lm").next(), ranks.device())).total)])
 
 
-KINDS = {"run": run, "previewed": previewed, "skipping": skipping, "restored": restored}
+KINDS = {"run": run, "previewed": previewed, "skipping": skipping, "returning": returning, "restored": restored}
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

@@ -6,7 +6,7 @@ from engine_runs import run
 from safetensors.torch import load_file
 
 MUON = {"optimizer": "muon", "micro": 2}
-RATES = {"embed.weight": 0.1, "blocks.1.weight": 3.0}
+RATES = {"embed": 0.1, "blocks.1": 3.0}
 RUNS = {
     **{f"offload at zero {z}": ("lm", {"zero": z, "offload": True, "micro": 2}) for z in (1, 2, 3)},
     **{f"muon at zero {z}": ("lm", {"zero": z} | MUON) for z in range(4)},
@@ -30,6 +30,8 @@ def found(toys, tmp_path_factory):
               {"steps": 6, "zero": z, "ema": 0.5, "preview_every": 3}} for z in range(4)]
     runs += [{"kind": "skipping", "name": f"skipping at zero {z}, {more}", "stage": {"zero": z, "micro": 2} | more}
              for z in range(4) for more in ({}, {"offload": True}, {"precision": "bf16"})[:3 if z else 1]]
+    runs += [{"kind": "returning", "name": f"returning at zero {z}, {more}", "stage": {"zero": z, "ema": 0.9} | more}
+             for z in range(4) for more in ({}, {"optimizer": "muon"})]
     return toys.runs(folder, runs, 2), folder
 
 
@@ -104,3 +106,8 @@ def test_a_preview_sees_the_weights_that_the_stage_leaves(zero, found):
 def test_a_step_that_is_not_finite_changes_nothing_and_the_next_follows(found):
     skipping = {name: moved for name, moved in found[0].items() if name.startswith("skipping")}
     assert len(skipping) == 10 and all(moved == [0.0] for moved in skipping.values()), skipping
+
+
+def test_an_engine_that_goes_back_to_an_earlier_state_takes_the_same_step_again(found):
+    returning = {name: moved for name, moved in found[0].items() if name.startswith("returning")}
+    assert len(returning) == 8 and all(moved == [0.0] for moved in returning.values()), returning

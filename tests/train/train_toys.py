@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -17,12 +18,14 @@ from torch.nn import functional as F
 
 from unimm.checkpoint.read import read_state
 from unimm.config.data import Use
+from unimm.config.guards import Guards
 from unimm.config.stages import AdamW, Muon, NextToken, Schedule
 from unimm.losses import Losses, Weight
+from unimm.status import Status, told
 from unimm.train import ranks
 from unimm.train.engine import build_engine
 from unimm.train.loop import Work, run_stage
-from unimm.train.signals import Interrupted
+from unimm.train.signals import Interrupted, ended
 from unimm.train.update import NotFinite
 
 torch.set_num_threads(1)
@@ -122,17 +125,33 @@ class Stream:
         self.i = state["i"]
 
 
+class Spoilt(Stream):
+    """Regression batches; those whose number is in `bad` times `by`, those in `without` never were there."""
+
+    def __init__(self, bad=(), by=math.nan, without=()):
+        super().__init__("regression")
+        self.bad, self.by, self.without = set(bad), by, set(without)
+
+    def next(self):
+        while self.i in self.without:
+            self.i += 1
+        number = self.i
+        batch = super().next()
+        return replace(batch, x=batch.x * np.float32(self.by)) if number in self.bad else batch
+
+
 def stage(**changes) -> NextToken:
     usual = {"steps": 12, "step_tokens": ROWS * 5, "seq_len": 5, "optimizer": AdamW(lr=0.01), "log_every": 1,
              "preview_every": 5, "save_every": 4, "schedule": Schedule(warmup=0.0, anneal=0.5)}
     return NextToken(mix=(Use(data="toy"),), **(usual | changes))
 
 
-def train(folder, objective="lm", engine="plain", at=lambda i: None, dropout=0.0, again=None, **changes) -> Path:
+def train(folder, objective="lm", engine="plain", at=lambda i: None, dropout=0.0, again=None, status=None,
+          **changes) -> Path:
     """Train a toy in `folder`; a preview that draws random numbers rides along."""
     module = ToyLM() if objective == "lm" else Regression(dropout)
     work = Work(module, Stream(objective, at), preview=lambda step: {"draw": torch.rand(1).item()})
-    return run_stage(work, stage(**changes), Path(folder), engine=engine, again=again)
+    return run_stage(work, stage(**changes), Path(folder), engine=engine, again=again, status=status)
 
 
 def curve(folder, key="loss") -> list[float]:
@@ -146,7 +165,8 @@ def outcome(path: Path, rank=0):
     shard = pieces.read_bytes() if pieces.exists() else b""  # without ZeRO rank 0 saves for all
     weights = (path / "model.safetensors").read_bytes()
     lines = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
-    timeless = [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
+    timed = ("seconds", "seconds/data", "seconds/save", "tokens_per_second")
+    timeless = [{k: v for k, v in line.items() if k not in timed} for line in lines]
     return weights.hex(), shard.hex(), read_state(path)["stream"], timeless
 
 
@@ -206,14 +226,16 @@ def mode_interrupt(folder: Path):
     """Train for ever, saying when it is under way; ends as the command line ends an interrupted run."""
     def under_way(i):
         if i == 3:
-            print("UNDER WAY", flush=True)
+            print("UNDER WAY", os.getpid(), flush=True)
 
     engine = "deepspeed" if ranks.world() > 1 else "plain"
     ever = {"steps": 10**7, "save_every": 10**7, "log_every": 10**6}
     try:
-        train(folder, engine=engine, at=under_way, again="unimm train toy", **ever)
+        with told(Status(folder, ranks.rank(), ranks.world()), ended) as status:
+            train(folder, engine=engine, at=under_way, again="unimm train toy", status=status, **ever)
     except Interrupted as stopped:
         print(stopped, flush=True)
+        ranks.barrier()
         ranks.leave(stopped.code)
         sys.exit(stopped.code)
 
@@ -266,6 +288,64 @@ CURVES = {
 }
 
 
+class SpoiltOnOne(Spoilt):
+    """On rank 1 alone, batch 8 is NaN, and batch 5 marked for `Brittle`."""
+
+    def next(self):
+        number = self.i
+        batch = super().next()
+        if ranks.rank() == 1 and number in (5, 8):
+            batch.x[0, 0] = MARK if number == 5 else math.nan
+        return batch
+
+
+MARK = 1234.5
+
+
+class Brittle(Regression):
+    """A finite loss whose gradient is NaN where the batch is marked: the slope of a root at 0, times 0."""
+
+    def forward(self, batch):
+        losses = super().forward(batch)
+        if (batch.x[0, 0] == MARK).item():
+            return replace(losses, total=losses.total + (losses.total * 0).sqrt())
+        return losses
+
+
+def mode_skip(folder: Path):
+    """Two ranks: a gradient, then a loss, that is NaN on one of them, against a run whose stream had neither batch."""
+    alike = 0
+    for zero in (0, 1, 2, 3):
+        outcomes = []
+        runs = ((f"zero {zero}", SpoiltOnOne(), 12), (f"without {zero}", Spoilt(without=(5, 8)), 10))
+        for name, stream, steps in runs:
+            flat = stage(steps=steps, zero=zero, schedule=Schedule(warmup=0.0, anneal=0.0))
+            path = run_stage(Work(Brittle(), stream), flat, folder / name, engine="deepspeed")
+            state = [file.read_bytes() for file in sorted(path.glob("*.safetensors"))]
+            outcomes.append((state, curve(folder / name)))
+            assert read_state(path)["guards"]["skipped"] == steps - 10
+        assert outcomes[0] == outcomes[1], zero
+        alike += 1
+    if ranks.rank() == 0:
+        print("SKIPPED ALIKE", alike)
+
+
+def mode_roll(folder: Path):
+    """Two ranks: a spike and the rollback, against a run whose stream had neither batch."""
+    limits = Guards(spike=10, spike_window=8, rollbacks=1, rollback_batches=2)
+    for zero in (0, 2, 3):
+        outcomes = []
+        for name, stream in ((f"zero {zero}", Spoilt([13], 40.0)), (f"without {zero}", Spoilt(without=[12, 13]))):
+            changes = stage(steps=18, zero=zero, save_every=9, guards=limits, precision="bf16" if zero == 2 else "fp32")
+            path = run_stage(Work(Regression(0.3), stream), changes, folder / name, engine="deepspeed")
+            outcomes.append(([file.read_bytes() for file in sorted(path.glob("*.safetensors"))], curve(folder / name)))
+            assert read_state(path)["guards"]["rollbacks"] == (stream.bad == {13})
+        assert outcomes[0] == outcomes[1], zero
+    if ranks.rank() == 0:
+        print("ROLLED BACK ALIKE", 3)
+
+
 if __name__ == "__main__":
-    {"faults": mode_faults, "interrupt": mode_interrupt, "deepspeed": mode_deepspeed}[sys.argv[1]](Path(sys.argv[2]))
+    {"faults": mode_faults, "interrupt": mode_interrupt, "deepspeed": mode_deepspeed,
+     "skip": mode_skip, "roll": mode_roll}[sys.argv[1]](Path(sys.argv[2]))
     ranks.leave()

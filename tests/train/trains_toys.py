@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from train_toys import Stream, ToyLM, stage
 
-from unimm import checkpoint
+from unimm.checkpoint.read import load_weights
 from unimm.config.stages import AdamW, Muon
 from unimm.config.trains import Lora, Trains
 from unimm.model.lora import adapt
@@ -41,7 +41,7 @@ def moved_by(folder: Path, tied: bool = False, engine: str = "deepspeed", steps:
     after = Toy(tied)
     if lora := changes["train"].lora:
         adapt(after, lora)
-    checkpoint.load_weights(path, after)
+    load_weights(path, after)
     old = dict(before.named_parameters())
     return {name: changed(old[name.replace(".base_layer", "")] if "lora" not in name else torch.zeros_like(p), p)
             for name, p in after.named_parameters()}

@@ -1,52 +1,80 @@
-"""Packed attention, forward and backward: plain products under a mask, torch's fused kernel under the same mask, and
-a loop over documents, as ratios within one run. Decides `unimm.model.attention.LONGEST_MASKED_ROW`.
+"""Attention over packed rows, forward and backward: ours against transformers' SDPA under its dense packed mask.
 
-    python tools/bench/attention.py            one thread; best of 15, the three interleaved
+Masks and edges are made before the clock starts, on both sides: they serve all layers of a model.
+`python -m tools.bench.attention` decides `unimm.model.attention.LONGEST_MASKED_ROW` too, by the last rows.
 """
 
-import time
+from collections.abc import Iterable
+from functools import partial
+from types import SimpleNamespace
 
 import torch
-import torch.nn.functional as F
+from transformers import LlamaConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import create_causal_mask
 
-from unimm.model.attention import _by_document, _by_hand
+from tools.bench.rows import Row, equal, faster, interleaved, main, within
+from unimm.model.attention import Documents, Kernel, attend
 
-HEADS, WIDTH, TOKENS, DOCUMENT = 4, 32, 2048, 40
-
-
-def fused(query, key, value, mask, scaling):
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-
-
-def seconds(run, inputs) -> float:
-    began = time.process_time()
-    run(*inputs).sum().backward()
-    return time.process_time() - began
+HEADS, WIDTH = 2, 64
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    print(f"{TOKENS} tokens in documents of {DOCUMENT}, {HEADS} heads of {WIDTH}; milliseconds and ratios")
+def inputs(rows: int, row: int, dtype=torch.float32, heads=HEADS, width=WIDTH) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(rows, heads, row, width, dtype=dtype, requires_grad=True) for _ in range(3)]
+
+
+def documents(rows: int, row: int, length: int, kernel: Kernel | None = None) -> Documents:
+    counts = [length] * (row // length) + ([row % length] if row % length else [])
+    ids = torch.repeat_interleave(torch.arange(1, len(counts) + 1), torch.tensor(counts)).expand(rows, row)
+    made = Documents(ids, (tuple(counts),) * rows, kernel)
+    made.mask(None), made.edges
+    return made
+
+
+def both_ways(run, given: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Output and gradients."""
+    out, _ = run(None, *given, None)
+    return out.detach(), *torch.autograd.grad(out.square().sum(), given)
+
+
+def dense(given: Documents):
+    """transformers' SDPA under the mask that it makes of restarting positions: float or bool (1, 1, T, T)."""
+    t = given.ids.shape[1]
+    position = torch.cat([torch.arange(n) for n in given.lengths[0]])[None]
+    config = LlamaConfig(hidden_size=HEADS * WIDTH, num_attention_heads=HEADS)
+    config._attn_implementation = "sdpa"
+    mask = create_causal_mask(config, torch.zeros(1, t, 1), None, None, position)
+    module = SimpleNamespace(num_key_value_groups=1, is_causal=True)
+    return lambda _, q, k, v, __: sdpa_attention_forward(module, q, k, v, mask, scaling=WIDTH**-0.5)
+
+
+def rows(toy: bool = False) -> Iterable[Row]:
+    for row, wanted in ((512, 0.1), (1024, 0.1)) if toy else ((2048, 2.0), (8192, 4.0)):
+        given, packed = inputs(1, row), documents(1, row, 256)
+        ours = partial(both_ways, partial(attend, documents=packed, scaling=WIDTH**-0.5), given)
+        theirs = partial(both_ways, dense(packed), given)
+        for a, b in zip(ours(), theirs(), strict=True):
+            equal(f"packed attention at {row}", a, b, 1e-4)
+        yield faster(f"packed attention, a row of {row:,} in documents of 256", "transformers' dense packed mask",
+                     *interleaved(ours, theirs, 1 if toy else 5), "CPU s", wanted)
+    short, long = (512, 1024) if toy else (1024, 8192)
+    sides = []
+    for row in (long, short):
+        sides.append(partial(both_ways, partial(attend, documents=documents(long // row, row, 256)),
+                             inputs(long // row, row)))
+    yield within(f"packed attention, {long:,} tokens in rows of {long:,}", f"ours in rows of {short:,}",
+                 *interleaved(*sides, 1 if toy else 15), "CPU s", 300 if toy else 10)
     for dtype in (torch.float32, torch.bfloat16):
-        print(f"{str(dtype):<16}{'products':>10}{'fused':>10}{'loop':>10}{'fused':>9}{'loop':>8}")
-        compare(dtype)
-
-
-def compare(dtype: torch.dtype) -> None:
-    for row in (64, 128, 160, 256, 512):
-        torch.manual_seed(0)
-        shape = (TOKENS // row, HEADS, row, WIDTH)
-        inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
-        numbers = (torch.arange(row) // DOCUMENT + 1).expand(TOKENS // row, row)
-        same = (numbers[:, :, None] == numbers[:, None, :]) & torch.ones(row, row, dtype=torch.bool).tril()
-        edges = [*range(0, row, DOCUMENT), row]
-        spans = tuple((b, i, j) for b in range(TOKENS // row) for i, j in zip(edges, edges[1:]))
-        ways = ((_by_hand, same[:, None]), (fused, same[:, None]), (_by_document, spans))
-        best = [min(times) for times in zip(*([seconds(run, (*inputs, how, WIDTH**-0.5)) for run, how in ways]
-                                              for _ in range(15)))]
-        print(f"row of {row:<9}" + "".join(f"{t * 1e3:>10.1f}" for t in best)
-              + f"{best[1] / best[0]:>8.2f}x{best[2] / best[0]:>7.2f}x")
+        for row in (128,) if toy else (128, 256):
+            given = inputs(2048 // row, row, dtype, 4, 32)
+            sides = [partial(both_ways, partial(attend, documents=documents(2048 // row, row, 40, kernel)), given)
+                     for kernel in ("mask", "documents")]
+            for a, b in zip(*(side() for side in sides), strict=True):
+                equal("mask and loop", a.float(), b.float(), 1e-4 if dtype == torch.float32 else 0.3)
+            yield faster(f"one mask, rows of {row} in documents of 40, {str(dtype)[6:]}", "ours, a loop over documents",
+                         *interleaved(*sides, 1 if toy else 9), "CPU s", 0.1 if toy else 1.0)
 
 
 if __name__ == "__main__":
-    main()
+    main(rows)

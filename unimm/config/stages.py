@@ -5,6 +5,7 @@ from typing import Literal
 
 from unimm.config.check import check, fraction, nearest, positive
 from unimm.config.data import Use
+from unimm.config.guards import Guards
 from unimm.config.trains import Trains
 
 
@@ -85,6 +86,7 @@ class Stage:
     """How many of the stage's newest checkpoints are kept."""
     keep_every: int = 0
     """Checkpoints of steps divisible by this are kept too. 0: none of them."""
+    guards: Guards = Guards()
 
     def __post_init__(self):
         positive(self, "steps", "log_every", "preview_every", "save_every", "keep")
@@ -130,6 +132,8 @@ class NextToken(Stage):
     """Share of text-to-image documents whose context takes the layout's unconditional form."""
     image_weight: float = 1.0
     """Weight of an image position in the loss, text positions having 1."""
+    z_loss: float = 0.0
+    """Weight of the squared log of the softmax's denominator, at learned positions: keeps logits from drifting."""
     too_long: Literal["refuse", "drop"] = "refuse"
     """What to do with a sample longer than seq_len: stop with its length, or leave it out and count it."""
     objective: Literal["next_token"] = "next_token"
@@ -138,6 +142,7 @@ class NextToken(Stage):
         super().__post_init__()
         positive(self, "step_tokens", "seq_len", "image_weight")
         fraction(self, "drop_context")
+        check(self, self.z_loss >= 0, "z_loss", "0 (none) or more")
         check(self, self.step_tokens % self.seq_len == 0, "step_tokens",
               f"a multiple of seq_len ({self.seq_len:,}): {nearest(self.step_tokens, self.seq_len)}")
         check(self, not (self.compile and self.zero == 3), "compile", "False at zero 3, whose layers are whole only "

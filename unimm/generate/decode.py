@@ -132,12 +132,10 @@ class _Rows:
         return chosen
 
     def _logits(self, hidden: torch.Tensor, allowed: np.ndarray) -> torch.Tensor:
-        head = self.model.backbone.get_output_embeddings()
         first, last = int(allowed[0]), int(allowed[-1])
         one_run = last - first + 1 == len(allowed)
         rows = slice(first, last + 1) if one_run else torch.as_tensor(allowed, device=self.device)
-        bias = None if head.bias is None else head.bias[rows]
-        return torch.nn.functional.linear(hidden, head.weight[rows], bias).float()
+        return self.model.logits(hidden, rows)
 
     def _advance(self, chosen: np.ndarray) -> None:
         alive = np.flatnonzero(self.alive)

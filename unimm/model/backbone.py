@@ -20,7 +20,7 @@ def build_backbone(config: Backbone, vocab: Vocab, image_in: SharedTable, code_v
     """
     match config:
         case FreshBackbone():
-            backbone, known = _fresh(config, vocab.rows), 0
+            backbone, known = fresh_backbone(config, vocab.rows), 0
         case PretrainedBackbone(path=path):
             from transformers import AutoModelForCausalLM
 
@@ -38,7 +38,8 @@ def build_backbone(config: Backbone, vocab: Vocab, image_in: SharedTable, code_v
     return backbone
 
 
-def _fresh(config: FreshBackbone, rows: int):
+def fresh_backbone(config: FreshBackbone, rows: int):
+    """A transformers causal LM of a stated shape, `rows` of them in its tables, as its own class starts it."""
     shape = dict(
         vocab_size=rows, hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=config.heads,
         num_key_value_heads=config.kv_heads, intermediate_size=config.mlp, head_dim=config.width // config.heads,

@@ -1,6 +1,6 @@
 """Packed batches for the language model, the same at any number of ranks.
 
-    mixture[i] --layout.render--> Sequence --lane: fullest row--> row of seq_len tokens --> Batch
+    mixture[i] --layout.render--> Sequence --packing.Lane: fullest row--> row of seq_len tokens --> Batch
 
 A global batch has `rows` lanes. Lane b owns the mixture's indices b, b + rows, b + 2 rows, ... and packs
 its own rows from them, so no lane depends on another and rank r simply holds rows / world neighbouring lanes.
@@ -8,7 +8,7 @@ The state of a lane is its next index and the few indices that wait for a row wi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,11 +18,8 @@ from unimm.errors import UserError
 from unimm.layout import Layout, LayoutError
 from unimm.sample import Batch, Sequence
 from unimm.stream.mixture import Mixture, same_stream
+from unimm.stream.packing import Lane
 from unimm.stream.tasks import can_drop_context
-
-LOOKAHEAD = 16
-"""Documents a lane may choose from. The oldest opens the next row, so none waits longer than 16 rows.
-Sums of 16 lengths are dense: the demo's pairs (20 to 41 tokens) fill rows of 128 to 98 %, by best fit to 92 %."""
 
 GIVE_UP = 1000
 """So many samples in a row that are too long mean that none will fit."""
@@ -30,16 +27,6 @@ GIVE_UP = 1000
 
 class TooLong(UserError):
     """A sample is longer than a row; the message names it, both lengths and the remedy."""
-
-
-@dataclass
-class _Lane:
-    """One row of every batch. Indices count in the mixture."""
-
-    next: int
-    dropped: int = 0
-    waiting: dict[int, Sequence] = field(default_factory=dict)
-    """Documents that wait for room by index, the oldest first. The indices are state; what they render to is not."""
 
 
 class Batches:
@@ -59,7 +46,8 @@ class Batches:
         self.is_code = layout.vocab.is_code
         per_rank = stage.rows // world
         self.own = slice(rank * per_rank, (rank + 1) * per_rank)
-        self.lanes = [_Lane(b) for b in range(stage.rows)[self.own]]
+        self.missed = 0
+        self.lanes = [Lane(self._draw, b, stage.rows, stage.seq_len) for b in range(stage.rows)[self.own]]
 
     @property
     def dropped(self) -> int:
@@ -68,12 +56,12 @@ class Batches:
 
     def next(self) -> Batch:
         """The next batch's rows: see `unimm.sample.Batch`, B = rows / world, T = seq_len."""
-        rows = [self._row(lane) for lane in self.lanes]
+        rows = [lane.row() for lane in self.lanes]
         return make_batch(rows, self.stage.seq_len, self.layout.pad_id, self.is_code)
 
     def state(self) -> dict:
         """Where every lane of every rank is, as small JSON."""
-        own = [[lane.next, lane.dropped, *lane.waiting] for lane in self.lanes]
+        own = [lane.state() for lane in self.lanes]
         return {**self._plan(), "lanes": [lane for lanes in self.gather(own) for lane in lanes]}
 
     def restore(self, state: dict) -> None:
@@ -82,45 +70,20 @@ class Batches:
         Raises ConfigError where the stream of that state was another one.
         """
         same_stream(self._plan(), state)
-        self.lanes = [
-            _Lane(following, dropped, {index: self._render(index) for index in waiting})
-            for following, dropped, *waiting in state["lanes"][self.own]
-        ]
+        for lane, saved in zip(self.lanes, state["lanes"][self.own], strict=True):
+            lane.restore(saved)
 
     def _plan(self) -> dict:
         return {**self.mixture.facts(), "rows": self.stage.rows, "seq_len": self.stage.seq_len,
                 "drop_context": self.stage.drop_context}
 
-    def _row(self, lane: _Lane) -> list[Sequence]:
-        """The documents of one row: the oldest first, then those of the waiting that fill the rest best.
-
-        Choice is widest when about half of what waits goes in, so a long row takes more by age first.
-        """
-        row: list[Sequence] = []
-        room = self.stage.seq_len
-        while True:
-            self._fill(lane)
-            oldest, length = next((index, len(document)) for index, document in lane.waiting.items())
-            if row and (length > room or 2 * room <= sum(map(len, lane.waiting.values()))):
-                break
-            row.append(lane.waiting.pop(oldest))
-            room -= length
-        choice = list(lane.waiting)
-        fullest = best_subset([len(lane.waiting[index]) for index in choice], room)
-        return row + [lane.waiting.pop(choice[n]) for n in fullest]
-
-    def _fill(self, lane: _Lane) -> None:
-        missed = 0
-        while len(lane.waiting) < LOOKAHEAD:
-            index, lane.next = lane.next, lane.next + self.stage.rows
-            document = self._render(index)
-            if document is not None:
-                lane.waiting[index] = document
-                continue
-            lane.dropped, missed = lane.dropped + 1, missed + 1
-            if missed == GIVE_UP:
-                raise TooLong(f"{GIVE_UP} samples in a row were longer than {self.stage.seq_len} tokens, "
-                              f"the last of them {self.mixture[index].key}; raise seq_len")
+    def _draw(self, index: int) -> Sequence | None:
+        document = self._render(index)
+        self.missed = 0 if document is not None else self.missed + 1
+        if self.missed == GIVE_UP:
+            raise TooLong(f"{GIVE_UP} samples in a row were longer than {self.stage.seq_len} tokens, "
+                          f"the last of them {self.mixture[index].key}; raise seq_len")
+        return document
 
     def _render(self, index: int) -> Sequence | None:
         """The document at an index of the mixture; None if it is too long and such are dropped."""
@@ -136,22 +99,6 @@ class Batches:
             raise TooLong(f"{key} is {len(document)} tokens long, a row is {self.stage.seq_len}; "
                           f"raise seq_len, or set too_long to 'drop' to leave such samples out and count them")
         return None
-
-
-def best_subset(lengths: list[int], room: int) -> list[int]:
-    """Which of `lengths` together come closest to `room` from below, the earlier ones where sums are equal.
-
-    Exact: bit s of `reach[n]` says whether some of the first n lengths add up to s.
-    """
-    reach = [1]
-    for length in lengths:
-        reach.append((reach[-1] | reach[-1] << length) & ((2 << room) - 1))
-    total, chosen = reach[-1].bit_length() - 1, []
-    for n in reversed(range(len(lengths))):
-        if not reach[n] >> total & 1:
-            chosen.append(n)
-            total -= lengths[n]
-    return chosen[::-1]
 
 
 def make_batch(rows: list[list[Sequence]], seq_len: int, pad: int, is_code: np.ndarray) -> Batch:
@@ -175,4 +122,5 @@ def make_batch(rows: list[list[Sequence]], seq_len: int, pad: int, is_code: np.n
             image[r, start:last] = visual[1:]
             position[r, start:end], document[r, start:end] = np.arange(len(sequence)), number
             start = end
-    return Batch(ids, targets, learn, position, document, image, tuple(slots), sum(map(len, rows)))
+    return Batch(ids, targets, learn, position, document, image, tuple(slots), sum(map(len, rows)),
+                 tuple(tuple(map(len, row)) for row in rows))

@@ -35,7 +35,10 @@ class Engine(Protocol):
         """Add the gradient of `loss` to that of the step; the sum over ranks is what moves the weights."""
 
     def step(self) -> float:
-        """Clip, update, clear; the gradient norm before clipping, over all ranks. Raises NotFinite, weights unmoved."""
+        """Clip, update, clear; the gradient norm before clipping, over all ranks.
+
+        Raises NotFinite, on all ranks alike, with weights and optimizer unmoved and the gradients cleared.
+        """
 
     def set_rate(self, factor: float) -> None:
         """Set every group's learning rate to `factor` times its highest."""

@@ -27,13 +27,17 @@ from unimm.checkpoint.read import load_weights, open_pieces, read_recipe, read_s
 from unimm.checkpoint.write import Saver
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.losses import Losses
+from unimm.status import HUNG, Status
 from unimm.train import ranks, table, trains
 from unimm.train.engine import Engine, build_engine
+from unimm.train.guards import Guards
+from unimm.train.meter import Meter
 from unimm.train.progress import Log, Progress, Window, teller
 from unimm.train.schedule import multiplier
 from unimm.train.shares import Shares, shares
-from unimm.train.signals import STOPS, Interrupted, Signals
+from unimm.train.signals import Interrupted, Signals, verdict, votes
 from unimm.train.update import NotFinite, TrainError
+from unimm.train.watchdog import Watchdog, Where
 
 
 class Stream(Protocol):
@@ -61,6 +65,9 @@ class Work:
     new_rows  parameter name -> which of its rows are new and must learn
     parts     what recipes call a part -> names of parameters, beyond `unimm.config.trains`'s own words
     recipe    the resolved recipe as JSON values, kept in every checkpoint
+    show      a batch in words, as JSON values, for the file of one that went wrong
+    codes     codebook -> its ids (first, one past the last), to log how evenly image targets use it
+    flops_per_token  of forward and backward, for the MFU
     """
 
     module: nn.Module
@@ -69,14 +76,18 @@ class Work:
     new_rows: dict[str, range] = field(default_factory=dict)
     parts: dict[str, list[str]] = field(default_factory=dict)
     recipe: dict = field(default_factory=dict)
+    show: Callable[[object], dict] | None = None
+    codes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    flops_per_token: float = 0.0
 
 
 def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name: str = "train",
-              again: str | None = None, engine: Literal["auto", "deepspeed", "plain"] = "auto") -> Path:
+              again: str | None = None, engine: Literal["auto", "deepspeed", "plain"] = "auto",
+              status: Status | None = None) -> Path:
     """Train `work.module` in place to the stage's last step; returns the final checkpoint.
 
     Continues from the newest whole checkpoint in `folder`, if any. Every rank calls this together.
-    `again` is the command that continues after an interruption; by default this process's own.
+    `again` is the command that continues after an interruption; by default this process's own. `status` is kept up.
 
     Raises ConfigError (uneven shares), TrainError (nothing trains, NaN), CheckpointError, Interrupted.
     """
@@ -89,6 +100,8 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
     if found and read_state(found)["step"] >= stage.steps:
         load_weights(found, work.module)
         say(f"{name}: already done, {found}")
+        if status:
+            status.at(stage=name, step=stage.steps, steps=stage.steps, checkpoint=str(found))
         return found
     if found:
         load_weights(found, work.module)
@@ -97,7 +110,7 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
     say(f"{name}: {stage.steps:,} steps; {cut}; {stage.precision}, zero {stage.zero}, "
         f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}")
     run = _Run(work, stage, cut, folder, name,
-               build_engine(work.module, stage, engine, trained.rates, trained.rows))
+               build_engine(work.module, stage, engine, trained.rates, trained.rows), status)
     if found:
         run.restore(found)
         say(f"{name}: continuing after step {run.step} from {found}")
@@ -108,7 +121,12 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
         while run.step < stage.steps:
             stop = run.one_step(signals.received)
             done = run.step == stage.steps
-            if done or stop or run.step % stage.save_every == 0:
+            due = done or stop or run.step % stage.save_every == 0
+            if due:
+                run.judge()  # what is saved holds no spike
+            if run.leapt and run.roll_back():
+                continue  # a signal is still there at the next step
+            if due:
                 run.save()
             if stop and not done:
                 raise Interrupted(stop, run.saver.wait(), again or _own_command())
@@ -122,7 +140,7 @@ class _Run:
     """A stage under way: the engine and everything that moves with the step."""
 
     def __init__(self, work: Work, stage: NextToken | Reconstruct, cut: Shares, folder: Path, name: str,
-                 engine: Engine):
+                 engine: Engine, status: Status | None):
         self.work, self.stage, self.shares, self.folder, self.name = work, stage, cut, folder, name
         self.engine = engine
         self.step = 0
@@ -131,6 +149,13 @@ class _Run:
         self.window = Window()
         self.saver = Saver(folder, stage.keep, stage.keep_every, Peers.over(ranks.own_group()))
         self.saved: Path | None = None
+        self.status, self.meter = status, Meter(work.codes, work.flops_per_token)
+        self.guards = Guards(stage.guards, folder, name, teller(), work.show)
+        self.watchdog = Watchdog(folder, ranks.rank(), ranks.world(), stage.guards.late_seconds,
+                                 ends=stage.guards.end_when_late,
+                                 last_words=lambda text: status and status.end("resume", HUNG, text))
+        self.unjudged: tuple[int, float, float] | None = None
+        self.leapt = False
 
     def begin(self) -> None:
         self.work.module.train()
@@ -139,57 +164,97 @@ class _Run:
         self.seconds_before = self.seconds
         self.logged_tokens = self.tokens
         self.progress = Progress(self.name, self.step, self.stage.steps, "tokens" if self.shares.tokens else "images")
+        self.watchdog.start()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.status:
+            self.status.at(stage=self.name, step=self.step, steps=self.stage.steps, checkpoint=str(self.saved or ""))
 
     def one_step(self, received: int) -> int:
         """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0.
 
-        Raises NotFinite, and CheckpointError where the save behind has failed.
+        Raises NotFinite where too many steps were refused, and CheckpointError where the save behind has failed.
         """
-        factor = multiplier(self.stage.schedule, self.step, self.stage.steps)
+        factor = multiplier(self.stage.schedule, self.step - self.guards.skipped, self.stage.steps)
         self.engine.set_rate(factor)
-        slots = self.shares.slots(self.work.batches.next(), ranks.rank())
+        self._at("data")
+        with self.meter.waiting("data"):
+            batch = self.guards.draw(self.step + 1, self.work.batches)
+        slots = self.shares.slots(batch, ranks.rank())
+        self._at("collective")
         stop, weight = self._agree(slots.values(), received)
         losses = [self._learn(slot, number, weight, last=number == max(slots)) for number, slot in slots.items()]
-        norm = self._update()
+        self._at("update")
         self.step += 1
-        self._count(losses, weight, norm)
+        try:
+            norm = self.engine.step()
+        except NotFinite as error:
+            self.guards.skip(self.step, str(error), batch, losses)
+        else:
+            self._count(losses, weight, norm)
+            self.meter.see(batch)
         if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
             self._write(self.stage.optimizer.lr * factor)
         if self.step % self.stage.preview_every == 0 or self.step == self.stage.steps:
+            self._at("preview")
             self._preview()
+        self._at("end")
         return stop
 
+    def _at(self, where: Where) -> None:
+        done = where in ("preview", "save", "end")  # or in the step that will be the next one
+        self.watchdog.beat(self.step if done else self.step + 1, where)
+
     def _agree(self, slots: Iterable, received: int) -> tuple[int, float]:
-        """The step's one collective: the signal to stop, and the weight of its slots on all ranks."""
+        """The step's one collective: the signal to stop, and the weight of its slots on all ranks.
+
+        The loss of the step before goes with it: it is known by now, and nothing waits for it.
+        """
         weights = [self.work.module.weigh(slot) for slot in slots]
-        asked = [float(received == number) for number in STOPS]
-        learned, read, failed, *asked = ranks.total([float(sum(w.learned for w in weights)),
-                                                     float(sum(w.read for w in weights)), float(self.saver.failed),
-                                                     *asked])
+        learned, read, failed, loss, *asked = ranks.total([
+            float(sum(w.learned for w in weights)), float(sum(w.read for w in weights)), float(self.saver.failed),
+            self.unjudged[1] if self.unjudged else 0.0, *votes(received)])
         if failed:
             self.saver.wait()
+        self._judged(loss)
         self.tokens += int(read)
-        return next((number for number, count in zip(STOPS, asked) if count), 0), learned
+        return verdict(asked), learned
+
+    def judge(self) -> None:
+        """Judge the newest loss at once, before a checkpoint."""
+        self._judged(ranks.total([self.unjudged[1] if self.unjudged else 0.0])[0])
+
+    def _judged(self, total: float) -> None:
+        if self.unjudged:
+            step, _, weight = self.unjudged
+            self.unjudged = None
+            self.leapt |= self.guards.after_step(step, total / (weight or 1.0)) == "roll back"
+
+    def roll_back(self) -> bool:
+        """Back to the newest checkpoint, which is from before the spike; False, and nothing is done, without one."""
+        self.leapt = False
+        if self.saved is None:
+            teller()(f"{self.name}: there is no checkpoint to go back to; going on")
+            return False
+        self.saver.wait()
+        found = _find(self.folder, teller())
+        self.guards.condemn(read_state(found)["guards"])
+        self.unjudged = None
+        self.restore(found)
+        if self.log:
+            self.log.close()
+            self.log = Log(self.folder, self.step)
+        return True
 
     def _learn(self, slot, number: int, weight: float, last: bool) -> Losses:
         """One forward and backward; what is left of its losses is without a graph."""
         seed_slot(self.stage.seed, self.step, number)
+        self._at("forward")
         losses: Losses = self.engine(tensors(slot, ranks.device()), last)
+        self._at("backward")
         self.engine.backward(losses.total / (weight or 1.0))
         return Losses(losses.total.detach(), losses.parts)
-
-    def _update(self) -> float:
-        """The gradient norm of the update. A loss that is not finite makes the norm so: the one check for both."""
-        try:
-            return self.engine.step()
-        except NotFinite as error:
-            raise self._not_finite(str(error)) from None
-
-    def _not_finite(self, what: str) -> NotFinite:
-        saved = self.saver.wait() or self.saved
-        kept = f"the newest checkpoint is {saved}" if saved else "there is no checkpoint yet"
-        return NotFinite(f"{self.name}, step {self.step + 1}: {what}; no weight was changed by it and {kept}. "
-                         "Lower optimizer.lr or optimizer.clip, or look at this step's data")
 
     def _count(self, losses: list[Losses], weight: float, norm: float) -> None:
         # Every rank adds its share of the weight, so that the average over ranks and steps is that over positions.
@@ -198,6 +263,7 @@ class _Run:
             for part, (value, count) in each.parts.items():
                 self.window.add(f"loss/{part}", value, count)
         self.window.add("grad_norm", norm)
+        self.unjudged = self.step, sum(float(each.total) for each in losses), weight  # the update has waited for them
 
     def _write(self, lr: float) -> None:
         means = self.window.means()
@@ -206,7 +272,8 @@ class _Run:
         rate = (self.tokens - self.logged_tokens) / max(now - self.logged_at, 1e-9)
         self.logged_at, self.logged_tokens = now, self.tokens
         values = {"seconds": round(self.seconds, 3), "lr": lr, **means, "tokens": self.tokens,
-                  "tokens_per_second": round(rate, 1)}
+                  "tokens_per_second": round(rate, 1), **self.guards.metrics(),
+                  **self.meter.line(self.window.counted, rate)}
         self._log(values)
         if ranks.rank() == 0:
             self.progress.show(self.step, values)
@@ -229,13 +296,17 @@ class _Run:
             self._log({f"preview/{name}": value for name, value in values.items()})
 
     def save(self) -> None:
+        self._at("save")
         began = time.monotonic()
         self.seconds = self.seconds_before + began - self.clock
         window = {name: both.tolist() for name, both in self.window.sums.items()}
         state = {"stage": self.name, "zero": self.stage.zero, "seconds": self.seconds, "tokens": self.tokens,
-                 "engine": self.engine.scalars(), "window": ranks.gather(window), "stream": self.work.batches.state()}
-        self.saver.save(self.step, self.engine.weights(), self.engine.pieces(), state, self.work.recipe)
+                 "engine": self.engine.scalars(), "window": ranks.gather(window), "stream": self.work.batches.state(),
+                 "guards": self.guards.state(), "meter": self.meter.state()}
+        self.saved = self.saver.save(self.step, self.engine.weights(), self.engine.pieces(), state, self.work.recipe)
         self.logged_at += time.monotonic() - began
+        self.meter.waited["save"] += time.monotonic() - began
+        self._tell()
 
     def restore(self, path: Path) -> None:
         """Everything but the weights that don't train, which were loaded before the engine was built.
@@ -250,9 +321,12 @@ class _Run:
             self.engine.restore(read, state["engine"])
         self.work.batches.restore(state["stream"])
         self.window.restore(state["window"])
+        self.guards.restore(state["guards"])
+        self.meter.restore(state["meter"])
         self.step, self.tokens, self.seconds, self.saved = state["step"], state["tokens"], state["seconds"], path
 
     def close(self) -> None:
+        self.watchdog.stop()
         if self.log:
             self.log.close()
 

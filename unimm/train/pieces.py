@@ -91,8 +91,9 @@ class Masters:
         self.updates = updates
         for h in self.held if updates else ():
             if not self.optimizer.state.get(h.owner):
-                step = torch.tensor(float(updates), device=h.owner.device)
-                self.optimizer.state[h.owner] = {"step": step} | {m: torch.zeros_like(h.owner) for m in h.moments}
+                self.optimizer.state[h.owner] = {m: torch.zeros_like(h.owner) for m in h.moments}
+            # Also where there was one: a run that goes back has made more updates than it is to have made.
+            self.optimizer.state[h.owner]["step"] = torch.tensor(float(updates), device=h.owner.device)
         for h in self.held:
             saved = read(h.name, h.start, h.start + h.size)
             state = self._state(h.owner)

@@ -23,6 +23,7 @@ class Window:
 
     def __init__(self):
         self.sums: dict[str, Tensor] = {}
+        self.counted: dict[str, float] = {}
 
     def add(self, name: str, value: Tensor | float, count: Tensor | float = 1.0) -> None:
         device = ranks.device()
@@ -41,7 +42,10 @@ class Window:
                      for name, both in mine.items()}
 
     def means(self) -> dict[str, float]:
-        """The averages over all ranks, and a fresh start. A name that one rank lacks counts as 0 of 0 there."""
+        """The averages over all ranks, and a fresh start. A name that one rank lacks counts as 0 of 0 there.
+
+        `counted` then says what they are averages over.
+        """
         everyone = ranks.gather({name: both.tolist() for name, both in self.sums.items()})
         totals = defaultdict(lambda: [0.0, 0.0])
         for sums in everyone:
@@ -49,6 +53,7 @@ class Window:
                 totals[name][0] += value
                 totals[name][1] += count
         self.sums = {}
+        self.counted = {name: count for name, (_, count) in totals.items()}
         return {name: value / count for name, (value, count) in totals.items() if count}
 
 

@@ -1,11 +1,13 @@
 """The processes of a run: which one this is, how they agree, how they leave.
 
-A launcher (torchrun and its like) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT;
-without them this is the only process and no port is opened.
+A launcher (torchrun, deepspeed) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; for tasks of
+SLURM's srun they are made here from what SLURM sets. Without either this is the only process and no port is opened.
 """
 
 import os
+import re
 import sys
+from collections.abc import MutableMapping
 from datetime import timedelta
 
 import torch
@@ -27,10 +29,38 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def adopt_slurm(environment: MutableMapping[str, str]) -> None:
+    """Give a task of srun the variables that torchrun would give it.
+
+    Only inside a step: a batch script and a shell of salloc have SLURM_PROCID or SLURM_NTASKS too, but are one process.
+    torchrun started by srun has set RANK already, and goes before. What is set by hand stays.
+    """
+    if "RANK" in environment or not environment.get("SLURM_STEP_ID", "").isdigit():
+        return
+    if int(environment.get("SLURM_NTASKS", 1)) < 2:
+        return
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
+    # Every task finds the same port, another job on the node another one; below the ports that systems hand out.
+    port = 15000 + (7 * int(environment["SLURM_JOB_ID"]) + int(environment["SLURM_STEP_ID"])) % 15000
+    environment["RANK"] = environment["SLURM_PROCID"]
+    environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
+    # With --gpus-per-task=1 each task sees one GPU, and that is number 0.
+    environment.setdefault("LOCAL_RANK", "0" if torch.cuda.device_count() == 1 else environment["SLURM_LOCALID"])
+    environment.setdefault("MASTER_ADDR", first_host(nodes))
+    environment.setdefault("MASTER_PORT", str(port))
+
+
+def first_host(nodes: str) -> str:
+    """The first of SLURM's list of hosts: "gpu[07-12,20],big1" -> "gpu07"; task 0 runs there."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes).group()
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first)
+
+
 def start(alone: bool = False) -> None:
     """Join the other ranks; with `alone`, make a group of one too, as DeepSpeed wants one. Idempotent."""
     if dist.is_initialized():
         return
+    adopt_slurm(os.environ)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())

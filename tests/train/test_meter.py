@@ -1,0 +1,90 @@
+"""What a metrics line tells beside averages."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from train_toys import Regression, Spoilt, stage, train
+
+from unimm.sample import Batch
+from unimm.train import meter
+from unimm.train.loop import Work, run_stage
+from unimm.train.meter import CodeUse, Meter
+
+ZEROS = np.zeros((2, 50), np.int64)
+
+
+def batch(seed: int) -> Batch:
+    """Ids of two codebooks, 100..107 and 108..119, and others; only some are image targets that are learned."""
+    random = np.random.default_rng(seed)
+    targets = random.integers(95, 125, (2, 50)) * random.integers(0, 2, (2, 50))
+    return Batch(ZEROS, targets, random.random((2, 50)) < 0.7, ZEROS, ZEROS + 1, random.random((2, 50)) < 0.8)
+
+
+def expected(batches: list[Batch], start: int, stop: int) -> tuple[float, float]:
+    """Entropy in bits and share used, by a loop over all targets and torch's own entropy."""
+    seen: dict[int, int] = {}
+    for each in batches:
+        for target, learn, image in zip(each.targets.flat, each.learn.flat, each.image.flat):
+            if learn and image and start <= target < stop:
+                seen[int(target)] = seen.get(int(target), 0) + 1
+    bits = torch.distributions.Categorical(torch.tensor(list(seen.values())) / sum(seen.values())).entropy()
+    return float(bits) / math.log(2), len(seen) / (stop - start)
+
+
+@pytest.mark.parametrize("fold", [1, 10**6])
+def test_code_entropy_and_use_are_those_of_the_window_s_learned_image_targets(monkeypatch, fold):
+    monkeypatch.setattr(meter, "FOLD", fold)
+    counts = Meter({"a": (100, 108), "b": (108, 120)})
+    for window in ([0, 1, 2], [3]):
+        for seed in window:
+            counts.see(batch(seed))
+        line = counts.line({}, 0.0)
+        for name, ids in (("a", (100, 108)), ("b", (108, 120))):
+            bits, used = expected([batch(seed) for seed in window], *ids)
+            assert line[f"codes/{name}/entropy"] == pytest.approx(bits, abs=1e-5)
+            assert line[f"codes/{name}/used"] == used
+    assert not any(name.startswith("codes") for name in counts.line({}, 0.0))  # an empty window says nothing
+
+
+def test_the_bounds_of_entropy():
+    one, all_alike = CodeUse(10, 18), CodeUse(10, 18)
+    one.add(np.full(9, 12))
+    all_alike.add(np.arange(10, 18))
+    assert one.values() == {"entropy": 0.0, "used": 1 / 8} and all_alike.values() == {"entropy": 3.0, "used": 1.0}
+
+
+def test_a_window_that_a_checkpoint_cuts_is_counted_whole_after_a_resume():
+    whole, first, second = (Meter({"a": (100, 108)}) for _ in range(3))
+    for m in (whole, first):
+        m.line({"loss/text": 7, "loss/image": 3, "loss": 10}, 0.0)
+    whole.see(batch(0))
+    whole.see(batch(1))
+    first.see(batch(0))
+    second.restore(json.loads(json.dumps(first.state())))
+    second.see(batch(1))
+    line = second.line({"loss/text": 2, "loss/image": 1}, 0.0)
+    assert line == whole.line({"loss/text": 2, "loss/image": 1}, 0.0)
+    assert line["learned/text"] == 9 and line["learned/image"] == 4 and "learned/loss" not in line
+
+
+def test_mfu_is_logged_only_where_the_peak_is_known():
+    assert "mfu" not in Meter({}, flops_per_token=6e9).line({}, 1000.0)
+    assert "mfu" not in Meter({}, peak=1e15).line({}, 1000.0)
+    assert Meter({}, 6e9, 1e15).line({}, 50_000.0)["mfu"] == pytest.approx(0.3)
+
+
+def test_a_run_logs_what_it_learned_from_and_waited_for_and_skipped_steps_teach_nothing(tmp_path):
+    train(tmp_path / "lm", log_every=4)
+    lines = [json.loads(line) for line in (tmp_path / "lm" / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
+    learned = [line["learned/text"] + line["learned/image"] for line in lines]
+    assert 0 < learned[0] < learned[1] < learned[2] < lines[2]["tokens"]
+    assert all(0 <= line["seconds/data"] <= line["seconds"] for line in lines)
+    assert "seconds/save" not in lines[0] and lines[1]["seconds/save"] > 0  # saved after step 4's line
+    run_stage(Work(Regression(), Spoilt([5])), stage(), tmp_path / "bad", engine="plain")
+    lines = [json.loads(line) for line in (tmp_path / "bad" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["learned/all"] for line in lines] == [8 * n for n in (1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11)]
+    assert [line["skipped"] for line in lines] == [0] * 5 + [1] * 7 and lines[-1]["tokens"] == 12 * 8

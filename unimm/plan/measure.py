@@ -1,0 +1,243 @@
+"""What a stage's model is made of and keeps for backward, from one forward pass on tensors without storage.
+
+torch's FakeTensorMode gives every tensor a shape and a type and no memory, so a model of any size is built from its
+configuration alone, and autograd says by itself what it would save: no formula of our own to go wrong.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_never
+from unittest import mock
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from unimm.config.check import ConfigError
+from unimm.config.model import Backbone, FreshBackbone, PretrainedBackbone
+from unimm.config.recipe import Recipe
+from unimm.config.stages import Muon, NextToken, Reconstruct, Stage
+from unimm.layout import Layout
+from unimm.model.backbone import fresh_backbone, recompute_layers
+from unimm.model.cross_entropy import CHUNK_BYTES
+from unimm.model.lora import is_adapter
+from unimm.plan.memory import PERSIST, Counts
+from unimm.system import around, new_rows
+from unimm.train.optimizer import block_matrices
+from unimm.train.trains import Trained, apply
+
+if TYPE_CHECKING:
+    from unimm.model.unified import UnifiedModel
+
+ATTENTION = "unimm_plan"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the table of parameters."""
+
+    name: str
+    parameters: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A stage's model: its parts, what the memory depends on, and what one row (or image) costs to multiply.
+
+    multiplied  weights that a token is multiplied with, for NextToken; `frozen` of them do not train
+    flops       of one image's forward pass, for Reconstruct
+    layers, width   of attention: how many, and heads times head width
+    """
+
+    parts: tuple[Part, ...]
+    counts: Counts
+    multiplied: int = 0
+    frozen: int = 0
+    layers: int = 0
+    width: int = 0
+    flops: float = 0.0
+
+
+def skeleton(config: Backbone, rows: int) -> nn.Module:
+    """The backbone's modules at `rows` rows, from its configuration alone. Raises ConfigError for a hub id."""
+    match config:
+        case FreshBackbone():
+            return fresh_backbone(config, rows)
+        case PretrainedBackbone(path=path):
+            from transformers import AutoConfig, AutoModelForCausalLM
+
+            if not (Path(path) / "config.json").is_file():
+                raise ConfigError(f"a plan downloads nothing, and there is no {path}/config.json; put the model's "
+                                  "config.json into a folder and name that folder as backbone.path")
+            backbone = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+            if rows > backbone.get_input_embeddings().weight.shape[0]:
+                backbone.resize_token_embeddings(rows, mean_resizing=False)
+            if backbone.config.tie_word_embeddings:  # which transformers does not do for tensors without storage
+                backbone.get_output_embeddings().weight = backbone.get_input_embeddings().weight
+            return backbone
+        case _:
+            assert_never(config)
+
+
+class _Fused(torch.autograd.Function):
+    """Attention as fused kernels do it: for backward they keep queries, keys, values, output and one sum a row."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:3], dtype=torch.float32))
+        return out
+
+
+class Saved:
+    """Bytes that autograd saves inside `with`, storage by storage, but for those of `module`'s own parameters."""
+
+    def __init__(self, module: nn.Module):
+        self.own = {p.untyped_storage()._cdata for p in module.parameters()}
+        self.kept: dict[int, torch.UntypedStorage] = {}
+        self.hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.own:
+            self.kept[storage._cdata] = storage  # held, so that no later storage takes its address
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self.kept.values())
+
+    def __enter__(self) -> "Saved":
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.hooks.__exit__(*error)
+
+
+def measure(recipe: Recipe, layout: Layout, stage: NextToken | Reconstruct, name: str) -> Measured:
+    """The stage's model, measured. `name` is the stage's, for messages.
+
+    Raises ConfigError where the backbone can't be described without a download, or `train` names what it lacks;
+    TrainError where new rows could not learn.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        match stage:
+            case Reconstruct():
+                return _tokenizer(recipe, stage, name)
+            case NextToken():
+                return _language(recipe, layout, stage, name)
+            case _:
+                assert_never(stage)
+
+
+def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str) -> Measured:
+    model = around(skeleton(recipe.backbone, layout.vocab.rows), recipe, layout)
+    new = new_rows(recipe, layout, model)
+    # peft moves its adapters to where they are already; torch can't replace tensors without storage by themselves.
+    with mock.patch.object(nn.Module, "_apply", lambda module, change, recurse=True: module):
+        trained = apply(model, stage.train, new, model.parts(), f"stages.{name}.train")
+    each = _settle(model, stage)
+    attended: list[int] = []
+    once, plain = _row(model, stage, False, attended)
+    layers = len(attended) // 2
+    _, inputs = _row(model, stage, True, [])
+    linear = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
+    # A chunk's logits in float32, overwritten by their gradient, both in bf16 beside it; and the head's own gradient,
+    # which the one pass makes with the loss, in float32.
+    head = model.backbone.get_output_embeddings()
+    chunk = min(stage.rows * stage.seq_len, max(64, CHUNK_BYTES["cuda"] // (4 * head.out_features)))
+    logits = chunk * head.out_features * (4 + (4 if each == 2 else 0)) + 4 * head.weight.numel()
+    counts = _counts(model, stage, once, plain, inputs + (plain - inputs) // max(1, layers), logits)
+    return Measured(_language_parts(model, new, trained), counts, sum(w.numel() for w in linear),
+                    sum(w.numel() for w in linear if not w.requires_grad), layers, max(attended, default=0))
+
+
+def _row(model: "UnifiedModel", stage: NextToken, recompute: bool, attended: list[int]) -> tuple[int, int]:
+    """Bytes saved by a forward pass: once, and for each packed row. `attended` gets each attention's width."""
+    from transformers import AttentionInterface
+
+    def attend(module, query, key, value, mask, **_):
+        attended.append(query.shape[1] * query.shape[3])
+        return _Fused.apply(query, key, value).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(ATTENTION, attend)
+    backbone = model.backbone
+    backbone.set_attn_implementation(ATTENTION)
+    if recompute:
+        recompute_layers(backbone, reentrant=False)
+    model.train()
+
+    def saved_by(rows: int) -> int:
+        position = torch.arange(stage.seq_len).expand(rows, -1)
+        with Saved(model) as saved, torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16"):
+            embedded, _ = model.image_input(backbone.get_input_embeddings(), torch.zeros_like(position))
+            backbone.model(inputs_embeds=embedded, position_ids=position, use_cache=False)
+        return saved.bytes
+
+    one, two = saved_by(1), saved_by(2)
+    return 2 * one - two, two - one
+
+
+def _tokenizer(recipe: Recipe, stage: Reconstruct, name: str) -> Measured:
+    from unimm.images.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(recipe.image_tokenizer)
+    apply(tokenizer, stage.train, {}, {}, f"stages.{name}.train")
+    names = {"encoder": tokenizer.encoder, "quantizer": tokenizer.quantizer, "decoder": tokenizer.decoder}
+    parts = tuple(_part(name, list(module.parameters())) for name, module in names.items())
+    _settle(tokenizer, stage)
+    side = recipe.image_tokenizer.image
+
+    def passed(images: int) -> tuple[int, float]:
+        pixels = torch.zeros(images, 3, side, side, dtype=next(tokenizer.parameters()).dtype)
+        with (FlopCounterMode(display=False) as flops, Saved(tokenizer) as saved,
+              torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16")):
+            tokenizer.decoder(tokenizer.encoder(pixels))
+        return saved.bytes, flops.get_total_flops()
+
+    (one, flops), (two, _) = passed(1), passed(2)
+    counts = _counts(tokenizer, stage, 2 * one - two, two - one, two - one, 0)
+    return Measured(tuple(p for p in parts if p.parameters), counts, flops=flops)
+
+
+def _settle(module: nn.Module, stage: Stage) -> int:
+    """Give the weights the type in which the engine multiplies with them; its bytes."""
+    if stage.precision == "fp32" or stage.zero == 0:
+        return 4 if stage.precision == "fp32" else 2
+    for p in module.parameters():
+        p.data = p.data.to(torch.bfloat16)
+    return 2
+
+
+def _counts(module: nn.Module, stage: Stage, once: int, row: int, recomputed: int, logits: int) -> Counts:
+    trained = [p for p in module.parameters() if p.requires_grad]
+    moved = block_matrices(module) if isinstance(stage.optimizer, Muon) else set()
+    return Counts(
+        parameters=sum(p.numel() for p in module.parameters()), trained=sum(p.numel() for p in trained),
+        matrices=sum(p.numel() for p in moved), once=once, row=row, row_recomputed=recomputed, logits=logits,
+        small=sum(p.numel() for p in module.parameters() if p.numel() < PERSIST))
+
+
+def _language_parts(model: "UnifiedModel", new: dict[str, range], trained: Trained) -> tuple[Part, ...]:
+    """Every parameter in one part; the new rows of a table are a part of their own."""
+    named = model.parts()
+    inside = dict(model.named_parameters())
+    tables = {n: word for word in ("head", "embeddings") for n in named[word] if n in inside}
+    parts = [_part("adapters", [p for n, p in inside.items() if is_adapter(n)]),
+             _part("backbone", [inside[n] for n in named["backbone"] if n in inside and not is_adapter(n)])]
+    for name, word in tables.items():
+        table, fresh = inside[name], len(new.get(name, ()))
+        each = table.numel() // len(table)
+        for what, many in ((word, len(table) - fresh), (f"new rows of {word}", fresh)):
+            moves = table.requires_grad and (what != word or name not in trained.rows)
+            parts.append(Part(what, many * each, many * each if moves else 0))
+    parts.append(_part("image input", list(model.image_input.parameters())))
+    return tuple(part for part in parts if part.parameters)
+
+
+def _part(name: str, parameters: list[nn.Parameter]) -> Part:
+    return Part(name, sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad))

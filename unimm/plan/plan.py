@@ -1,0 +1,252 @@
+"""A recipe on a cluster, on paper: does each stage fit, how long does it take, what does it write."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from unimm.config.check import ConfigError, nearest
+from unimm.config.data import Shapes, Source
+from unimm.config.recipe import Recipe
+from unimm.config.stages import NextToken, Reconstruct, Stage
+from unimm.config.tokens import SentencePieceText
+from unimm.hardware import Gpu, flops_per_token
+from unimm.layout import Layout
+from unimm.plan.measure import Measured, Part, measure
+from unimm.plan.memory import Counts, Settings, memory, remedy
+from unimm.stream.shards import LEVEL, code_type
+from unimm.system import TEXT_FILE, layout_of, text_of
+from unimm.text import BytesTokenizer, TextTokenizer
+from unimm.train.sharded import deepspeed_config
+from unimm.train.shares import Shares, shares
+
+CAPTION = 64
+"""Text tokens beside an image, where --document does not say how long documents are; ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    gpus: int
+    per_node: int
+    gpu: Gpu
+    mfu: float
+    """Share of the peak that is reached, recomputation counted."""
+
+    def __post_init__(self):
+        if self.gpus < 1 or self.per_node < 1:
+            raise ConfigError(f"--gpus is {self.gpus}, --gpus-per-node {self.per_node}; both must be 1 or more")
+        if self.gpus > self.per_node and self.gpus % self.per_node:
+            raise ConfigError(f"--gpus is {self.gpus}, which nodes of {self.per_node} don't make; "
+                              f"take {nearest(self.gpus, self.per_node)}, or say --gpus-per-node")
+        if not 0 < self.mfu <= 1:
+            raise ConfigError(f"--mfu is {self.mfu}; it must be above 0 and at most 1")
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.gpus // self.per_node)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One stage on the cluster. Bytes are of one rank (`memory`, `host`), of all (others)."""
+
+    name: str
+    unit: str
+    parts: tuple[Part, ...]
+    memory: dict[str, int]
+    host: int
+    """Bytes of host memory of one rank that offloading takes."""
+    fits: bool
+    without_recompute: int
+    """Bytes of activations of a rank without recompute, and with it."""
+    with_recompute: int
+    problems: tuple[str, ...]
+    """What keeps the stage from running as asked, each with the change that lets it."""
+    equation: str
+    steps: int
+    total: int
+    """Tokens (or images) over the stage."""
+    rate: float
+    """Tokens (or images) a second over all ranks."""
+    seconds: float
+    model_mfu: float
+    """The share of the peak without recomputed work: what papers call MFU."""
+    read_rate: float
+    """Bytes a second that all ranks read of codes (or pixels)."""
+    checkpoint: int
+    """Bytes of one checkpoint; `kept` of them stay."""
+    kept: int
+
+    @property
+    def peak(self) -> int:
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlan:
+    """The codes of one dataset: bytes of typed integers with the table of their levels, without captions."""
+
+    name: str
+    images: int
+    known: bool
+    """Whether the recipe says how many images, or a round number stands in."""
+    bytes_per_image: int
+
+    @property
+    def bytes(self) -> int:
+        return self.images * self.bytes_per_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    recipe: str
+    gpu: Gpu
+    gpus: int
+    nodes: int
+    mfu: float
+    document: int
+    stages: tuple[StagePlan, ...]
+    data: tuple[DataPlan, ...]
+
+
+class _Sized(BytesTokenizer):
+    """Stands for a text tokenizer that a run would train: as many ids as it may get."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+
+def plan(recipe: Recipe, cluster: Cluster, folder: Path | None = None, document: int = 0,
+         images: int = 1_000_000) -> Plan:
+    """The recipe's plan; `folder` is its run, if there is one.
+
+    document  tokens of a document on average; 0: the longest image with a caption, at most a row
+    images    of a dataset whose size the recipe does not say
+    """
+    layout = layout_of(recipe, _text(recipe, folder))
+    longest = max(sum(p.lengths(n)[1] for n in range(len(p.grids))) for p in layout.write_plans.values())
+    document = document or longest + CAPTION
+    measured = {}
+    stages = []
+    for name, stage in recipe.stages.items():
+        alike = replace(stage, steps=1, seed=0)
+        found = measured.get(repr(alike)) or measure(recipe, layout, stage, name)
+        measured[repr(alike)] = found
+        stages.append(_stage(name, stage, found, cluster, recipe, document))
+    return Plan(recipe=recipe.name, gpu=cluster.gpu, gpus=cluster.gpus, nodes=cluster.nodes, mfu=cluster.mfu,
+                document=document, stages=tuple(stages), data=tuple(_data(recipe, layout, images)))
+
+
+def _text(recipe: Recipe, folder: Path | None) -> TextTokenizer:
+    if isinstance(recipe.text, SentencePieceText):
+        trained = folder is not None and (folder / TEXT_FILE).is_file()
+        return text_of(recipe, folder) if trained else _Sized(recipe.text.vocab_size)
+    if not (Path(recipe.text.path) / "tokenizer.json").is_file():
+        raise ConfigError(f"a plan downloads nothing, and there is no {recipe.text.path}/tokenizer.json; put the "
+                          "model's tokenizer.json into a folder and name that folder as text.path")
+    return text_of(recipe, None)
+
+
+def _stage(name: str, stage: Stage, found: Measured, cluster: Cluster, recipe: Recipe, document: int) -> StagePlan:
+    stage, share, uneven = _shares(stage, cluster.gpus)
+    at = settings_of(stage, share, found.counts, cluster.gpu)
+    parts, host = memory(found.counts, at)
+    limit = cluster.gpu.memory
+    fits = sum(parts.values()) <= limit
+    problems = [uneven, "" if fits else _too_big(name, found.counts, at, limit)]
+    model, hardware = _flops(stage, found, document)
+    rate = cluster.gpus * cluster.mfu * cluster.gpu.flops / hardware
+    activations = [found.counts.once + at.micro * row for row in (found.counts.row, found.counts.row_recomputed)]
+    return StagePlan(
+        name=name, unit="tokens" if share.tokens else "images", parts=found.parts, memory=parts, host=host, fits=fits,
+        problems=tuple(p for p in problems if p), without_recompute=activations[0], with_recompute=activations[1],
+        equation=str(share), steps=stage.steps, total=stage.steps * share.total, rate=rate,
+        seconds=stage.steps * share.total / rate, model_mfu=cluster.mfu * model / hardware,
+        read_rate=rate * _bytes_read(stage, recipe), checkpoint=_checkpoint(found.counts, at), kept=stage.keep)
+
+
+def _shares(stage: Stage, world: int) -> tuple[Stage, Shares, str]:
+    """The step's shares; where ranks can't share it evenly, those of the next larger step that they can, and why."""
+    try:
+        return stage, shares(stage, world), ""
+    except ConfigError as uneven:
+        match stage:
+            case Reconstruct(batch=batch):
+                stage = replace(stage, batch=-(-batch // world) * world)
+            case NextToken(step_tokens=tokens, seq_len=length):
+                stage = replace(stage, step_tokens=-(-tokens // (length * world)) * length * world)
+        return stage, shares(stage, world), str(uneven)
+
+
+def settings_of(stage: Stage, share: Shares, counts: Counts, gpu: Gpu) -> Settings:
+    """What decides over memory: the stage's fields and how its step is shared out."""
+    config = deepspeed_config(stage, share.ranks, counts.parameters)["zero_optimization"]
+    return Settings(
+        world=share.ranks, zero=stage.zero, bf16=stage.precision == "bf16", offload=stage.offload,
+        recompute=isinstance(stage, NextToken) and stage.recompute, average=stage.ema > 0,
+        micro=share.rows, accumulated=share.accumulated,
+        bucket=config["reduce_bucket_size"], gpu=gpu.name != "cpu")
+
+
+def _too_big(name: str, counts: Counts, at: Settings, limit: int) -> str:
+    found = remedy(counts, at, limit)
+    if found is None:
+        least = at.world
+        while least < 1 << 16 and remedy(counts, replace(at, world=least, micro=1), limit) is None:
+            least *= 2
+        more = f"; {least:,} GPUs would do" if least < 1 << 16 else ""
+        return f"does not fit with any zero, micro, recompute or offload{more}, or a GPU of more memory"
+    fields = ("micro", "recompute", "zero", "offload")
+    changes = [f"stages.{name}.{f} to {vars(found)[f]}" for f in fields if vars(found)[f] != vars(at)[f]]
+    total = sum(memory(counts, found)[0].values())
+    return f"does not fit: set {' and '.join(changes)}, for {total / 2**30:,.1f} GiB"
+
+
+def _flops(stage: Stage, found: Measured, document: int) -> tuple[float, float]:
+    """FLOPs of one token (or image): the model's, and the hardware's with what is computed again."""
+    if isinstance(stage, Reconstruct):
+        return 3 * found.flops, 3 * found.flops
+    length = min(document, stage.seq_len)
+    model, hardware = (flops_per_token(found.multiplied, found.layers, found.width, length, frozen=found.frozen,
+                                       recompute=again) for again in (False, stage.recompute))
+    return model, hardware
+
+
+def _bytes_read(stage: Stage, recipe: Recipe) -> float:
+    """Bytes that a rank reads per token (of codes, the most that a token can be) or per image (of pixels)."""
+    if isinstance(stage, Reconstruct):
+        return 3 * recipe.image_tokenizer.image**2
+    return max(code_type(book.size).itemsize for book in recipe.codebooks) if recipe.codebooks else 4
+
+
+def _checkpoint(counts: Counts, at: Settings) -> int:
+    """Weights in their own type, fp32 masters, the optimizer's moments, the moving average."""
+    moments = 8 * (counts.trained - counts.matrices) + 4 * counts.matrices
+    weights = (2 if at.bf16 and at.zero else 4) * counts.parameters
+    return weights + moments + 4 * counts.trained * (bool(at.zero) + at.average)
+
+
+def _data(recipe: Recipe, layout: Layout, images: int) -> list[DataPlan]:
+    """Codes of the datasets that language stages read."""
+    used = dict.fromkeys(use.data for stage in recipe.stages.values() if isinstance(stage, NextToken)
+                         for use in stage.mix)
+    each = max(sum(_level_bytes(recipe, layout, p, n) for n in range(len(p.grids)))
+               for p in layout.write_plans.values())
+    known = {name: _images(recipe.data[name]) for name in used}
+    return [DataPlan(name=name, images=known[name] or images, known=known[name] > 0, bytes_per_image=each)
+            for name in used]
+
+
+def _images(source: Source) -> int:
+    """How many images a source has, where the recipe says; else 0."""
+    match source:
+        case Shapes(part=part, count=count):
+            return count * (2 if part == "edits" else 1)
+        case _:
+            return 0
+
+
+def _level_bytes(recipe: Recipe, layout: Layout, written, level: int) -> int:
+    space = layout.config.write.levels[level].space
+    book = next((b for b in recipe.codebooks if b.name == space), None)
+    if book is None:
+        return 0
+    return written.lengths(level)[1] * book.depth * code_type(book.size).itemsize + 4 * len(LEVEL)

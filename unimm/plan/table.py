@@ -1,0 +1,88 @@
+"""A plan as text for people, and as JSON for programs."""
+
+import dataclasses
+import json
+
+from unimm.plan.plan import DataPlan, Plan, StagePlan
+
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+
+
+def to_json(plan: Plan) -> str:
+    """Every number of the plan; bytes, seconds, FLOP/s."""
+    facts = dataclasses.asdict(plan)
+    for stage, made in zip(facts["stages"], plan.stages):
+        stage["peak"] = made.peak
+        stage["gpu_hours"] = made.seconds * plan.gpus / 3600
+    return json.dumps(facts, indent=2)
+
+
+def table(plan: Plan) -> list[str]:
+    """The plan, a line at a time."""
+    many = f"{plan.gpus:,} x {plan.gpu.name} on {plan.nodes:,} node{'s' if plan.nodes > 1 else ''}"
+    lines = [f"{plan.recipe} on {many}: {plan.gpu.flops / 1e12:,.4g} TFLOP/s bf16, {gib(plan.gpu.memory)}, "
+             f"{size(plan.gpu.bandwidth)}/s each",
+             f"{plan.mfu:.0%} of the peak assumed, documents of {plan.document:,} tokens; nothing was run"]
+    for stage in plan.stages:
+        lines += ["", *_stage(stage, plan)]
+    return lines + ["", *_totals(plan)]
+
+
+def _stage(stage: StagePlan, plan: Plan) -> list[str]:
+    width = max(len(part.name) for part in stage.parts)
+    lines = [f"== {stage.name}", stage.equation, ""]
+    for part in stage.parts:
+        trained = "all" if part.trained == part.parameters else f"{part.trained:,}" if part.trained else "frozen"
+        lines.append(f"  {part.name:<{width}}  {part.parameters:>18,} parameters  trained: {trained}")
+    lines += ["", "  memory of a rank"]
+    lines += [f"    {name:<12} {gib(number):>12}" for name, number in stage.memory.items() if number]
+    verdict = "fits" if stage.fits else "DOES NOT FIT"
+    lines.append(f"    {'together':<12} {gib(stage.peak):>12} of {gib(plan.gpu.memory)}: {verdict}")
+    if stage.host:
+        lines.append(f"    {'host memory':<12} {gib(stage.host):>12} a rank, for what is offloaded")
+    if stage.with_recompute < stage.without_recompute:
+        lines.append(f"    activations: {gib(stage.without_recompute)} kept, {gib(stage.with_recompute)} recomputed")
+    lines += ["", f"  {stage.steps:,} steps, {amount(stage.total)} {stage.unit}, {stage.rate:,.0f} {stage.unit}/s, "
+              f"{duration(stage.seconds)}, {stage.seconds * plan.gpus / 3600:,.1f} GPU hours, "
+              f"MFU {stage.model_mfu:.0%}",
+              f"  reads up to {size(stage.read_rate)}/s, {size(stage.read_rate / plan.nodes)}/s a node; checkpoints of "
+              f"{size(stage.checkpoint)}, {stage.kept} kept: {size(stage.checkpoint * stage.kept)}"]
+    return lines + [f"  PROBLEM: {problem}" for problem in stage.problems]
+
+
+def _totals(plan: Plan) -> list[str]:
+    seconds = sum(stage.seconds for stage in plan.stages)
+    disk = sum(stage.checkpoint * stage.kept for stage in plan.stages) + sum(data.bytes for data in plan.data)
+    return ["codes, as typed integers:", *[f"  {_data(data)}" for data in plan.data], "",
+            f"together {duration(seconds)}, {seconds * plan.gpus / 3600:,.1f} GPU hours, {size(disk)} on disk"]
+
+
+def _data(data: DataPlan) -> str:
+    assumed = "" if data.known else " (assumed: --images says how many)"
+    return (f"{data.name}: {data.images:,} images{assumed} x {data.bytes_per_image:,} bytes = {size(data.bytes)}, "
+            "captions beside them")
+
+
+def gib(number: float) -> str:
+    return f"{number / 2**30:,.2f} GiB" if number >= 2**30 / 10 else f"{number / 2**20:,.2f} MiB"
+
+
+def size(number: float) -> str:
+    """Bytes in decimal units, as disks and networks are sold."""
+    for unit in UNITS:
+        if number < 1000 or unit == UNITS[-1]:
+            return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
+        number /= 1000
+
+
+def amount(number: float) -> str:
+    for unit, name in ((1e12, " trillion"), (1e9, " billion"), (1e6, " million")):
+        if number >= unit:
+            return f"{number / unit:,.2f}{name}"
+    return f"{number:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    if seconds >= 86400:
+        return f"{seconds / 86400:,.1f} days"
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:,.1f} minutes"
