@@ -1,7 +1,7 @@
 """A trained run without what only training needs: a folder to keep, to move, and to open like a run.
 
     model.safetensors   the model's weights (split with an index above 5 GB)
-    recipe.json, text.model, image_tokenizer/   as in the run, where it has them
+    recipe.json, text.model, image_tokenizer/, backbone/, vision/   as in the run, where it has them
     export.json         run, stage, step and which weights
     manifest.json       size and sha256 of every file; written last
 """
@@ -19,7 +19,15 @@ from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken
 from unimm.disk import Digest, copy_file, sync_folder, write_file, writing
 from unimm.recipe import load_recipe
-from unimm.system import EXPORT_FILE, RECIPE_FILE, TEXT_FILE, TOKENIZER_FOLDER, trained_language
+from unimm.system import (
+    BACKBONE_FOLDER,
+    EXPORT_FILE,
+    RECIPE_FILE,
+    TEXT_FILE,
+    TOKENIZER_FOLDER,
+    VISION_FOLDER,
+    trained_language,
+)
 
 
 def export_run(run: Path, out: Path, stage: str | None = None, step: int | None = None,
@@ -71,7 +79,9 @@ def _source(recipe: Recipe, run: Path, stage: str | None, step: int | None) -> P
 def _copied(run: Path, part: Path) -> dict[str, Digest]:
     """The run's small parts, copied; the manifest's paths are relative to the folder."""
     digests = {}
-    for file in (run / RECIPE_FILE, run / TEXT_FILE, *sorted((run / TOKENIZER_FOLDER).rglob("*"))):
+    folders = (TOKENIZER_FOLDER, BACKBONE_FOLDER, VISION_FOLDER)
+    inside = [file for name in folders for file in sorted((run / name).rglob("*"))]
+    for file in (run / RECIPE_FILE, run / TEXT_FILE, *inside):
         if file.is_file():
             name = file.relative_to(run)
             (part / name).parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@
 All four derive from one declarative `unimm.config.tokens.Layout`, so a release's format is data.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from unimm.config.tokens import Codebook, Continuous
 from unimm.config.tokens import Layout as LayoutConfig
 from unimm.errors import UserError
 from unimm.grammar import Automaton, Fixed, Plan, Run, make_plan
+from unimm.pictures import from_png
 from unimm.sample import Codes, Image, Latents, Level, Part, Pixels, Role, Sample, Sequence, Slot, Text, sample
 from unimm.text import TextTokenizer
 from unimm.vocab import MARKER, Vocab, build_vocab, markers
@@ -157,6 +158,7 @@ class Layout:
                 self._image(w, part)
 
     def _image(self, w: _Writer, image: Image) -> None:
+        image = self._as_read(image)
         plan, arrays = self._fit(image)
         pixels = image.content.array if isinstance(image.content, Pixels) else None
         for n, piece in enumerate(plan.pieces):
@@ -176,17 +178,28 @@ class Layout:
     def _placeholder(self, space: str) -> int:
         return self.placeholders[space] if space in self.placeholders else self.vocab.ranges[space].start
 
+    def _as_read(self, image: Image) -> Image:
+        """A context image as its pixels where features of them are read. Raises LayoutError where it has none."""
+        if image.learn or self.config.read is None or not isinstance(image.content, Codes):
+            return image
+        if self.config.read.levels[0].space not in self.continuous:
+            return image
+        if image.seen is None:
+            raise LayoutError("this layout reads an image as features, but the sample holds its codes alone; encode "
+                              "the data again with this recipe, or give the picture itself")
+        return replace(image, content=Pixels(from_png(image.seen)), seen=None)
+
     def _fit(self, image: Image) -> tuple[Plan, list[np.ndarray]]:
         """The plan an image is written by, and each level's (positions, depth or channels) values."""
-        plans = self.write_plans
+        plans = self.write_plans if image.learn or self.config.read is None else self.read_plans
         match image.content:
             case Pixels(array=a):
                 size = (a.shape[0] // self.config.pixels_per_code, a.shape[1] // self.config.pixels_per_code)
-                plan = self._plan_of_size(size)
+                # An encoder that sees every picture at one size needs no size of its codes.
+                alike = len({p.pieces for p in plans.values()}) == 1
+                plan = next(iter(plans.values())) if alike else plans[self._plan_of_size(size).size]
                 return plan, [np.zeros((plan.lengths(0)[1], 1), np.int32)]
             case Latents(array=a, grid=grid):
-                if not image.learn and self.config.read is not None:
-                    plans = self.read_plans
                 shapes, arrays = [(len(a), grid, a.shape[1])], [a]
             case Codes(levels=levels):
                 shapes, arrays = [(len(v.ids), v.grid, v.ids.shape[1]) for v in levels], [v.ids for v in levels]

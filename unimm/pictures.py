@@ -49,8 +49,20 @@ def _wrapped(text: str, font, width: int) -> list[str]:
 
 def write_png(path: Path, image: np.ndarray) -> None:
     """Write uint8 (H, W, 3) aside, then rename."""
+    replace_file(path, to_png(image))
+
+
+def to_png(image: np.ndarray) -> bytes:
+    """uint8 (H, W, 3) as a file's bytes, lossless."""
     from PIL import Image
 
     data = io.BytesIO()
     Image.fromarray(image).save(data, "png")
-    replace_file(path, data.getvalue())
+    return data.getvalue()
+
+
+def from_png(data: bytes) -> np.ndarray:
+    """The inverse of `to_png`."""
+    from PIL import Image
+
+    return np.array(Image.open(io.BytesIO(data), formats=("png",)).convert("RGB"))

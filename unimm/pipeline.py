@@ -12,11 +12,12 @@ from pathlib import Path
 from unimm.checkpoint.manifest import MANIFEST
 from unimm.config.check import ConfigError
 from unimm.config.images import Published
+from unimm.config.model import VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.config.tokens import SentencePieceText
 from unimm.disk import replace_file
-from unimm.images.prepare import prepare
+from unimm.images.prepare import as_seen, prepare
 from unimm.images.reconstruct import Reconstruction
 from unimm.images.tokenizer import (
     fingerprint,
@@ -41,6 +42,7 @@ from unimm.system import (
     TEXT_FILE,
     TOKENIZER_FOLDER,
     System,
+    keep_shapes,
     layout_of,
     load_stage,
     new_model,
@@ -218,7 +220,7 @@ def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: li
 def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
     source = recipe.data[name]
     plan = Plan(source=json.loads(recipe_to_json(recipe))["data"][name], fingerprint=fingerprint(tokenizer),
-                size=tokenizer.size, pixels=recipe.image_tokenizer.image)
+                size=tokenizer.size, pixels=recipe.image_tokenizer.image, seen=_seen(recipe, name))
     told = [time.monotonic()]
 
     def report(p: Progress) -> None:
@@ -230,11 +232,20 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
     target = folder / "codes" / name
     manifest = encode(open_source(source), lambda images: to_codes(tokenizer, images), plan, target,
                       prepare=lambda array: prepare(recipe.image_tokenizer, array, recipe.layout.sizes),
+                      see=(lambda array: as_seen(recipe.image_in, array)) if plan.seen else None,
                       rank=ranks.rank(), world=ranks.world(), total=getattr(source, "count", None), progress=report)
     if manifest:
         counts = manifest["counts"]
         skipped = f", {counts['skipped']} skipped (see {target / 'manifest.json'})" if counts["skipped"] else ""
         teller()(f"encode {name}: {counts['samples']:,} samples, {counts['images']:,} images -> {target}{skipped}")
+
+
+def _seen(recipe: Recipe, name: str) -> tuple:
+    """How the pictures of a dataset are kept: where the model reads features, and some stage has it read them."""
+    reads = any(use.data == name and use.task in ("caption", "as_is") for stage in recipe.stages.values()
+                if isinstance(stage, NextToken) for use in stage.mix)
+    how = recipe.image_in
+    return (how.image, list(how.background)) if isinstance(how, VisionFeatures) and reads else ()
 
 
 def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
@@ -250,7 +261,10 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     check_codebook(recipe, tokenizer.size)
     layout = layout_of(recipe, text_of(recipe, folder))
     torch.manual_seed(stage.seed)
-    model = new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss)
+    started = previous is not None or len(candidates(folder / name)) > 0
+    model = new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss, folder if started else None)
+    if ranks.rank() == 0:
+        keep_shapes(recipe, folder, model)
     if previous is not None:
         load_stage(previous[0], model, previous[1])
     if stage.compile:

@@ -112,6 +112,8 @@ class Image:
     content: Pixels | Codes | Latents
     learn: bool = False
     role: Role | None = None
+    seen: bytes | None = None
+    """The same image as PNG, as a vision encoder sees it, where images are read otherwise than they are written."""
 
 
 Part = Text | Image

@@ -4,6 +4,7 @@
       recipe.json        the resolved recipe
       text.model         the text tokenizer, where the run trained it
       image_tokenizer/   the trained image tokenizer, its fingerprint in codes' manifests
+      backbone/, vision/ config.json of published parts, so that the run needs their releases no more
       codes/NAME/        each dataset's images as codes
       STAGE/             checkpoints, metrics.jsonl, previews
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from unimm.config.check import ConfigError
+from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Stage
 from unimm.config.tokens import PretrainedText, SentencePieceText
@@ -25,9 +27,11 @@ from unimm.text import BytesTokenizer, PretrainedTokenizer, TextTokenizer, load_
 
 if TYPE_CHECKING:
     from unimm.images.base import ImageTokenizer
+    from unimm.model.published import Published
     from unimm.model.unified import UnifiedModel
 
 TEXT_FILE, TOKENIZER_FOLDER, RECIPE_FILE, EXPORT_FILE = "text.model", "image_tokenizer", "recipe.json", "export.json"
+BACKBONE_FOLDER, VISION_FOLDER = "backbone", "vision"
 
 
 @dataclass(frozen=True)
@@ -58,29 +62,69 @@ def layout_of(recipe: Recipe, text: TextTokenizer) -> Layout:
 
 
 def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image_weight: float = 1.0,
-              z_loss: float = 0.0) -> "UnifiedModel":
-    """The language model as the recipe starts it, its new rows initialised. Draws from torch's random state."""
+              z_loss: float = 0.0, shapes: Path | None = None) -> "UnifiedModel":
+    """The language model as the recipe starts it, its new rows initialised. Draws from torch's random state.
+
+    With `shapes`, a run's folder, only the shape of what was published, which a checkpoint then fills in: from the
+    run's folder where that kept it, so that the release may be gone.
+    """
     from unimm.model.backbone import build_backbone
+    from unimm.model.published import published
 
+    weights, found = shapes is None, None
+    if isinstance(recipe.backbone, PretrainedBackbone):
+        kept = shapes / BACKBONE_FOLDER if shapes else None
+        found = published(str(kept) if kept and kept.is_dir() else recipe.backbone.path, weights)
     vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
-    backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors)
-    return around(backbone, recipe, layout, image_weight, z_loss)
+    backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors, recipe.image_out, found, weights)
+    model = around(backbone, recipe, layout, image_weight, z_loss, shapes, weights)
+    if weights:
+        _take_parts(recipe, model, found)
+    return model
 
 
-def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0,
-           z_loss: float = 0.0) -> "UnifiedModel":
-    """The language model that has this backbone, with the recipe's ways to read and write images."""
-    from unimm.model.image_input import ImageInput
+def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0, z_loss: float = 0.0,
+           shapes: Path | None = None, weights: bool = True) -> "UnifiedModel":
+    """The language model that has this backbone, with the recipe's ways to read and write images; `shapes` as above.
+
+    Without `weights` nothing published is read but shapes.
+    """
+    from unimm.model.axes import image_input, image_output
     from unimm.model.unified import UnifiedModel
 
-    plans = [*layout.write_plans.values(), *layout.read_plans.values()]
-    most = max(sum(plan.lengths(level)[1] for level in range(len(plan.grids))) for plan in plans)
-    if 0 < recipe.image_in.places < most:
-        raise ConfigError(f"image_in.places is {recipe.image_in.places}, but an image of this layout has {most} codes")
-    begins = sorted({plan.header[0] for plan in plans})
     width = backbone.get_input_embeddings().weight.shape[1]
-    image_input = ImageInput(recipe.image_in, layout.vocab, begins, width)
-    return UnifiedModel(backbone, layout.vocab, image_input, image_weight, z_loss)
+    kept = shapes / VISION_FOLDER if shapes else None
+    reads = image_input(recipe.image_in, layout, width, kept if kept and kept.is_dir() else None, weights)
+    writes = image_output(recipe.image_out, layout, width)
+    return UnifiedModel(backbone, layout.vocab, reads, image_weight, z_loss, writes)
+
+
+def _take_parts(recipe: Recipe, model: "UnifiedModel", found: "Published | None") -> None:
+    """Fill aligners, table and head from the released Janus that the recipe names, reading it once."""
+    from unimm.model.axes import take_head, take_input
+    from unimm.model.published import published
+
+    def whole(path: str):
+        nonlocal found
+        same = isinstance(recipe.backbone, PretrainedBackbone) and recipe.backbone.path == path
+        if found is None or not same:
+            found = published(path)
+        return found.whole
+
+    if isinstance(recipe.image_in, VisionFeatures) and recipe.image_in.weights:
+        take_input(model.image_input, recipe.image_in.weights, whole(recipe.image_in.weights))
+    if isinstance(recipe.image_out, SeparateHead) and recipe.image_out.weights:
+        take_head(model.image_output, recipe.image_out.weights, whole(recipe.image_out.weights))
+
+
+def keep_shapes(recipe: Recipe, folder: Path, model: "UnifiedModel") -> None:
+    """Keep in a run's folder what says which shape its published parts have: a config.json each."""
+    from transformers import AutoConfig
+
+    if isinstance(recipe.backbone, PretrainedBackbone) and not (folder / BACKBONE_FOLDER).is_dir():
+        AutoConfig.from_pretrained(recipe.backbone.path).save_pretrained(folder / BACKBONE_FOLDER)
+    if isinstance(recipe.image_in, VisionFeatures) and not (folder / VISION_FOLDER).is_dir():
+        model.image_input.vision.config.save_pretrained(folder / VISION_FOLDER)
 
 
 def trained_language(recipe: Recipe, folder: Path) -> Path | None:
@@ -106,12 +150,20 @@ def stage_of(checkpoint: Path) -> str:
 
 def new_rows(recipe: Recipe, layout: Layout, model: "UnifiedModel") -> dict[str, range]:
     """The rows that must learn, by parameter: all of a fresh model's tables, those that a published one lacks, and all
-    that images are read with."""
-    known = 0 if recipe.backbone.kind == "fresh" else layout.vocab.text_size
+    fresh ones that images are read and written with."""
     parts, found = model.parts(), {}
+    known = model.backbone.rows_known
     for name in [*parts["embeddings"], *parts["head"]] if known < layout.vocab.rows else ():
         found[name] = range(known, layout.vocab.rows)
-    return found | {f"image_input.{name}": range(len(p)) for name, p in model.image_input.named_parameters()}
+    fresh = {name: p for name, p in model.named_parameters() if name.startswith(("image_input.", "image_output."))}
+    if isinstance(recipe.image_in, VisionFeatures):
+        published = ["vision"] if isinstance(recipe.image_in.encoder, PretrainedVision) else []
+        published += ["aligner", "codes", "code_aligner"] if recipe.image_in.weights else []
+        known_in = tuple(f"image_input.{part}." for part in published)
+        fresh = {name: p for name, p in fresh.items() if not name.startswith(known_in)}
+    if isinstance(recipe.image_out, SeparateHead) and recipe.image_out.weights:
+        fresh = {name: p for name, p in fresh.items() if not name.startswith("image_output.")}
+    return found | {name: range(len(p)) for name, p in fresh.items()}
 
 
 def load_stage(path: Path, model: "UnifiedModel", stage: Stage) -> None:
@@ -144,6 +196,6 @@ def open_run(folder: str | Path) -> System:
         raise ConfigError(f"{folder}: no language model yet; continue with: unimm train {folder}")
     layout = layout_of(recipe, text_of(recipe, folder))
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
-    model = new_model(recipe, layout, tokenizer)
+    model = new_model(recipe, layout, tokenizer, shapes=folder)
     load_stage(found, model, recipe.stages[stage_of(found)])
     return System(recipe, folder, layout, tokenizer.eval(), model.eval(), found)

@@ -10,7 +10,7 @@ from unimm.config.check import check, positive
 class FreshBackbone:
     """A randomly initialised transformers causal LM, for the laptop and for tests."""
 
-    family: Literal["qwen3", "llama"] = "qwen3"
+    family: Literal["qwen3", "qwen2", "llama", "mistral", "gemma2", "gemma3"] = "qwen3"
     width: int = 192
     layers: int = 4
     heads: int = 6
@@ -27,22 +27,42 @@ class FreshBackbone:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedBackbone:
-    """A published transformers causal LM: a local folder, or a hub id where a hub is reachable."""
+    """A published transformers causal LM: a local folder, or a hub id where a hub is reachable.
+
+    Of a released Chameleon, Emu3 or Janus in transformers' format the language model and its head are taken.
+    """
 
     path: str
+    rows: Literal["text", "all"] = "text"
+    """Which rows of its table are trained ones: as many as its tokenizer has ids, so that those of codes and markers
+    behind them start anew; or all, as in a released unified model such as Liquid. Of Chameleon, Emu3 and Janus all
+    are."""
     kind: Literal["pretrained"] = "pretrained"
 
 
 Backbone = FreshBackbone | PretrainedBackbone
 
 
+Rows = Literal["normal", "mean", "covariance", "codebook"]
+"""How rows of codes and markers start.
+
+normal      around 0, with the old rows' spread
+mean        the mean of the old rows
+covariance  drawn from the normal with the old rows' mean and covariance, the second times `spread` squared
+            (Hewitt 2021, nlp.stanford.edu/~johnhew/vocab-expansion.html)
+codebook    a random projection of the codes' own vectors, so that like codes start alike; markers as covariance
+
+A fresh model has no old rows: all but codebook start as normal then.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SharedTable:
     """The LLM reads codes as rows of its own embedding table (Liquid, Chameleon, Emu3)."""
 
-    rows: Literal["normal", "mean", "codebook"] = "mean"
-    """How new rows start: normal with the table's spread; mean of the old rows plus noise of their
-    spread; a random projection of the codes' own vectors, so that like codes start alike."""
+    rows: Rows = "covariance"
+    spread: float = 1.0
+    """Of new rows around their mean, as a share of the old rows'. transformers' mean resizing has 3.2e-5."""
     places: int = 0
     """Above 0: a code is read with a learned vector for its place in the image, of this many places. Helps a model
     that trains for minutes to say where things are; a stock transformers class has no such vectors."""
@@ -50,10 +70,87 @@ class SharedTable:
 
     def __post_init__(self):
         check(self, self.places >= 0, "places", "0 (none) or more")
+        check(self, self.spread >= 0, "spread", "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreshVision:
+    """A randomly initialised vision transformer of SigLIP's make."""
+
+    patch: int = 8
+    """Pixels to a feature, each way."""
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    kind: Literal["fresh"] = "fresh"
+
+    def __post_init__(self):
+        positive(self, "patch", "width", "layers", "heads")
+        check(self, self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedVision:
+    """A published SigLIP, or the encoder of a released Janus: a local folder, or a hub id where a hub is reachable."""
+
+    path: str
+    kind: Literal["pretrained"] = "pretrained"
+
+
+VisionEncoder = FreshVision | PretrainedVision
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionFeatures:
+    """A read image is a vision encoder's features through an aligner, a written one codes of a table of their own
+    through another (Janus).
+
+    The layout's `read` names the continuous space of the features; the codebook is one with `shared=False`.
+    Both aligners are `depth` linear layers with GELU between. A stage trains or freezes `vision`, `aligner`,
+    `codes` and `code_aligner` by these names.
+    """
+
+    encoder: VisionEncoder = FreshVision()
+    image: int = 384
+    """Height and width in pixels of what the encoder sees: the whole picture, padded to a square."""
+    background: tuple[int, int, int] = (127, 127, 127)
+    """The padding's colour."""
+    depth: int = 2
+    dim: int = 8
+    """Channels of a code's vector in its table."""
+    weights: str = ""
+    """A released Janus, whose aligners and table are taken: a local folder or a hub id. Empty: fresh ones."""
+    kind: Literal["vision_features"] = "vision_features"
+
+    def __post_init__(self):
+        positive(self, "image", "depth", "dim")
+
+
+ImageIn = SharedTable | VisionFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedSoftmax:
     """The LLM writes codes through its own softmax over the extended vocabulary."""
 
+    rows: Rows | Literal["as_read", "zero"] = "as_read"
+    """How the head's rows start where it is not tied to the table: as `image_in.rows` says, or otherwise; at zero the
+    first loss at every new id is that of its mean, and gradients into the old model begin small."""
     kind: Literal["shared_softmax"] = "shared_softmax"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeparateHead:
+    """The LLM writes codes through a softmax of their own, over one codebook, behind two linear layers (Janus)."""
+
+    width: int = 0
+    """Features between the two layers; 0: as many as the language model's."""
+    weights: str = ""
+    """A released Janus, whose head is taken: a local folder or a hub id. Empty: a fresh one."""
+    kind: Literal["separate_head"] = "separate_head"
+
+    def __post_init__(self):
+        check(self, self.width >= 0, "width", "0 (the language model's) or more")
+
+
+ImageOut = SharedSoftmax | SeparateHead

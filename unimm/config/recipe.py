@@ -10,7 +10,7 @@ from typing import Literal
 from unimm.config.check import ConfigError, check, positive
 from unimm.config.data import Source
 from unimm.config.images import ConvTokenizer, ImageTokenizer
-from unimm.config.model import Backbone, FreshBackbone, SharedSoftmax, SharedTable
+from unimm.config.model import Backbone, FreshBackbone, ImageIn, ImageOut, SharedSoftmax, SharedTable
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.config.tokens import Codebook, Continuous, Layout, SentencePieceText, TextTokenizer
 
@@ -51,8 +51,8 @@ class Recipe:
     special_ids: dict[str, int] = field(default_factory=dict)
     """Ids of markers where a release fixes them; other markers follow the text."""
     backbone: Backbone = FreshBackbone()
-    image_in: SharedTable = SharedTable()
-    image_out: SharedSoftmax = SharedSoftmax()
+    image_in: ImageIn = SharedTable()
+    image_out: ImageOut = SharedSoftmax()
     data: dict[str, Source]
     stages: dict[str, Reconstruct | NextToken]
     sampling: Sampling = Sampling()

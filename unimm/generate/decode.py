@@ -6,7 +6,7 @@ that the layout allows next.
     N rows   R = N, or 2 N with guidance (the unconditional branch below)   T prompt length
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from unimm.grammar import Automaton
 from unimm.layout import Layout
 from unimm.model.cache import KVCache
 from unimm.model.unified import UnifiedModel
-from unimm.sample import Sequence
+from unimm.sample import Sequence, Slot
 
 
 @dataclass
@@ -88,7 +88,7 @@ class _Rows:
         position = np.maximum(np.arange(width) - (width - self.lengths[:, None]), 0)
         mask = np.tril(np.ones((width, width), bool)) & real[:, None, :]
         mask |= np.eye(width, dtype=bool)  # padding sees itself: a softmax over nothing would be NaN
-        hidden = self._forward(self.ids, position, mask[:, None])
+        hidden = self._forward(self.ids, position, mask[:, None], self._slots())
         while True:
             chosen = self._next(hidden)
             for row in np.flatnonzero(self.alive):
@@ -106,10 +106,17 @@ class _Rows:
         return max(min(r.limit, r.limit if r.start == Automaton.TEXT else len(self.automaton.table))
                    for r in self.requests)
 
-    def _forward(self, ids: np.ndarray, position: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+    def _slots(self) -> tuple[tuple[int, Slot], ...]:
+        """What the prompts hold beside ids, where it lies once padding stands on their left."""
+        prompts = [r.prompt for r in self.requests] + [r.unconditional for r in self.requests if self.guides]
+        padding = self.ids.shape[1] - self.lengths
+        return tuple((row, replace(slot, start=int(padding[row]) + slot.start))
+                     for row, prompt in enumerate(prompts) for slot in prompt.slots)
+
+    def _forward(self, ids: np.ndarray, position: np.ndarray, mask: np.ndarray, slots=()) -> torch.Tensor:
         """The last position's hidden states (R, width)."""
         ids, position, mask = (torch.as_tensor(x, device=self.device) for x in (ids, position, mask))
-        hidden, self.codes = self.model.read_on(ids, position, mask, self.cache, self.codes)
+        hidden, self.codes = self.model.read_on(ids, position, mask, self.cache, self.codes, slots)
         return hidden
 
     def _next(self, hidden: torch.Tensor) -> np.ndarray:

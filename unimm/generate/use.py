@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from unimm.config.model import VisionFeatures
 from unimm.config.recipe import Sampling
 from unimm.config.stages import NextToken
 from unimm.errors import UserError
 from unimm.generate.decode import Request, decode, image_request
-from unimm.images.prepare import prepare
+from unimm.images.prepare import as_seen, prepare
 from unimm.images.tokenizer import to_codes, to_pixels
 from unimm.sample import Codes, Image, Part, Pixels, Text
 from unimm.system import System
@@ -27,7 +28,13 @@ def encoded(system: System, parts: Many[Part]) -> tuple[Part, ...]:
     images = [p for p in parts if isinstance(p, Image) and isinstance(p.content, Pixels)]
     config, sizes = system.recipe.image_tokenizer, system.recipe.layout.sizes
     codes = iter(to_codes(system.tokenizer, [prepare(config, p.content.array, sizes) for p in images]))
-    return tuple(replace(p, content=next(codes)) if p in images else p for p in parts)
+    how = system.recipe.image_in
+
+    def read(image: Image) -> Image:
+        seen = as_seen(how, image.content.array) if isinstance(how, VisionFeatures) else None
+        return replace(image, content=next(codes), seen=seen)
+
+    return tuple(read(p) if p in images else p for p in parts)
 
 
 def draw(system: System, contexts: Many[Many[Part]], seeds: Many[int], sampling: Sampling | None = None,

@@ -21,7 +21,9 @@ from typing import assert_never
 import numpy as np
 
 from unimm.config.images import ConvTokenizer, Emu3, ImageTokenizer
-from unimm.resize import cropped, fit, nearest_size, resized, size_of_area, size_within
+from unimm.config.model import VisionFeatures
+from unimm.pictures import to_png
+from unimm.resize import cropped, fit, nearest_size, padded, resized, size_of_area, size_within
 
 
 def prepare(config: ImageTokenizer, array: np.ndarray, grids: Sequence[tuple[int, int]] = ()) -> np.ndarray:
@@ -45,3 +47,8 @@ def prepare(config: ImageTokenizer, array: np.ndarray, grids: Sequence[tuple[int
             return cropped(array, nearest_size(height, width, sizes), config.filter)
         case _:
             assert_never(config.fit)
+
+
+def as_seen(config: VisionFeatures, array: np.ndarray) -> bytes:
+    """The whole picture as the vision encoder of `image_in` sees it, as PNG."""
+    return to_png(padded(array, config.image, config.background))

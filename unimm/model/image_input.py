@@ -4,11 +4,12 @@ import torch
 from torch import nn
 
 from unimm.config.model import SharedTable
+from unimm.sample import SampleError
 from unimm.vocab import Vocab
 
 
 class ImageInput(nn.Module):
-    """forward(table, ids (B, T), before (B,)) -> (what the backbone reads (B, T, width), after (B,)).
+    """forward(table, ids (B, T), before (B,), slots) -> (what the backbone reads (B, T, width), after (B,)).
 
     `before` and `after` count the codes since the last image began, so that a row can be read in pieces.
     """
@@ -22,7 +23,10 @@ class ImageInput(nn.Module):
         if self.places is not None:
             nn.init.normal_(self.places.weight, std=0.02)
 
-    def forward(self, table: nn.Module, ids: torch.Tensor, before: torch.Tensor | None = None):
+    def forward(self, table: nn.Module, ids: torch.Tensor, before: torch.Tensor | None = None, slots=()):
+        if slots:
+            raise SampleError(f"a shared table reads codes alone, but a sample holds {slots[0][1].space!r}; set "
+                              "image_in to what reads that")
         if self.places is None:
             return table(ids), before
         code = self.is_code[ids]

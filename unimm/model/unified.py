@@ -9,7 +9,9 @@ from unimm.model.attention import Documents, Kernel
 from unimm.model.cache import KVCache
 from unimm.model.cross_entropy import Loss, Way, soft_cap
 from unimm.model.image_input import ImageInput
-from unimm.sample import Batch
+from unimm.model.image_output import ImageHead
+from unimm.model.vision_input import Slots, VisionInput
+from unimm.sample import Batch, SampleError
 from unimm.vocab import Vocab
 
 
@@ -17,18 +19,20 @@ class UnifiedModel(nn.Module):
     """The backbone with what reads and writes images. forward(Batch) -> Losses.
 
     backbone      a transformers causal LM that attends through `unimm.model.attention`
-    image_input   what turns ids into embeddings
+    image_input   what turns ids and slots into embeddings
+    image_output  what writes the codes that lie above the rows of the backbone's table; None where none do
     image_weight  weight of an image position in the loss, text having 1
     z_loss        how much the squared log of the softmax's denominator adds to the loss, at learned positions alone
 
     `kernel` and `way` take away the choice of attention and of cross-entropy, for tests and measurements.
     """
 
-    def __init__(self, backbone: nn.Module, vocab: Vocab, image_input: ImageInput, image_weight: float = 1.0,
-                 z_loss: float = 0.0):
+    def __init__(self, backbone: nn.Module, vocab: Vocab, image_input: ImageInput | VisionInput,
+                 image_weight: float = 1.0, z_loss: float = 0.0, image_output: ImageHead | None = None):
         super().__init__()
         self.backbone = backbone
         self.image_input = image_input
+        self.image_output = image_output
         self.vocab = vocab
         self.image_weight = image_weight
         self.z_loss = z_loss
@@ -51,15 +55,22 @@ class UnifiedModel(nn.Module):
         return parts | {"backbone": [n for n, p in inside.items() if n.startswith("backbone.") and p not in tables]}
 
     def hidden(self, ids: torch.Tensor, position: torch.Tensor, document: torch.Tensor,
-               lengths: tuple[tuple[int, ...], ...] = ()) -> torch.Tensor:
+               lengths: tuple[tuple[int, ...], ...] = (), slots: Slots = ()) -> torch.Tensor:
         """The last hidden states (B, T, width) of packed rows."""
-        embedded, _ = self.image_input(self.backbone.get_input_embeddings(), ids)
+        embedded, _ = self.image_input(self.backbone.get_input_embeddings(), ids, slots=slots)
         documents = Documents(document, lengths, self.kernel)
-        return self.backbone.model(inputs_embeds=embedded, position_ids=position, documents=documents,
-                                   use_cache=False).last_hidden_state
+        return self.backbone.base_model(inputs_embeds=embedded, position_ids=position, documents=documents,
+                                        use_cache=False).last_hidden_state
 
     def logits(self, hidden: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
-        """Float32 logits (N, len(rows)) of some ids, from hidden (N, width)."""
+        """Float32 logits (N, len(rows)) of some ids, from hidden (N, width).
+
+        Ids of a separate head come alone: no softmax holds both them and the backbone's.
+        """
+        if self.image_output is not None:
+            start = self.image_output.start
+            if isinstance(rows, slice) and rows.start >= start:
+                return self.image_output(hidden)[:, rows.start - start:rows.stop - start].float()
         head = self.backbone.get_output_embeddings()
         if type(head) is not nn.Linear:  # an adapter: its weight alone does not say what it computes
             return soft_cap(head(hidden)[:, rows].float(), self.cap)
@@ -67,29 +78,48 @@ class UnifiedModel(nn.Module):
         return soft_cap(nn.functional.linear(hidden, head.weight[rows], bias).float(), self.cap)
 
     def read_on(self, ids: torch.Tensor, position: torch.Tensor, mask: torch.Tensor, cache: KVCache,
-                codes_before: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+                codes_before: torch.Tensor | None, slots: Slots = ()) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Read ids (B, t) behind what `cache` holds: the last one's hidden states (B, width), and the codes so far."""
-        embedded, codes = self.image_input(self.backbone.get_input_embeddings(), ids, codes_before)
-        out = self.backbone.model(inputs_embeds=embedded, position_ids=position, attention_mask=mask,
-                                  past_key_values=cache, use_cache=True)
+        embedded, codes = self.image_input(self.backbone.get_input_embeddings(), ids, codes_before, slots)
+        out = self.backbone.base_model(inputs_embeds=embedded, position_ids=position, attention_mask=mask,
+                                       past_key_values=cache, use_cache=True)
         cache.advance(ids.shape[1])
         return out.last_hidden_state[:, -1], codes
 
     def forward(self, batch: Batch) -> Losses:
         """Weighted cross-entropy, summed over the learned positions; parts "text" and "image" in nats per token."""
-        ids, targets, learn, position, document, image = (
-            torch.as_tensor(x, device=self.device) for x in
-            (batch.ids, batch.targets, batch.learn, batch.position, batch.document, batch.image))
-        # Found before the layers are under way: on a GPU this waits for what was asked of it so far.
-        where = learn.flatten().nonzero()[:, 0]
-        hidden = self.hidden(ids, position, document, batch.lengths)
-        image = image.flatten()[where]
-        weights = torch.where(image, self.image_weight, 1.0)
-        # A rank without a learned position still runs the head, on nothing: every rank runs every module.
-        total, nll = self.loss(hidden.flatten(0, 1)[where], self.backbone.lm_head, targets.flatten()[where], weights,
+        ids, position, document = (torch.as_tensor(x, device=self.device)
+                                   for x in (batch.ids, batch.position, batch.document))
+        own = batch.learn & (batch.targets >= self.vocab.rows)
+        if self.image_output is None and own.any():
+            raise SampleError("a code above the language model's rows is to be learned, but image_out has no head of "
+                              "its own for it; set image_out to SeparateHead")
+        shared = self._picked(batch, batch.learn & ~own)
+        separate = self._picked(batch, own)
+        hidden = self.hidden(ids, position, document, batch.lengths, batch.slots).flatten(0, 1)
+        # A rank without a learned position still runs the heads, on nothing: every rank runs every module.
+        where, targets, weights, image = shared
+        total, nll = self.loss(hidden[where], self.backbone.get_output_embeddings(), targets, weights,
                                z_loss=self.z_loss, cap=self.cap, way=self.way)
+        if self.image_output is not None:
+            where, targets, weights, _ = separate
+            more, of_codes = self.loss(self.image_output.inner(hidden[where]), self.image_output.vision_head,
+                                       targets - self.image_output.start, weights, z_loss=self.z_loss, way=self.way)
+            total, nll = total + more, torch.cat([nll, of_codes])
+            image = torch.cat([image, torch.ones_like(of_codes, dtype=torch.bool)])
         parts = {name: ((nll * which).sum(), which.sum()) for name, which in (("text", ~image), ("image", image))}
         return Losses(total, parts)
+
+    def _picked(self, batch: Batch, which: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Of the positions where `which` bool (B, T) holds: flat index, target, weight, whether an image's.
+
+        Found on the host, and sent before the layers are under way: a GPU is not waited for.
+        """
+        where = np.flatnonzero(which)
+        image = batch.image.reshape(-1)[where]
+        weights = np.where(image, np.float32(self.image_weight), np.float32(1.0))
+        return tuple(torch.as_tensor(x, device=self.device)
+                     for x in (where, batch.targets.reshape(-1)[where], weights, image))
 
     def weigh(self, batch: Batch) -> Weight:
         images = np.count_nonzero(batch.learn & batch.image)
@@ -100,4 +130,5 @@ class UnifiedModel(nn.Module):
         """What the vocabulary is made of, for the table before step 1."""
         codes = ", ".join(f"{r.name} {r.start}..{r.stop - 1}" for r in self.vocab.ranges.values())
         text, markers = self.vocab.text_size, len(self.vocab.special)
-        return f"{self.vocab.rows:,} rows: {text:,} text, {markers} markers, codes {codes}"
+        own = ", written by a head of their own" if self.image_output else ""
+        return f"{self.vocab.rows:,} rows: {text:,} text, {markers} markers, codes {codes}{own}"

@@ -16,17 +16,18 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from unimm.config.check import ConfigError
-from unimm.config.model import Backbone, FreshBackbone, PretrainedBackbone
+from unimm.config.model import Backbone, PretrainedBackbone, SharedTable
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Muon, NextToken, Reconstruct, Stage
 from unimm.layout import Layout
-from unimm.model.backbone import fresh_backbone, recompute_layers
+from unimm.model.backbone import build_backbone, recompute_layers
 from unimm.model.cross_entropy import CHUNK_BYTES
 from unimm.model.lora import is_adapter
 from unimm.plan.memory import PERSIST, Counts
 from unimm.system import around, new_rows
 from unimm.train.optimizer import block_matrices
 from unimm.train.trains import Trained, apply
+from unimm.vocab import Vocab
 
 if TYPE_CHECKING:
     from unimm.model.unified import UnifiedModel
@@ -61,25 +62,15 @@ class Measured:
     flops: float = 0.0
 
 
-def skeleton(config: Backbone, rows: int) -> nn.Module:
-    """The backbone's modules at `rows` rows, from its configuration alone. Raises ConfigError for a hub id."""
-    match config:
-        case FreshBackbone():
-            return fresh_backbone(config, rows)
-        case PretrainedBackbone(path=path):
-            from transformers import AutoConfig, AutoModelForCausalLM
-
-            if not (Path(path) / "config.json").is_file():
-                raise ConfigError(f"a plan downloads nothing, and there is no {path}/config.json; put the model's "
-                                  "config.json into a folder and name that folder as backbone.path")
-            backbone = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
-            if rows > backbone.get_input_embeddings().weight.shape[0]:
-                backbone.resize_token_embeddings(rows, mean_resizing=False)
-            if backbone.config.tie_word_embeddings:  # which transformers does not do for tensors without storage
-                backbone.get_output_embeddings().weight = backbone.get_input_embeddings().weight
-            return backbone
-        case _:
-            assert_never(config)
+def skeleton(config: Backbone, vocab: Vocab) -> nn.Module:
+    """The backbone's modules at `vocab.rows` rows, from its configuration alone. Raises ConfigError for a hub id."""
+    if isinstance(config, PretrainedBackbone) and not (Path(config.path) / "config.json").is_file():
+        raise ConfigError(f"a plan downloads nothing, and there is no {config.path}/config.json; put the model's "
+                          "config.json into a folder and name that folder as backbone.path")
+    backbone = build_backbone(config, vocab, SharedTable(), {}, weights=False)
+    if backbone.config.tie_word_embeddings:  # which transformers does not do for tensors without storage
+        backbone.get_output_embeddings().weight = backbone.get_input_embeddings().weight
+    return backbone
 
 
 class _Fused(torch.autograd.Function):
@@ -135,7 +126,7 @@ def measure(recipe: Recipe, layout: Layout, stage: NextToken | Reconstruct, name
 
 
 def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str) -> Measured:
-    model = around(skeleton(recipe.backbone, layout.vocab.rows), recipe, layout)
+    model = around(skeleton(recipe.backbone, layout.vocab), recipe, layout, weights=False)
     new = new_rows(recipe, layout, model)
     # peft moves its adapters to where they are already; torch can't replace tensors without storage by themselves.
     with mock.patch.object(nn.Module, "_apply", lambda module, change, recurse=True: module):
@@ -175,7 +166,7 @@ def _row(model: "UnifiedModel", stage: NextToken, recompute: bool, attended: lis
         position = torch.arange(stage.seq_len).expand(rows, -1)
         with Saved(model) as saved, torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16"):
             embedded, _ = model.image_input(backbone.get_input_embeddings(), torch.zeros_like(position))
-            backbone.model(inputs_embeds=embedded, position_ids=position, use_cache=False)
+            backbone.base_model(inputs_embeds=embedded, position_ids=position, use_cache=False)
         return saved.bytes
 
     one, two = saved_by(1), saved_by(2)

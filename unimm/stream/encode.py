@@ -39,13 +39,16 @@ class Plan:
     """How many codes the tokenizer has: ids are 0 .. size - 1."""
     pixels: int
     """Height and width the tokenizer takes, or those of its square images where it takes several sizes."""
+    seen: tuple = ()
+    """How each picture is kept beside its codes, for an encoder that reads it: height and width, colour of the
+    padding. Empty: not at all."""
     rows: int = 4096
     """Source rows per shard."""
     batch: int = 64
     """Images per call of the tokenizer; part of the plan, as float sums differ between batch sizes."""
 
     def facts(self) -> dict:
-        return {"format": FORMAT, **vars(self)}
+        return {"format": FORMAT, **vars(self), "seen": [*self.seen]}
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def encode(
     folder: str | Path,
     *,
     prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+    see: Callable[[np.ndarray], bytes] | None = None,
     rank: int = 0,
     world: int = 1,
     total: int | None = None,
@@ -105,7 +109,8 @@ def encode(
     """Encode a source's items into `folder`; start it again after any interruption and it goes on.
 
     Every rank passes over all items; those of shards that are done, or another rank's, are not decoded.
-    `to_codes` takes what `prepare` makes of each picture; without one, uint8 (pixels, pixels, 3).
+    `to_codes` takes what `prepare` makes of each picture; without one, uint8 (pixels, pixels, 3). What `see` makes of
+    it is kept beside the codes.
     Bad items are skipped and listed with their reasons. Returns the manifest, or None while other ranks are
     still at work. A folder that is already finished and whole is returned as it is. Raises ShardError for
     another plan's folder, a source that changed under a half-done encode, or a source without a single usable
@@ -123,7 +128,7 @@ def encode(
         mine = number % world == rank
         kept = _kept(path) if mine else None
         if mine and kept is None:
-            _write(path, rows, keys, to_codes, prepare or partial(fit, size=plan.pixels), plan, tally)
+            _write(path, rows, keys, to_codes, prepare or partial(fit, size=plan.pixels), see, plan, tally)
         else:
             deque(rows, maxlen=0)  # passes over them; nothing is decoded
         if kept is not None and keys.hexdigest() != kept["keys"]:
@@ -163,17 +168,17 @@ def _noted(rows: Iterator[Item], keys, tally: _Tally) -> Iterator[Item]:
         yield item
 
 
-def _write(path: Path, rows: Iterator[Item], keys, to_codes, prepare, plan: Plan, tally: _Tally) -> None:
+def _write(path: Path, rows: Iterator[Item], keys, to_codes, prepare, see, plan: Plan, tally: _Tally) -> None:
     """Encode one shard; its side file, written last, says that it is done."""
     tally.begin()
-    drafts, codes, skipped, problems = _encode_rows(rows, to_codes, prepare, plan, tally)
+    drafts, codes, skipped, problems = _encode_rows(rows, to_codes, prepare, see, plan, tally)
     facts = write_shard(path, _with_codes(drafts, codes), plan.size)
     write_sealed(path.with_suffix(".json"), facts | {
         "rows": len(drafts) + skipped, "keys": keys.hexdigest(), "skipped": skipped, "problems": problems,
     })  # fmt: skip
 
 
-def _encode_rows(rows: Iterator[Item], to_codes, prepare, plan: Plan, tally: _Tally):
+def _encode_rows(rows: Iterator[Item], to_codes, prepare, see, plan: Plan, tally: _Tally):
     """(key and sample with images still open, in order), (the images' codes, in order), skipped, problems.
 
     Pixels are let go batch by batch: a shard's worth of them would not fit into memory.
@@ -196,7 +201,7 @@ def _encode_rows(rows: Iterator[Item], to_codes, prepare, plan: Plan, tally: _Ta
             problems += [{"key": item.key, "why": item.problem}] if len(problems) < LISTED else []
             continue
         waiting += [prepare(image.content.array) for image in item.sample.images]
-        drafts.append((item.key, _without_pixels(item.sample)))
+        drafts.append((item.key, _without_pixels(item.sample, see)))
         tally.samples += 1
         while len(waiting) >= plan.batch:
             flush(plan.batch)
@@ -208,8 +213,9 @@ def _encode_rows(rows: Iterator[Item], to_codes, prepare, plan: Plan, tally: _Ta
 _OPEN = Codes(())
 
 
-def _without_pixels(sample: Sample) -> Sample:
-    return Sample(tuple(replace(p, content=_OPEN) if isinstance(p, Image) else p for p in sample.parts))
+def _without_pixels(sample: Sample, see) -> Sample:
+    return Sample(tuple(replace(p, content=_OPEN, seen=see(p.content.array) if see else None)
+                        if isinstance(p, Image) else p for p in sample.parts))
 
 
 def _with_codes(drafts: list[tuple[str, Sample]], codes: list[Codes]) -> list[tuple[str, Sample]]:

@@ -8,7 +8,8 @@
 
 Columns: `key` string; `sample` the parts in the chat form as JSON, images as {"type": "image", "index": k};
 `codes` all codes of all images, level by level, as uint16 or uint32; `levels` how those divide: image k,
-positions, depth, and rows x columns of the grid (0 x 0: none). `pandas.read_feather` and
+positions, depth, and rows x columns of the grid (0 x 0: none); `seen`, where images are read otherwise than they
+are written, each image as PNG. `pandas.read_feather` and
 `datasets.load_dataset("arrow", data_files=...)` read the files as they are.
 """
 
@@ -55,7 +56,7 @@ def to_json(sample: Sample) -> str:
     return json.dumps({"messages": messages}, ensure_ascii=False, separators=(",", ":"))
 
 
-def from_json(text: str, images: list[Codes]) -> Sample:
+def from_json(text: str, images: list[Codes], seen: list[bytes] | None = None) -> Sample:
     """The inverse of `to_json`, with the codes of image k at images[k]."""
     parts: list[Part] = []
     for message in json.loads(text)["messages"]:
@@ -64,7 +65,8 @@ def from_json(text: str, images: list[Codes]) -> Sample:
             if content["type"] == "text":
                 parts.append(Text(content["text"], content["learn"], role))
             else:
-                parts.append(Image(images[content["index"]], content["learn"], role))
+                k = content["index"]
+                parts.append(Image(images[k], content["learn"], role, seen[k] if seen else None))
     return Sample(tuple(parts))
 
 
@@ -93,7 +95,7 @@ def write_shard(path: Path, rows: list[tuple[str, Sample]], size: int) -> dict:
         raise ShardError(f"{path.name} would hold {code_ends[-1]} codes; encode with fewer samples per shard")
     codes = np.concatenate(runs).astype(code_type(size)) if runs else np.zeros(0, code_type(size))
     table = np.asarray(levels, np.int32).reshape(-1, len(LEVEL))
-    batch = pa.RecordBatch.from_pydict({
+    columns = {
         "key": pa.array([key for key, _ in rows], pa.string()),
         "sample": pa.array([to_json(sample) for _, sample in rows], pa.string()),
         "codes": pa.ListArray.from_arrays(pa.array(code_ends, pa.int32()), pa.array(codes)),
@@ -101,7 +103,11 @@ def write_shard(path: Path, rows: list[tuple[str, Sample]], size: int) -> dict:
             pa.array(level_ends, pa.int32()),
             pa.StructArray.from_arrays([pa.array(column) for column in table.T], names=LEVEL),
         ),
-    })
+    }
+    if any(image.seen is not None for _, sample in rows for image in sample.images):
+        pictures = [[image.seen for image in sample.images] for _, sample in rows]
+        columns["seen"] = pa.array(pictures, pa.large_list(pa.large_binary()))
+    batch = pa.RecordBatch.from_pydict(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -124,6 +130,7 @@ class _Shard:
         codes, levels = batch.column("codes"), batch.column("levels")
         self.code_ends, self.codes = codes.offsets.to_numpy(), codes.values.to_numpy()
         self.level_ends = levels.offsets.to_numpy()
+        self.seen = batch.column("seen") if "seen" in batch.schema.names else None
         self.levels = np.stack([levels.values.field(name).to_numpy() for name in LEVEL], axis=1)  # (levels, 5)
 
     def key(self, row: int) -> str:
@@ -138,7 +145,8 @@ class _Shard:
             ids = self.codes[at : at + positions * depth].reshape(positions, depth)
             images[k].append(Level(ids, (rows, columns) if rows else None))
             at += positions * depth
-        return from_json(_string(self.samples, row), [Codes(tuple(levels)) for levels in images])
+        seen = None if self.seen is None else self.seen[row].as_py()
+        return from_json(_string(self.samples, row), [Codes(tuple(levels)) for levels in images], seen)
 
 
 def _strings(column: pa.StringArray) -> tuple[np.ndarray, memoryview]:

@@ -1,0 +1,128 @@
+"""The recipe's ways to read and to write images as modules, checked against its layout."""
+
+from pathlib import Path
+from typing import assert_never
+
+from torch import nn
+
+from unimm.config.check import ConfigError
+from unimm.config.model import (
+    ImageIn,
+    ImageOut,
+    PretrainedVision,
+    SeparateHead,
+    SharedSoftmax,
+    SharedTable,
+    VisionFeatures,
+)
+from unimm.grammar import Plan
+from unimm.layout import Layout
+from unimm.model.image_input import ImageInput
+from unimm.model.image_output import ImageHead
+from unimm.model.published import janus_part, vision
+from unimm.model.vision_input import VisionInput
+from unimm.vocab import Range
+
+
+def image_input(config: ImageIn, layout: Layout, width: int, kept: Path | None = None,
+                weights: bool = True) -> ImageInput | VisionInput:
+    """What reads images into `width` channels. `kept` holds a published encoder's config.json, for `weights` False.
+
+    Raises ConfigError where the layout has images in another form than this reads.
+    """
+    plans = [*layout.write_plans.values(), *layout.read_plans.values()]
+    match config:
+        case SharedTable(places=places):
+            if strange := [*layout.continuous, *(r.name for r in layout.vocab.ranges.values() if not r.shared)]:
+                raise ConfigError(f"image_in is a shared table, which does not read {strange[0]!r}; make that a shared "
+                                  "codebook, or set image_in to VisionFeatures")
+            most = max(sum(plan.lengths(level)[1] for level in range(len(plan.grids))) for plan in plans)
+            if 0 < places < most:
+                raise ConfigError(f"image_in.places is {places}, but an image of this layout has {most} codes")
+            return ImageInput(config, layout.vocab, sorted({plan.header[0] for plan in plans}), width)
+        case VisionFeatures(encoder=encoder, image=image, dim=dim, depth=depth):
+            space = _read_space(layout)
+            if kept:
+                encoder = PretrainedVision(path=str(kept))
+            seeing = vision(encoder, image, weights)
+            _check_features(layout, space, seeing.config)
+            return VisionInput(seeing, space, image, own_range(layout), dim, depth, width)
+        case _:
+            assert_never(config)
+
+
+def image_output(config: ImageOut, layout: Layout, width: int) -> ImageHead | None:
+    """What writes the codes that are no rows of the language model's; None where it writes all.
+
+    Raises ConfigError where the layout has no such codes, or has them and nothing writes them.
+    """
+    match config:
+        case SharedSoftmax():
+            if own := [r.name for r in layout.vocab.ranges.values() if not r.shared]:
+                raise ConfigError(f"codebook {own[0]!r} has shared=False, but image_out is the shared softmax; set "
+                                  "image_out to SeparateHead, or shared to True")
+            return None
+        case SeparateHead(width=inner):
+            if layout.config.write.levels[0].shape.kind == "up_to":
+                raise ConfigError("image_out is a separate head, which can't say that an image ends, but the layout's "
+                                  "images end by the model's choice; give them a fixed length")
+            return ImageHead(own_range(layout), width, inner or width)
+        case _:
+            assert_never(config)
+
+
+def own_range(layout: Layout) -> Range:
+    """The one codebook that is not shared."""
+    own = [r for r in layout.vocab.ranges.values() if not r.shared]
+    if len(own) != 1 or own[0].depth != 1:
+        found = ", ".join(f"{r.name} of depth {r.depth}" for r in own) or "none"
+        raise ConfigError("a table or a head of its own serves one codebook of depth 1 with shared=False, but the "
+                          f"recipe's are: {found}")
+    return own[0]
+
+
+def _read_space(layout: Layout) -> str:
+    read = layout.config.read
+    spaces = {level.space for level in read.levels} if read else set()
+    if len(spaces) != 1 or not spaces <= layout.continuous.keys():
+        raise ConfigError("image_in reads features, so the layout's `read` has one level whose space is one of "
+                          f"`continuous` ({', '.join(layout.continuous) or 'none'})")
+    return spaces.pop()
+
+
+def _check_features(layout: Layout, space: str, seen) -> None:
+    """Refuse an encoder whose features are not what the layout has places for."""
+    places = (seen.image_size // seen.patch_size) ** 2
+
+    def wrong(plan: Plan) -> bool:
+        return plan.lengths(0) != (places, places)
+
+    if (channels := layout.continuous[space].channels) != seen.hidden_size:
+        raise ConfigError(f"{space!r} has {channels} channels, but the encoder's features have {seen.hidden_size}; "
+                          "state that")
+    if any(map(wrong, layout.read_plans.values())):
+        raise ConfigError(f"the encoder gives {places} features, but the layout reads an image as "
+                          f"{next(p for p in layout.read_plans.values() if wrong(p)).lengths(0)[1]} positions; change "
+                          "image_in.image, its patch or the layout's sizes")
+
+
+def take_input(made: VisionInput, path: str, whole: nn.Module) -> None:
+    """Fill the aligners and the table from a released Janus."""
+    for own, name in ((made.aligner, "aligner"), (made.codes, "generation_embeddings"),
+                      (made.code_aligner, "generation_aligner")):
+        _take(own, path, janus_part(path, whole, name), name)
+
+
+def take_head(made: ImageHead, path: str, whole: nn.Module) -> None:
+    """Fill the head from a released Janus."""
+    _take(made, path, janus_part(path, whole, "generation_head"), "generation_head")
+
+
+def _take(own: nn.Module, path: str, theirs: nn.Module, name: str) -> None:
+    """Raises ConfigError where the shapes are not the recipe's."""
+    ours, found = ({k: tuple(t.shape) for k, t in m.state_dict().items()} for m in (own, theirs))
+    if ours != found:
+        wrong = min(k for k in ours.keys() | found.keys() if ours.get(k) != found.get(k))
+        raise ConfigError(f"{path}: {name}.{wrong} is {found.get(wrong, 'absent')}, where the recipe has "
+                          f"{ours.get(wrong, 'nothing')}; state the release's depth, dim and width")
+    own.load_state_dict(theirs.state_dict())

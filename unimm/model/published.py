@@ -1,0 +1,174 @@
+"""Published transformers models: which part of a folder is the language model, which reads or writes images.
+
+    folder or hub id --published--> Published: backbone (a causal LM), whole (the released class around it)
+                     --vision----->            a vision encoder
+
+Nothing is executed that lies in a folder: safetensors only, and no code but transformers' own.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from unimm.config.check import ConfigError
+from unimm.config.model import FreshVision, PretrainedVision, VisionEncoder
+from unimm.errors import UserError
+
+
+class WeightsError(UserError):
+    """A published model that can't be read; the message names the folder and the remedy."""
+
+
+class Published(NamedTuple):
+    """`backbone`: a causal LM. `rows`: of its table. `complete`: a unified model's, all of whose rows are trained."""
+
+    backbone: nn.Module
+    whole: nn.Module
+    rows: int
+    complete: bool
+
+
+def published(path: str, weights: bool = True) -> Published:
+    """The causal LM of a folder or hub id in float32; without `weights` its shape alone, its tensors as memory was.
+
+    Of composite models the language part is taken: of Chameleon all but its image tokenizer, of Emu3, Janus and
+    Gemma 3 the text model and its head.
+
+    Raises ConfigError for what is no decoder-only causal LM, WeightsError for what can't be read whole.
+    """
+    import transformers as tf
+
+    config = _config(path)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(f"{path} is {config.model_type}, an encoder with a decoder; take a decoder-only model")
+    complete = config.model_type in ("chameleon", "emu3", "janus")
+    match config.model_type:
+        case "chameleon":
+            whole = _model(tf.ChameleonForConditionalGeneration, path, config, weights)
+            del whole.model.vqmodel
+            backbone = whole
+        case "emu3":
+            whole = _model(tf.Emu3ForConditionalGeneration, path, config, weights)
+            backbone = _language(tf.Emu3ForCausalLM, whole, whole.model.text_model)
+        case "janus":
+            whole = _model(tf.JanusForConditionalGeneration, path, config, weights)
+            if config.text_config.model_type != "llama":
+                raise ConfigError(f"{path}: a Janus around {config.text_config.model_type}; only one around Llama is "
+                                  "read")
+            backbone = _language(tf.LlamaForCausalLM, whole, whole.model.language_model)
+        case "gemma3":
+            whole = _model(tf.Gemma3ForConditionalGeneration, path, config, weights)
+            backbone = _language(tf.Gemma3ForCausalLM, whole, whole.model.language_model)
+        case _ if type(config) not in tf.AutoModelForCausalLM._model_mapping:
+            raise ConfigError(f"{path} is {config.model_type}, of which transformers has no causal language model; "
+                              "take a decoder-only model")
+        case _ if config.get_text_config() is not config:
+            raise ConfigError(f"{path} is {config.model_type}, whose language model can't be told from its other "
+                              "parts; take the text-only model that it was made from")
+        case _:
+            whole = backbone = _model(tf.AutoModelForCausalLM, path, config, weights)
+    return Published(backbone, whole, len(backbone.get_input_embeddings().weight), complete)
+
+
+def janus_part(path: str, whole: nn.Module, name: str) -> nn.Module:
+    """`aligner`, `generation_embeddings`, ... of a released Janus."""
+    if whole.config.model_type != "janus":
+        raise ConfigError(f"{path} is {whole.config.model_type}, which has no {name}; name a released Janus, or leave "
+                          "weights empty")
+    acts = {whole.config.vision_config.hidden_act, whole.config.vq_config.hidden_act}
+    if acts != {"gelu"}:
+        raise ConfigError(f"{path}: aligners and head around {' and '.join(sorted(acts))}; only around gelu are read")
+    return getattr(whole.model, name)
+
+
+def vision(encoder: VisionEncoder, image: int, weights: bool = True):
+    """A JanusVisionModel: SigLIP without its pooling head. Raises ConfigError where it sees images of another size."""
+    import transformers as tf
+
+    match encoder:
+        case FreshVision(patch=patch, width=width, layers=layers, heads=heads):
+            return tf.JanusVisionModel(tf.JanusVisionConfig(
+                hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, image_size=image,
+                patch_size=patch, num_image_tokens=(image // patch) ** 2))
+        case PretrainedVision(path=path):
+            config = _config(path)
+    match config.model_type:
+        case "janus":
+            made = _model(tf.JanusForConditionalGeneration, path, config, weights).model.vision_model
+        case "janus_vision_model":
+            made = _model(tf.JanusVisionModel, path, config, weights)
+        case "siglip" | "siglip_vision_model":
+            config = getattr(config, "vision_config", config)
+            config.vision_use_head = False
+            made = _as_janus(_model(tf.SiglipVisionModel, path, config, weights))
+        case other:
+            raise ConfigError(f"{path} is {other}; image_in.encoder is a SigLIP or the encoder of a released Janus")
+    if made.config.image_size != image:
+        raise ConfigError(f"image_in.image is {image}, but the encoder of {path} sees {made.config.image_size}; state "
+                          "that")
+    return made
+
+
+def _as_janus(siglip: nn.Module) -> nn.Module:
+    """SigLIP's tower under Janus's names: one layer is called otherwise."""
+    import transformers as tf
+
+    c = siglip.config
+    made = tf.JanusVisionModel(tf.JanusVisionConfig(
+        hidden_size=c.hidden_size, num_hidden_layers=c.num_hidden_layers, num_attention_heads=c.num_attention_heads,
+        image_size=c.image_size, patch_size=c.patch_size, hidden_act=c.hidden_act, layer_norm_eps=c.layer_norm_eps,
+        mlp_ratio=c.intermediate_size / c.hidden_size, num_image_tokens=(c.image_size // c.patch_size) ** 2))
+    names = {name: name.removeprefix("vision_model.").replace("out_proj", "projection_layer")
+             for name in siglip.state_dict()}
+    made.load_state_dict({names[name]: tensor for name, tensor in siglip.state_dict().items()})
+    return made
+
+
+def _config(path: str):
+    """The configuration of a folder or hub id. Raises WeightsError, one line."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: no model that transformers reads: {_line(error)}; give a local folder with its "
+                           "config.json and .safetensors, or a hub id where a hub is reachable") from None
+
+
+def _model(kind, path: str, config, weights: bool):
+    """The model of a folder in eval mode. Raises WeightsError unless all of its weights are there, in its shapes."""
+    from safetensors import SafetensorError
+    from transformers.initialization import no_init_weights
+
+    if not weights:
+        with no_init_weights():
+            return (kind.from_config(config, dtype=torch.float32) if hasattr(kind, "from_config")
+                    else kind._from_config(config, dtype=torch.float32)).eval()
+    try:
+        # Not in the bf16 that most are published in: small updates of bf16 weights are lost in rounding.
+        made, found = kind.from_pretrained(path, config=config, dtype=torch.float32, trust_remote_code=False,
+                                           use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"{path}: its weights can't be read: {_line(error)}; download it again, as "
+                           ".safetensors") from None
+    wrong = sorted(found["missing_keys"]) + sorted(str(each[0]) for each in found["mismatched_keys"])
+    if wrong:
+        raise WeightsError(f"{path}: {len(wrong)} of its tensors are missing or of another shape, the first "
+                           f"{wrong[0]}; download it again, with all of its shards")
+    return made.eval()
+
+
+def _language(kind, whole: nn.Module, part: nn.Module):
+    """A causal LM of the part of a composite model that is its language model, and of the composite's head."""
+    part.config.tie_word_embeddings = whole.lm_head.weight is part.get_input_embeddings().weight
+    with torch.device("meta"):
+        causal = kind(part.config)
+    causal.model, causal.lm_head = part, whole.lm_head
+    return causal
+
+
+def _line(error: Exception) -> str:
+    """An error of a library on one short line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:200] + "..."
