@@ -1,9 +1,9 @@
-"""Sample <-> Sequence: the only file that knows where an image begins.
+"""Sample <-> Sequence.
 
     render   Sample -> Sequence     what training reads, with what is learned marked
     prompt   parts  -> Sequence     the same up to where the model goes on
-    parse    ids    -> Sample       what a sequence says
-    automaton                       which ids may come next
+    parse    ids    -> Sample       what a sequence says (`unimm.parse` and `unimm.turns`)
+    automaton                       which ids may come next (`unimm.grammar`)
 
 All four derive from one declarative `unimm.config.tokens.Layout`, so a release's format is data.
 """
@@ -15,32 +15,52 @@ import numpy as np
 from unimm.config.check import ConfigError
 from unimm.config.tokens import Codebook, Continuous
 from unimm.config.tokens import Layout as LayoutConfig
-from unimm.errors import UserError
 from unimm.grammar import Automaton, Fixed, Plan, Run, make_plan
+from unimm.parse import LayoutError, Reader
 from unimm.pictures import from_png
-from unimm.sample import Codes, Image, Latents, Level, Part, Pixels, Role, Sample, Sequence, Slot, Text, sample
+from unimm.sample import Codes, Image, Latents, Part, Pixels, Role, Sample, Sequence, Slot, Text, sample
 from unimm.text import TextTokenizer
-from unimm.vocab import MARKER, Vocab, build_vocab, markers
-
-ROLES: tuple[Role, ...] = ("system", "user", "assistant")
-
-
-class LayoutError(UserError):
-    """A sample that the layout can't write, or ids that it can't read."""
+from unimm.turns import Turns
+from unimm.vocab import MARKER, Vocab, build_vocab, fill, markers
 
 
 @dataclass
 class _Writer:
+    """Ids as they are written. Text that stands together is encoded together, as a release's own template is."""
+
+    text: TextTokenizer
     ids: list[int] = field(default_factory=list)
     learn: list[bool] = field(default_factory=list)
     slots: list[Slot] = field(default_factory=list)
     role: Role | None = None
+    last: Part | None = None
+    """The part before, in the turn that is being written."""
+    learned: bool = False
+    """Whether what was written last is learned."""
+    _said: str = ""
+
+    def write(self, pieces: list[str | int], learn: bool = False) -> None:
+        for piece in pieces:
+            if isinstance(piece, int):
+                self.add((piece,), learn)
+            elif self._said and learn != self.learned:
+                self.flush()
+            if isinstance(piece, str) and piece:
+                self._said, self.learned = self._said + piece, learn
 
     def add(self, ids, learn: bool = False) -> None:
+        self.flush()
         self.ids += ids
         self.learn += [learn] * len(ids)
+        self.learned = learn
+
+    def flush(self) -> None:
+        said, self._said = self._said, ""
+        if said:
+            self.add(self.text.encode(said), self.learned)
 
     def sequence(self) -> Sequence:
+        self.flush()
         return Sequence(np.array(self.ids, np.int32), np.array(self.learn, bool), tuple(self.slots))
 
 
@@ -55,7 +75,9 @@ class Layout:
         self.config = config
         self.text = text
         self.continuous = {c.name: c for c in continuous}
-        self.vocab: Vocab = build_vocab(text.size, markers(config, continuous), special_ids or {}, codebooks)
+        names = markers(config, continuous)
+        text.keep_apart(names)
+        self.vocab: Vocab = build_vocab(text.size, names, special_ids or {}, codebooks, text.id_of, text.controls)
         spaces = set(self.vocab.ranges) | set(self.continuous)
         for image in (config.write, config.read or config.write):
             for level in image.levels:
@@ -70,18 +92,24 @@ class Layout:
         read = config.read or config.write
         self.read_plans = {s: make_plan(read, s, config.pixels_per_code, self._template) for s in config.sizes}
         self.bos, self.eos, self.pad_id = (self.vocab.special[m] for m in (config.bos, config.eos, config.pad))
-        turns = {role: getattr(config.chat, role) for role in ROLES}
-        self._opens = {role: self._template(before) for role, (before, _) in turns.items()}
-        self._closes = {role: self._template(after) for role, (_, after) in turns.items()}
+        self.turns = Turns(config.chat, self._pieces, self.eos)
+        self.reader = Reader(config, self.vocab, text, (self.write_plans, self.read_plans), self.placeholders,
+                             self.turns, self._template)
+
+    def _pieces(self, template: str) -> list[str | int]:
+        """A filled template as texts and the ids of markers."""
+        pieces, end = [], 0
+        for found in MARKER.finditer(template):
+            pieces += [template[end:found.start()], self.vocab.special[found.group()]]
+            end = found.end()
+        return [piece for piece in [*pieces, template[end:]] if piece != ""]
 
     def _template(self, template: str) -> tuple[int, ...]:
         """Ids of a filled template: markers by name, the text between them as text."""
-        ids, end = [], 0
-        for found in MARKER.finditer(template):
-            ids += self.text.encode(template[end:found.start()]) if found.start() > end else []
-            ids.append(self.vocab.special[found.group()])
-            end = found.end()
-        return tuple(ids + (self.text.encode(template[end:]) if end < len(template) else []))
+        w = _Writer(self.text)
+        w.write(self._pieces(template))
+        w.flush()
+        return tuple(w.ids)
 
     # ------------------------------------------------------------ writing
 
@@ -90,81 +118,141 @@ class Layout:
 
         Raises LayoutError where an image is of no size that the layout writes.
         """
-        split = self._last_image(sample) if unconditional else 0
-        w = self._context(sample.parts[:split], unconditional, sample.parts[split].role) if unconditional \
-            else self._context((), False, None)
-        for part in sample.parts[split:]:
-            self._part(w, part)
-        learned = sample.parts[-1].learn
+        last = sample.parts[-1]
+        drawing = isinstance(last, Image) and last.learn
+        parts = self._worded(sample.parts)
+        split = self._last_image(parts) if unconditional else 0
+        w = self._context(parts[:split], unconditional, parts[split].role if unconditional else None, drawing)
+        for part in parts[split:]:
+            self._part(w, part, drawing)
+        learned = last.learn and not (drawing and self.config.learn == "codes")
         if w.role is not None:
-            w.add(self._closes[w.role], learned)
-        w.add((self.eos,), learned)
+            w.write(self.turns.closes[w.role], learned)
+        w.flush()
+        if w.role is None or (self.config.chat.eos and w.ids[-1] != self.eos):
+            w.add((self.eos,), learned)
         return w.sequence()
 
     def prompt(self, parts: tuple[Part, ...], then: str = "text", size: tuple[int, int] | None = None,
                unconditional: bool = False) -> Sequence:
         """The parts as context, up to where the model writes `then`: "text" (or whatever it chooses) or "image"."""
+        plan = self._plan_of_size(size or self.config.sizes[0]) if then == "image" else None
         role = "assistant" if parts and parts[-1].role is not None else None
-        w = self._context(parts, unconditional, role)
+        w = self._context(self._worded(parts, plan, True), unconditional, role, plan is not None)
         if role is not None:
-            self._turn(w, role, False)
-        if then == "image":
-            w.add(self._plan_of_size(size or self.config.sizes[0]).header)
+            self._turn(w, role, False, plan is not None)
+        if plan is not None:
+            self._beside(w, False)
+            w.add(plan.header)
         return w.sequence()
 
-    def _context(self, parts: tuple[Part, ...], unconditional: bool, role: Role | None) -> _Writer:
+    def _worded(self, parts: tuple[Part, ...], plan: Plan | None = None, prompt: bool = False) -> tuple[Part, ...]:
+        """The parts with the layout's own words around a caption to draw, or after an image to caption."""
+        match parts:
+            case (Text(learn=False) as text, Image(learn=True) as image) if not prompt:
+                return self._words(text, self._fit(image)[0]), image
+            case (Text() as text,) if prompt and plan is not None:
+                return (self._words(text, plan),)
+            case (Image(learn=False, role=None) as image, *caption) if self.config.caption_words and (
+                    (not caption and prompt and plan is None)
+                    or (len(caption) == 1 and isinstance(caption[0], Text) and caption[0].learn)):
+                return image, Text(self.config.caption_words), *caption
+        return parts
+
+    def _words(self, text: Text, plan: Plan) -> Text:
+        before, after = self._around(plan)
+        return Text(before + text.text + after, text.learn, text.role)
+
+    def _around(self, plan: Plan) -> tuple[str, str]:
+        """What stands before and after a caption to draw in the plan's size."""
+        before, after = self.config.draw_words.split("{text}")
+        return tuple(fill(words, plan.size, self.config.pixels_per_code) for words in (before, after))
+
+    def _unworded(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        """The inverse of `_worded`."""
+        match parts:
+            case (Text(learn=False) as text, Image() as image):
+                before, after = self._around(self._fit(image)[0])
+                if len(before + after) < len(text.text) and text.text.startswith(before) and text.text.endswith(after):
+                    return Text(text.text[len(before):len(text.text) - len(after)], False, text.role), image
+            case (Image(role=None) as image, Text(learn=False) as words, *rest) \
+                    if words.text == self.config.caption_words:
+                return image, *rest
+        return parts
+
+    def _context(self, parts: tuple[Part, ...], unconditional: bool, role: Role | None, drawing: bool) -> _Writer:
         """The beginning of a sequence with `parts` read; both training and sampling forget them here."""
-        w = _Writer()
+        w = _Writer(self.text)
         w.add((self.bos,))
-        for part in parts:
-            self._part(w, part)
+        for part in parts if not unconditional or self.config.unconditional == "pad" else ():
+            self._part(w, part, drawing)
         if not unconditional:
             return w
         match self.config.unconditional:
             case "drop":
-                w = _Writer()
-                w.add((self.bos,))
+                pass
             case "pad":
                 if role is not None:
-                    self._turn(w, role, False)
-                w = _Writer([self.bos] + [self.pad_id] * (len(w.ids) - 1), w.learn, [], w.role)
+                    self._turn(w, role, False, drawing)
+                w.flush()
+                w = _Writer(self.text, [self.bos] + [self.pad_id] * (len(w.ids) - 1), w.learn, [], w.role)
             case "replace":
-                w = _Writer()
-                w.add((self.bos,))
-                w.add(self._template(self.config.replacement))
+                first, *rest = self.config.replacement.split("{images}")
+                w.write(self._pieces(first))
+                for words in rest:
+                    for image in (part for part in parts if isinstance(part, Image)):
+                        self._image(w, image)
+                    w.write(self._pieces(words))
+                w.role = role
         return w
 
-    def _last_image(self, sample: Sample) -> int:
-        last = sample.parts[-1]
+    def _last_image(self, parts: tuple[Part, ...]) -> int:
+        last = parts[-1]
         if not (isinstance(last, Image) and last.learn):
             raise LayoutError("only a sample that ends in a learned image has an unconditional form")
-        return len(sample.parts) - 1
+        return len(parts) - 1
 
-    def _turn(self, w: _Writer, role: Role | None, learned: bool) -> None:
+    def _turn(self, w: _Writer, role: Role | None, learned: bool, drawing: bool) -> None:
         if role == w.role:
             return
-        if w.role is not None:
-            w.add(self._closes[w.role], learned)
+        before = w.role
+        if before is not None:
+            w.write(self.turns.closes[before], learned)
+        elif role not in (None, "system"):
+            w.write(self.turns.preface(drawing))
         if role is not None:
-            w.add(self._opens[role])
-        w.role = role
+            self.turns.check(before, role)
+            w.write(self.turns.opens[role])
+        w.role, w.last = role, None
 
-    def _part(self, w: _Writer, part: Part) -> None:
-        self._turn(w, part.role, bool(w.learn and w.learn[-1]))
+    def _beside(self, w: _Writer, learned: bool) -> None:
+        """What stands before an image within a turn."""
+        if w.role is not None and w.last is not None:
+            twice = 2 if isinstance(w.last, Image) else 1
+            w.write([self.config.chat.beside_image * twice], learned)
+
+    def _part(self, w: _Writer, part: Part, drawing: bool) -> None:
+        self._turn(w, part.role, w.learned, drawing)
         match part:
             case Text():
-                w.add(self.text.encode(part.text), part.learn)
+                between = self.config.chat.beside_image if isinstance(w.last, Image) and part.role is not None else ""
+                lead = self.config.chat.lead if part.role == "assistant" and w.last is None else ""
+                w.write([between + lead + part.text], part.learn)
             case Image():
+                self._beside(w, part.learn)
                 self._image(w, part)
+        w.last = part
 
     def _image(self, w: _Writer, image: Image) -> None:
         image = self._as_read(image)
         plan, arrays = self._fit(image)
+        w.flush()
         pixels = image.content.array if isinstance(image.content, Pixels) else None
         for n, piece in enumerate(plan.pieces):
             if isinstance(piece, Fixed):
                 ends = n == len(plan.pieces) - 1 and self.config.write.stop == "count"
-                w.add(piece.ids, image.learn and self.config.learn == "all" and not ends)
+                marks = self.config.learn == "all" or (self.config.learn == "body" and n > 0)
+                w.add(piece.ids, image.learn and marks and not ends)
                 continue
             values = arrays[piece.level][piece.start:piece.start + piece.length]
             in_slot = pixels is not None or values.dtype != np.int32 or values.shape[1] > 1
@@ -173,7 +261,7 @@ class Layout:
                 w.slots.append(Slot(len(w.ids), len(values), piece.space, image.learn, payload))
                 w.add([self._placeholder(piece.space)] * len(values), image.learn)
             else:
-                w.add((values[:, 0] + self.vocab.ranges[piece.space].start).tolist(), image.learn)
+                w.add(self.vocab.ranges[piece.space].ids_of(values[:, 0]).tolist(), image.learn)
 
     def _placeholder(self, space: str) -> int:
         return self.placeholders[space] if space in self.placeholders else self.vocab.ranges[space].start
@@ -197,13 +285,18 @@ class Layout:
                 size = (a.shape[0] // self.config.pixels_per_code, a.shape[1] // self.config.pixels_per_code)
                 # An encoder that sees every picture at one size needs no size of its codes.
                 alike = len({p.pieces for p in plans.values()}) == 1
-                plan = next(iter(plans.values())) if alike else plans[self._plan_of_size(size).size]
+                if self.config.any_size:
+                    plan = self.reader.plan(False, size)
+                else:
+                    plan = next(iter(plans.values())) if alike else plans[self._plan_of_size(size).size]
                 return plan, [np.zeros((plan.lengths(0)[1], 1), np.int32)]
             case Latents(array=a, grid=grid):
                 shapes, arrays = [(len(a), grid, a.shape[1])], [a]
             case Codes(levels=levels):
                 shapes, arrays = [(len(v.ids), v.grid, v.ids.shape[1]) for v in levels], [v.ids for v in levels]
-        for plan in plans.values():
+        free = self.config.any_size and shapes[0][1] is not None
+        other = [self.reader.plan(plans is self.read_plans, shapes[0][1])] if free else []
+        for plan in [*plans.values(), *other]:
             if self._fits(plan, shapes, isinstance(image.content, Codes)):
                 return plan, arrays
         got = ", ".join(f"{n} positions of {d}" + (f" in a {g[0]} x {g[1]} grid" if g else "") for n, g, d in shapes)
@@ -234,6 +327,16 @@ class Layout:
 
     # ------------------------------------------------------------ reading
 
+    def said(self, ids, chat: bool) -> str:
+        """The words among ids that the model wrote, as the assistant in a chat or in a document."""
+        text, lead = self.text.decode([i for i in ids if self.vocab.is_text[i]]), self.config.chat.lead
+        return text.removeprefix(lead) if chat else text
+
+    def tokens(self, size: tuple[int, int]) -> int:
+        """How many tokens an image of this size takes, what begins and ends it included."""
+        plan = self._plan_of_size(size)
+        return sum(len(p.ids) if isinstance(p, Fixed) else p.length for p in plan.pieces)
+
     def parse(self, ids, learn=None, slots: tuple[Slot, ...] = ()) -> Sample:
         """What a sequence says. `learn` and `slots` as in Sequence; ids of images sampled by count need no end.
 
@@ -241,98 +344,15 @@ class Layout:
         """
         ids = np.asarray(ids, np.int64)
         learn = np.zeros(len(ids), bool) if learn is None else np.asarray(learn, bool)
-        payloads = {s.start: s for s in slots}
-        parts: list[Part] = []
-        role, at, is_text = None, 0, self.vocab.is_text
-        while at < len(ids) and ids[at] != self.eos:
-            if ids[at] in (self.bos, self.pad_id):
-                at += 1
-            elif role is not None and self._stands(self._closes[role], ids, at):
-                at, role = at + len(self._closes[role]), None
-            elif (opened := next((r for r in ROLES if self._stands(self._opens[r], ids, at)), None)) is not None:
-                at, role = at + len(self._opens[opened]), opened
-            elif (found := self._read_image(ids, at, payloads, learn, role)) is not None:
-                at, image = found
-                parts.append(image)
-            elif is_text[ids[at]]:
-                end = at
-                while end < len(ids) and is_text[ids[end]] and learn[end] == learn[at]:
-                    end += 1
-                parts.append(Text(self.text.decode(ids[at:end].tolist()), bool(learn[at]), role))
-                at = end
-            else:
-                raise LayoutError(f"position {at} holds {self.name(int(ids[at]))}, "
-                                  "where neither text nor a whole image begins")
-        return sample(*parts)
-
-    @staticmethod
-    def _stands(marker: tuple[int, ...], ids: np.ndarray, at: int) -> bool:
-        return bool(marker) and tuple(ids[at:at + len(marker)].tolist()) == marker
-
-    def _read_image(self, ids, at: int, payloads, learn, role) -> tuple[int, Image] | None:
-        for plans in (self.write_plans, self.read_plans):
-            for plan in plans.values():
-                if ids[at] == plan.header[0] and (read := self._match(plan, ids, at, payloads)) is not None:
-                    end, values, first = read
-                    return end, Image(self._content(plan, values), bool(learn[first]), role)
-        return None
-
-    def _match(self, plan: Plan, ids, at: int, payloads):
-        """(end, values by level, first code's position) if the plan's image stands at `at`, else None."""
-        values: list[list[np.ndarray]] = [[] for _ in plan.grids]
-        first = None
-        for n, piece in enumerate(plan.pieces):
-            if isinstance(piece, Fixed):
-                if self._stands(piece.ids, ids, at):
-                    at += len(piece.ids)
-                elif not (n == len(plan.pieces) - 1 and self.config.write.stop == "count"):
-                    return None
-                continue
-            first = at if first is None else first
-            length = self._run_length(piece, ids, at)
-            if length < piece.shortest:
-                return None
-            if at in payloads:
-                values[piece.level].append(payloads[at].payload)
-            elif piece.space in self.placeholders or self.vocab.ranges[piece.space].depth > 1:
-                return None
-            else:
-                codes = ids[at:at + length, None] - self.vocab.ranges[piece.space].start
-                values[piece.level].append(codes.astype(np.int32))
-            at += length
-        return at, values, first
-
-    def _run_length(self, run: Run, ids, at: int) -> int:
-        """How many positions from `at` hold the run's space, at most its length."""
-        window = ids[at:at + run.length]
-        if run.space in self.placeholders:
-            inside = window == self.placeholders[run.space]
-        else:
-            r = self.vocab.ranges[run.space]
-            inside = (window >= r.start) & (window < r.stop)
-        return len(window) if inside.all() else int(np.argmin(inside))
-
-    @staticmethod
-    def _content(plan: Plan, values) -> Codes | Latents | Pixels:
-        first = values[0][0]
-        if first.dtype == np.uint8:
-            return Pixels(first)
-        if first.dtype != np.int32:
-            return Latents(np.concatenate(values[0]), plan.grids[0])
-        return Codes(tuple(Level(np.concatenate(v), grid) for v, grid in zip(values, plan.grids)))
+        parts = self.turns.read(self.reader.atoms(ids, learn, {s.start: s for s in slots}))
+        return sample(*self._unworded(tuple(parts)))
 
     def name(self, i: int) -> str:
         """An id in words: the marker's name, the codebook and code, or the text."""
-        for marker, special in self.vocab.special.items():
-            if special == i:
-                return marker
-        for r in self.vocab.ranges.values():
-            if r.start <= i < r.stop:
-                return f"{r.name}:{i - r.start}"
-        return repr(self.text.decode([i]))
+        return self.reader.name(i)
 
     def automaton(self) -> Automaton:
         """Which ids may come next, over all sizes this layout writes."""
-        ends = [self.eos] + [ids[0] for role, ids in self._closes.items() if role == "assistant" and ids]
+        ends = [self.eos] + [piece for piece in self.turns.closes["assistant"][:1] if isinstance(piece, int)]
         return Automaton(self.vocab, list(self.write_plans.values()), ends, self.pad_id,
                          self.config.write.stop == "count", self.placeholders)

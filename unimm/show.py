@@ -34,7 +34,11 @@ def show(recipe: Recipe, colour: bool) -> Iterator[str]:
         yield f"  {'':<12}{dim}{' + '.join(map(_share, stage.mix))}{plain}"
     yield ""
     learned = f"{GREEN}learned{PLAIN}" if colour else "«learned»"
-    note = "; text as bytes, for the run trains its own tokenizer" if recipe.text.kind == "sentencepiece" else ""
+    note = ""
+    if isinstance(layout.text, BytesTokenizer):
+        note = "; text as bytes, for " + (
+            "the run trains its own tokenizer" if recipe.text.kind == "sentencepiece"
+            else f"{recipe.text.path} is no folder here, and its tokenizer is not at hand")
     yield f"{bold}samples{plain}  {learned} and read{note}; the codes stand for any"
     for title, example in examples(recipe, layout):
         yield f"  {bold}{title}{plain}"

@@ -24,6 +24,7 @@ from unimm.config.tokens import PretrainedText, SentencePieceText
 from unimm.layout import Layout
 from unimm.recipe import load_recipe
 from unimm.text import BytesTokenizer, PretrainedTokenizer, TextTokenizer, load_sentencepiece
+from unimm.vocab import markers, numbered
 
 if TYPE_CHECKING:
     from unimm.images.base import ImageTokenizer
@@ -47,9 +48,14 @@ class System:
 
 
 def text_of(recipe: Recipe, folder: Path | None) -> TextTokenizer:
-    """The recipe's text tokenizer; without a run's folder, bytes stand in for one that is still to be trained."""
+    """The recipe's text tokenizer; without a run's folder, bytes stand in for one that is still to be trained.
+
+    So they do for a release's that is no folder on this machine, under the release's own numbers.
+    """
     match recipe.text:
-        case PretrainedText(path=path):
+        case PretrainedText(path=path, size=size):
+            if folder is None and not Path(path).exists():
+                return BytesTokenizer(size, _taken(recipe))
             return PretrainedTokenizer(path)
         case SentencePieceText():
             return BytesTokenizer() if folder is None else load_sentencepiece(folder / TEXT_FILE)
@@ -57,8 +63,24 @@ def text_of(recipe: Recipe, folder: Path | None) -> TextTokenizer:
             assert_never(recipe.text)
 
 
+def _taken(recipe: Recipe) -> set[int]:
+    """The ids that a recipe states for markers and codes."""
+    stated = numbered(recipe.special_ids, markers(recipe.layout, recipe.continuous))
+    codes = (i for book in recipe.codebooks if book.start is not None for i in range(book.start, book.start + book.size))
+    return {*stated.values(), *codes}
+
+
 def layout_of(recipe: Recipe, text: TextTokenizer) -> Layout:
-    return Layout(recipe.layout, text, recipe.codebooks, recipe.continuous, recipe.special_ids)
+    """The recipe's layout. Raises ConfigError where an image of it is longer than a stage's rows."""
+    layout = Layout(recipe.layout, text, recipe.codebooks, recipe.continuous, recipe.special_ids)
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, NextToken) and stage.too_long == "refuse":
+            longest = max(recipe.layout.sizes, key=layout.tokens)
+            if layout.tokens(longest) > stage.seq_len:
+                raise ConfigError(f"stage {name!r} has rows of {stage.seq_len:,} tokens, but an image of {longest[0]} x "
+                                  f"{longest[1]} codes takes {layout.tokens(longest):,}: raise seq_len, leave that size "
+                                  "out of the layout, or set too_long to 'drop'")
+    return layout
 
 
 def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image_weight: float = 1.0,

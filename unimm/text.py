@@ -12,29 +12,64 @@ class TextError(UserError):
 
 
 class TextTokenizer(Protocol):
+    """`controls` are the ids below `size` that no text has: a release's own special tokens."""
+
     size: int
+    controls: frozenset[int]
+
+    def id_of(self, token: str) -> int | None: ...
+
+    def keep_apart(self, tokens: Iterable[str]) -> None: ...
 
     def encode(self, text: str) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-class BytesTokenizer:
-    """UTF-8 bytes as ids: stands in where a run has not trained its own tokenizer yet."""
+class _OwnText:
+    """A tokenizer whose every id is text: it knows no token by a name."""
 
-    size = 256
+    controls: frozenset[int] = frozenset()
+
+    def id_of(self, token: str) -> int | None:
+        return None
+
+    def keep_apart(self, tokens: Iterable[str]) -> None:
+        pass
+
+
+class BytesTokenizer(_OwnText):
+    """UTF-8 bytes as ids: stands in where a run has not trained its own tokenizer yet.
+
+    For a release's tokenizer that is not at hand: `size` ids, of which bytes take the first 256 in a row that nothing
+    else claims (`taken`), so that markers and codes keep the release's numbers.
+    """
+
+    def __init__(self, size: int = 256, taken: Iterable[int] = ()):
+        self.first = next((a for a, b in _gaps(taken, size) if b - a >= 256), size)
+        self.size = max(size, self.first + 256)
+        self.controls = frozenset(range(self.first)) | frozenset(range(self.first + 256, self.size))
 
     def encode(self, text: str) -> list[int]:
-        return list(text.encode("utf-8"))
+        return [self.first + byte for byte in text.encode("utf-8")]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return bytes(ids).decode("utf-8", errors="replace")
+        return bytes(i - self.first for i in ids).decode("utf-8", errors="replace")
+
+
+def _gaps(taken: Iterable[int], size: int) -> Iterable[tuple[int, int]]:
+    """The runs [a, b) of ids below `size` that are not taken."""
+    at = 0
+    for i in sorted({i for i in taken if i < size}):
+        yield at, i
+        at = i + 1
+    yield at, size
 
 
 SPACE = "\u2581"  # SentencePiece's own sign for a space
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(_OwnText):
     """A SentencePiece model. Exact both ways: `decode(encode(text)) == text` for any text."""
 
     def __init__(self, model: bytes):
@@ -110,7 +145,21 @@ class PretrainedTokenizer:
 
             self._tokenizer = AutoTokenizer.from_pretrained(path).backend_tokenizer
         self._tokenizer.encode_special_tokens = True
-        self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self._read_controls()
+
+    def _read_controls(self) -> None:
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.controls = frozenset(i for i, token in added.items() if token.special)
+
+    def keep_apart(self, tokens: Iterable[str]) -> None:
+        """From now on no text gives the ids of `tokens`, also of those that the release left unmarked (<unused0>)."""
+        from tokenizers import AddedToken
+
+        known = [token for token in tokens if self.id_of(token) is not None]
+        self._tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in known])
+        self._tokenizer.encode_special_tokens = True
+        self._read_controls()
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -27,6 +27,10 @@ class Sampling:
     text_temperature: float = 0.0
     text_length: int = 64
     """The most text tokens of an answer."""
+    positive: str = ""
+    """Words added to a prompt for an image (Emu3)."""
+    negative: str = ""
+    """Words that the unconditional branch reads in place of the form that it had in training (Emu3)."""
 
     def __post_init__(self):
         check(self, self.temperature >= 0, "temperature", "0 (greedy) or more")
@@ -49,7 +53,8 @@ class Recipe:
     continuous: tuple[Continuous, ...] = ()
     layout: Layout
     special_ids: dict[str, int] = field(default_factory=dict)
-    """Ids of markers where a release fixes them; other markers follow the text."""
+    """Ids of markers where a release fixes them and its text tokenizer is not at hand or has no such name; other
+    markers follow the text. "<reserved{n}>": 4 is every such marker, its id being its number plus 4."""
     backbone: Backbone = FreshBackbone()
     image_in: ImageIn = SharedTable()
     image_out: ImageOut = SharedSoftmax()

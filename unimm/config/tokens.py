@@ -23,10 +23,18 @@ class SentencePieceText:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedText:
-    """The tokenizer of a published model: a local folder, or a hub id where a hub is reachable."""
+    """The tokenizer of a published model: a local folder, or a hub id where a hub is reachable.
+
+    Markers, and codes that it has names for (`Codebook.token`), get the ids that it gives them.
+    """
 
     path: str
+    size: int = 0
+    """How many ids it has. With that number bytes can stand in for it where it is not at hand; 0: not stated."""
     kind: Literal["pretrained"] = "pretrained"
+
+    def __post_init__(self):
+        check(self, self.size >= 0, "size", "0 (not stated) or more")
 
 
 TextTokenizer = SentencePieceText | PretrainedText
@@ -44,6 +52,10 @@ class Codebook:
     """First id where a release fixes it; otherwise after the text, the markers and earlier codebooks."""
     shared: bool = True
     """Whether the codes are rows of the language model's own table (Liquid, Emu3) or of their own (Janus)."""
+    token: str = ""
+    """What the release's text tokenizer calls a code, where codes are entries of it: {code} is its number (or
+    {code:06d}), {letters} the number with A to J for 0 to 9 (Chameleon). A tokenizer at hand that has them settles
+    their ids, which may be in another order; without it they follow `start` in order."""
 
     def __post_init__(self):
         positive(self, "size", "depth")
@@ -115,7 +127,10 @@ class LevelLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLayout:
-    """One image as tokens. Templates hold markers and literal text; {h} {w} are codes, {H} {W} pixels."""
+    """One image as tokens. Templates hold markers and literal text.
+
+    {h} {w} are its rows and columns of codes, {h2} {w2} half of them (Lumina-mGPT), {H} {W} its pixels.
+    """
 
     begin: str
     levels: tuple[LevelLayout, ...]
@@ -132,16 +147,31 @@ class ImageLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """What stands before and after each speaker's turn."""
+    """What stands before and after each speaker's turn: markers and literal text.
 
-    system: tuple[str, str] = ("<|system|>", "")
+    Where nothing opens a speaker's turn, turns are told apart by their order (Chameleon): user, assistant, user, ...
+    """
+
+    system: tuple[str, str] | None = ("<|system|>", "")
+    """None: there is no such turn."""
     user: tuple[str, str] = ("<|user|>", "")
     assistant: tuple[str, str] = ("<|assistant|>", "<|end|>")
+    preface: str = ""
+    """What begins a chat without a system turn, where text is to follow."""
+    draw_preface: str = ""
+    """The same where the last turn draws an image."""
+    eos: bool = True
+    """Whether the sequence's end follows the last turn, where that does not end with it anyway."""
+    lead: str = ""
+    """Text between what opens the assistant's turn and its words, written by the model: a space (Janus)."""
+    beside_image: str = ""
+    """Text between an image and what stands beside it in its turn: a newline (Liquid)."""
 
     def __post_init__(self):
-        for role in ("system", "user", "assistant"):
-            check(self, getattr(self, role)[0] != "", role, "opened by a marker, or turns could not be told apart")
+        check(self, self.user != ("", ""), "user", "opened or closed by something, or turns could not be told apart")
         check(self, self.assistant[1] != "", "assistant", "closed by a marker, or an answer would never end")
+        same = self.user[0] != "" and self.user[0] == self.assistant[0]
+        check(self, not same, "user", "opened by another text than the assistant's turn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +182,9 @@ class Layout:
     read: ImageLayout | None = None
     """How an image is read, where that differs from how it is written (Janus)."""
     sizes: tuple[tuple[int, int], ...]
-    """Sizes an image may have, (rows, columns) of level 0 at scale 1."""
+    """Sizes an image may have, (rows, columns) of level 0 at scale 1; the first where none is asked for."""
+    any_size: bool = False
+    """Whether images of further sizes may be read and learned (Emu3's questions); what is drawn keeps to `sizes`."""
     pixels_per_code: int = 16
     bos: str = "<s>"
     eos: str = "</s>"
@@ -161,9 +193,14 @@ class Layout:
     unconditional: Literal["drop", "pad", "replace"] = "drop"
     """What becomes of the context for guidance, in training and in sampling alike."""
     replacement: str = ""
-    """The template that stands for the context where `unconditional` is 'replace' (Liquid)."""
-    learn: Literal["all", "codes"] = "all"
-    """Whether a written image's markers are supervised, or its codes alone (Emu3)."""
+    """The template that stands for the context where `unconditional` is 'replace' (Liquid); {images} in it is every
+    image of the context (Emu3.5 forgets words only)."""
+    learn: Literal["all", "body", "codes"] = "all"
+    """What of a written image is supervised: all, all but what begins it (Liquid), or its codes alone (Emu3)."""
+    draw_words: str = "{text}"
+    """What is said for an image to be drawn from {text} alone; also {h} {w} {H} {W}, its size."""
+    caption_words: str = ""
+    """What is said after an image alone for its caption to follow."""
 
     def __post_init__(self):
         check(self, len(self.sizes) > 0, "sizes", "at least one (rows, columns)")
@@ -171,3 +208,7 @@ class Layout:
         positive(self, "pixels_per_code")
         check(self, (self.unconditional == "replace") == (self.replacement != ""), "replacement",
                "set exactly when unconditional is 'replace'")
+        check(self, self.draw_words.count("{text}") == 1, "draw_words", "a template with {text} once")
+        check(self, not self.any_size or all(level.shape.kind == "grid" and level.row_ends != "none"
+                                             for level in (self.read or self.write).levels),
+              "any_size", "False where rows have no ends to count")

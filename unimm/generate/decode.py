@@ -17,7 +17,7 @@ from unimm.grammar import Automaton
 from unimm.layout import Layout
 from unimm.model.cache import KVCache
 from unimm.model.unified import UnifiedModel
-from unimm.sample import Sequence, Slot
+from unimm.sample import Part, Sequence, Slot
 
 
 @dataclass
@@ -38,11 +38,11 @@ class Request:
 
 
 def image_request(layout: Layout, automaton: Automaton, parts, size=None, guided: bool = True,
-                  seed: int = 0) -> Request:
-    """A request for one image after `parts`."""
+                  seed: int = 0, negative: tuple[Part, ...] = ()) -> Request:
+    """A request for one image after `parts`; guided away from `negative`, or from the form without a context."""
     size = size or layout.config.sizes[0]
     prompt = layout.prompt(parts, "image", size)
-    free = layout.prompt(parts, "image", size, unconditional=True) if guided else None
+    free = layout.prompt(negative or parts, "image", size, unconditional=not negative) if guided else None
     return Request(prompt, free, seed, automaton.after(layout.write_plans[size].header))
 
 

@@ -45,13 +45,25 @@ def draw(system: System, contexts: Many[Many[Part]], seeds: Many[int], sampling:
     """
     if any(not parts for parts in contexts):
         raise PromptError("the prompt is empty; say what to draw")
-    automaton = system.layout.automaton()
-    requests = [image_request(system.layout, automaton, encoded(system, parts), None, guided, seed)
-                for parts, seed in zip(contexts, seeds, strict=True)]
+    automaton, sampling = system.layout.automaton(), sampling or system.recipe.sampling
+    requests = [image_request(system.layout, automaton, _praised(encoded(system, parts), sampling), None, guided, seed,
+                              _negative(parts, sampling)) for parts, seed in zip(contexts, seeds, strict=True)]
     _check_lengths(system, requests)
-    decode(system.model, system.layout, automaton, requests, sampling or system.recipe.sampling)
+    decode(system.model, system.layout, automaton, requests, sampling)
     codes = [written_image(system, r) for r in requests]
     return to_pixels(system.tokenizer, codes)
+
+
+def _praised(parts: tuple[Part, ...], sampling: Sampling) -> tuple[Part, ...]:
+    """The prompt with the words that the release adds to it."""
+    last = parts[-1]
+    if not (sampling.positive and isinstance(last, Text)):
+        return parts
+    return (*parts[:-1], replace(last, text=last.text + sampling.positive))
+
+
+def _negative(parts: Many[Part], sampling: Sampling) -> tuple[Part, ...]:
+    return (Text(sampling.negative, role=parts[-1].role and "user"),) if sampling.negative else ()
 
 
 def written_image(system: System, request: Request) -> Codes:
@@ -64,7 +76,8 @@ def answer(system: System, contexts: Many[Many[Part]], sampling: Sampling | None
     """The text that follows each context, as far as its end."""
     sampling = sampling or system.recipe.sampling
     requests = _texts(system, contexts, sampling, seed)
-    return [system.layout.text.decode([i for i in r.ids if system.layout.vocab.is_text[i]]) for r in requests]
+    return [system.layout.said(r.ids, parts[-1].role is not None)
+            for r, parts in zip(requests, contexts, strict=True)]
 
 
 def _texts(system: System, contexts: Many[Many[Part]], sampling: Sampling, seed: int) -> list[Request]:
@@ -84,7 +97,7 @@ def reply(system: System, parts: Many[Part], sampling: Sampling | None = None, s
     parts = encoded(system, parts)
     request = _texts(system, [parts], sampling, seed)[0]
     layout = system.layout
-    said = layout.text.decode([i for i in request.ids if layout.vocab.is_text[i]])
+    said = layout.said(request.ids, True)
     spoken: list[Text | Image] = [Text(said, role="assistant")] if said else []
     begins = {plan.header[0] for plan in layout.write_plans.values()}
     if request.ids and request.ids[-1] in begins:
