@@ -36,7 +36,7 @@ LAYERS = (
     "train, generate",
     "previews, show, plan",
     "pipeline, evaluate, serve, export",
-    "api",
+    "api, convert",
     "cli",
     "__main__",
 )

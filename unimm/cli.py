@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, assert_never
+from typing import Annotated, Literal, assert_never
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
@@ -174,11 +174,32 @@ class Checkpoint:
         | Annotated[CheckpointExport, subcommand("export")]]]
 
 
+@dataclass(frozen=True)
+class Convert:
+    """Turn a published checkpoint into a run, or a run into a folder that transformers and vLLM load."""
+
+    source: Positional[str]
+    """A folder in transformers' format or a hub id; or a run's folder."""
+    out: Positional[Path]
+    """A folder to be made: a run's, or one in transformers' format."""
+    recipe: Path | None = None
+    """The system that a published checkpoint is or begins; the folder's own where `unimm convert` wrote it."""
+    unpickle: FlagCreatePairsOff[bool] = False
+    """Read pickles too (.bin, .pt, .ckpt), as tensors only: whatever else they hold is refused."""
+    adapters: Literal["merged", "kept"] = "merged"
+    """LoRA into the weights, or beside them in OUT/adapter, in peft's format."""
+    dtype: Literal["as_is", "float32", "bfloat16", "float16"] = "as_is"
+    """The type of weights in transformers' format."""
+    split: str = "5GB"
+    """The most bytes of one file in transformers' format."""
+
+
 Command = (
     Annotated[Show, subcommand("show")] | Annotated[Plan, subcommand("plan")] | Annotated[Train, subcommand("train")]
     | Annotated[Encode, subcommand("encode")] | Annotated[Sample, subcommand("sample")]
     | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")]
-    | Annotated[Checkpoint, subcommand("checkpoint")] | Annotated[Status, subcommand("status")])
+    | Annotated[Checkpoint, subcommand("checkpoint")]
+    | Annotated[Convert, subcommand("convert")] | Annotated[Status, subcommand("status")])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -244,6 +265,9 @@ def run(arguments: list[str]) -> int:
         case Checkpoint(do=do):
             _none(rest)
             _checkpoint(do)
+        case Convert():
+            _none(rest)
+            _convert(command)
         case _:
             assert_never(command)
     return 0
@@ -320,6 +344,25 @@ def _plan(command: Plan, rest: list[str]) -> None:
     folder = command.recipe if command.recipe.is_dir() else None
     found = plan(recipe, cluster, folder, command.document, command.images)
     print(to_json(found) if command.json else "\n".join(table(found)))
+
+
+def _convert(command: Convert) -> None:
+    from unimm.convert.bring import bring
+    from unimm.convert.give import give
+    from unimm.convert.source import ConvertError, is_run
+
+    if is_run(command.source):
+        if command.recipe or command.unpickle:
+            raise ConvertError(f"{command.source} is a run, which has its recipe; --recipe and --unpickle are for "
+                               "checkpoints in transformers' format")
+        give(Path(command.source), command.out, command.adapters, command.dtype, command.split)
+        print(f"converted: {command.out}\nnext: AutoModelForCausalLM.from_pretrained({str(command.out)!r})")
+        return
+    if (command.adapters, command.dtype, command.split) != ("merged", "as_is", "5GB"):
+        raise ConvertError(f"{command.source} is a checkpoint in transformers' format, whose tensors are kept as they "
+                           "are; --adapters, --dtype and --split are for runs")
+    bring(command.source, command.out, load(command.recipe, []) if command.recipe else None, command.unpickle)
+    print(f"converted: {command.out}\nnext: unimm sample {command.out} \"a prompt\", unimm train {command.out}")
 
 
 def _train(command: Train, rest: list[str]) -> int:

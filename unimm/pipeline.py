@@ -9,7 +9,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from unimm.checkpoint.folders import candidates
 from unimm.checkpoint.manifest import MANIFEST
+from unimm.checkpoint.read import newest
 from unimm.config.check import ConfigError
 from unimm.config.images import Published
 from unimm.config.model import VisionFeatures
@@ -38,12 +40,14 @@ from unimm.stream.pixel_batches import PixelBatches, images_of
 from unimm.stream.shards import Shards, open_shards
 from unimm.stream.sources import open_source
 from unimm.system import (
+    CONVERTED,
     RECIPE_FILE,
     TEXT_FILE,
     TOKENIZER_FOLDER,
     System,
     keep_shapes,
     layout_of,
+    load_converted,
     load_stage,
     new_model,
     new_rows,
@@ -262,7 +266,11 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     layout = layout_of(recipe, text_of(recipe, folder))
     torch.manual_seed(stage.seed)
     started = previous is not None or len(candidates(folder / name)) > 0
-    model = new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss, folder if started else None)
+    begin = None if started else ranks.from_first(newest(folder / CONVERTED) if ranks.rank() == 0 else None)
+    model = new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss,
+                      folder if started or begin else None)
+    if begin:
+        load_converted(begin, model, recipe, layout, tokenizer)
     if ranks.rank() == 0:
         keep_shapes(recipe, folder, model)
     if previous is not None:

@@ -2,7 +2,9 @@
 
     RUN/
       recipe.json                      the recipe, its paths the release's
-      release/                         the release's small files; tensors.json, the place of every tensor (see names.py)
+      backbone/                        the release's small files; tensors.json, the place of every tensor (names.py);
+                                       other.safetensors, what our model has no use for
+      vision/                          the configuration of its vision encoder, where it has one
       image_tokenizer/                 the release's own, or that which the recipe names
       converted/step-00000000/         the language model's tensors under our names, in the release's types
 
@@ -26,15 +28,16 @@ from unimm.config.recipe import Recipe
 from unimm.config.tokens import PretrainedText
 from unimm.convert.names import TOKENIZER, Place, language_name, spelled, tokenizer_of
 from unimm.convert.source import UNIFIED, ConvertError, Release, Stored, check, class_of, local_folder, open_release
-from unimm.convert.write import Progress, aside, total, write_stored
+from unimm.convert.write import Progress, aside, tell, total, write_stored
 from unimm.disk import copy_file, sync_folder, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.released import fill
 from unimm.images.tokenizer import build_tokenizer, first_tokenizer, is_released, save_tokenizer
 from unimm.layout import Layout
+from unimm.model.published import small_files
 from unimm.pipeline import check_codebook
 from unimm.recipe import load_recipe, recipe_to_json
-from unimm.system import CONVERTED, RECIPE_FILE, RELEASE, TOKENIZER_FOLDER, layout_of
+from unimm.system import BACKBONE_FOLDER, CONVERTED, RECIPE_FILE, TOKENIZER_FOLDER, VISION_FOLDER, layout_of
 from unimm.text import PretrainedTokenizer
 
 OTHER, MAP = "other.safetensors", "tensors.json"
@@ -51,7 +54,7 @@ class Plan:
 
 
 def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool = False,
-          say: Callable[[str], None] = print) -> None:
+          say: Callable[[str], None] = tell) -> None:
     """Write the run `out` out of a published checkpoint: the folder or hub id `source`.
 
     recipe  the system that it becomes; a folder that `unimm convert` wrote brings its own
@@ -69,6 +72,8 @@ def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool =
     progress = Progress(f"convert {folder.name}", total(plan.language.values()) + total(plan.other.values()), say)
     with aside(out, folder, total(release.tensors.values()) + 10**8) as part:
         _write(part, release, recipe, plan, progress)
+        if isinstance(recipe.image_in, VisionFeatures) and release.kind == "janus":
+            model.config.vision_config.save_pretrained(part / VISION_FOLDER)
 
 
 def _recipe(recipe: Recipe | None, folder: Path) -> Recipe:
@@ -96,8 +101,8 @@ def of_release(recipe: Recipe, source: str) -> Recipe:
 def _check_vocabulary(release: Release, model: nn.Module, layout: Layout) -> None:
     rows = len(model.get_input_embeddings().weight)
     if layout.text.size > rows:
-        raise ConvertError(f"{release.folder}: its tokenizer has {layout.text.size:,} ids, its table {rows:,} rows: the "
-                           "tokenizer is another model's; put its own into the folder")
+        raise ConvertError(f"{release.folder}: its tokenizer has {layout.text.size:,} ids, its table {rows:,} rows: "
+                           "the tokenizer is another model's; put its own into the folder")
     if release.kind in UNIFIED and layout.vocab.rows > rows:
         raise ConvertError(f"{release.folder}: the recipe's ids end at {layout.vocab.rows - 1:,}, the table has "
                            f"{rows:,} rows: the recipe is of a release with another vocabulary")
@@ -136,9 +141,9 @@ def planned(release: Release, model: nn.Module, extra: set[str], recipe: Recipe)
 def _write(part: Path, release: Release, recipe: Recipe, plan: Plan, progress: Progress) -> None:
     text = recipe_to_json(recipe).encode()
     write_file(part / RECIPE_FILE, [text])
-    kept = part / RELEASE
+    kept = part / BACKBONE_FOLDER
     kept.mkdir()
-    for file in release.small_files():
+    for file in small_files(release.folder):
         if file.name != RECIPE_FILE:
             copy_file(file, kept / file.name)
     about = {name: dataclasses.asdict(place) for name, place in plan.places.items()}

@@ -7,7 +7,7 @@ and codes. What the class has no place for is refused, never dropped.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,11 +20,11 @@ from unimm.config.model import FreshBackbone
 from unimm.config.recipe import Recipe
 from unimm.config.trains import Lora
 from unimm.convert.bring import MAP, OTHER
-from unimm.convert.names import TOKENIZER, Place, language_name
+from unimm.convert.names import TOKENIZER, Place, language_name, spelled
 from unimm.convert.source import UNIFIED, ConvertError, Stored, check, class_of, open_release, read_json
 from unimm.convert.source import safetensors as headers
 from unimm.convert.tokenizer import write_tokenizer
-from unimm.convert.write import Progress, aside, bytes_of, total, write_stored
+from unimm.convert.write import Progress, aside, bytes_of, tell, total, write_stored
 from unimm.disk import copy_file, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.tokenizer import load_tokenizer
@@ -68,7 +68,7 @@ class Run:
 
 
 def give(folder: Path, out: Path, adapters: Adapters = "merged", dtype: Types = "as_is", split: str = "5GB",
-         say: Callable[[str], None] = print) -> None:
+         say: Callable[[str], None] = tell) -> None:
     """Write the language model of a run, and what its release's class holds beside it, into the new folder `out`.
 
     adapters  'merged' into the weights, or 'kept' beside them in `out`/adapter, in peft's format
@@ -87,7 +87,7 @@ def give(folder: Path, out: Path, adapters: Adapters = "merged", dtype: Types = 
         if low:
             _write_adapters(part / "adapter", run, low, progress)
         made = open_release(part)
-        check(made, class_of(part), str)
+        check(made, class_of(part), lambda name: spelled(made.kind, name))
 
 
 def _opened(folder: Path) -> Run:
@@ -143,8 +143,8 @@ def _check_expressible(run: Run) -> None:
                 raise ConvertError(f"{run.folder}: codebook {book.name!r} has {why}, for which a stock {named} has no "
                                    "place; only runs whose codes share the vocabulary export as one")
         if run.recipe.continuous:
-            raise ConvertError(f"{run.folder}: it reads {run.recipe.continuous[0].name!r} as vectors, for which a stock "
-                               f"{named} has no place")
+            raise ConvertError(f"{run.folder}: it reads {run.recipe.continuous[0].name!r} as vectors, for which a "
+                               f"stock {named} has no place")
 
 
 def _strange(run: Run, name: str) -> ConvertError:

@@ -4,7 +4,7 @@
     (a causal LM) NAME                   checkpoint, backbone.NAME
     model.vqmodel.*                      image_tokenizer/, in our names
     model.language_model.*, ...          checkpoint, as below
-    what the class does not hold         release/other.safetensors, as it is
+    what the class does not hold         backbone/other.safetensors, as it is
 """
 
 import re
@@ -16,7 +16,7 @@ from unimm.convert.source import ConvertError
 
 TOKENIZER = "model.vqmodel."
 
-# "": kept, but no part of our model. The modules of `unimm.model.vision_input` and `image_output` keep the parameters' names below these.
+# "": kept, but no part of our model. `unimm.model.vision_input` and `image_output` name parameters as transformers does.
 PARTS = {
     "chameleon": (("", "backbone."),),
     "emu3": (("model.text_model.", "backbone.model."), ("", "backbone.")),
@@ -67,7 +67,7 @@ def tokenizer_of(kind: str, wanted: ImageTokenizer, vq) -> Published:
     match wanted:
         case Chameleon():
             if vq.attn_resolutions:
-                raise ConvertError("this Chameleon's vq_config has attn_resolutions, which no release has; not supported")
+                raise ConvertError("this Chameleon's vq_config has attn_resolutions, which no release has")
             return replace(wanted, **shape, size=vq.num_embeddings, decoder=False)
         case Emu3():
             return replace(wanted, **shape, size=vq.codebook_size, attention=tuple(vq.attn_resolutions),

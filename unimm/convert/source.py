@@ -20,7 +20,6 @@ from unimm.images.released import unpickled
 
 UNIFIED = ("chameleon", "emu3", "janus")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-HEAVY = (".safetensors", *PICKLES, ".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".py")
 TYPES = {name: dtype for dtype, name in DTYPES.items()}
 LEFTOVERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 """Buffers that older versions of transformers saved and newer ones compute."""
@@ -54,14 +53,10 @@ class Release:
         """transformers' `model_type`."""
         return self.config["model_type"]
 
-    def small_files(self) -> list[Path]:
-        return small_files(self.folder)
 
-
-def small_files(folder: Path) -> list[Path]:
-    """Everything of a published folder but weights and code: configurations, tokenizer, templates, licence."""
-    return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in HEAVY
-                  and not p.name.endswith(".index.json") and not p.name.startswith("."))
+def is_run(source: str) -> bool:
+    """Whether this is a run's folder rather than one in transformers' format, which may also hold a recipe."""
+    return (Path(source) / "recipe.json").is_file() and not (Path(source) / "config.json").is_file()
 
 
 def local_folder(source: str, weights: bool = True) -> Path:
@@ -121,7 +116,8 @@ def _supported(folder: Path, config: dict) -> None:
         return
     own = "; its own code (auto_map) is never run" if "auto_map" in config else ""
     raise ConvertError(f"{folder}: model_type {kind!r} is not one that converts{own}; those that do are "
-                       f"{', '.join(UNIFIED)} and the decoder-only causal language models of transformers (llama, qwen3, gemma3_text, ...)")
+                       f"{', '.join(UNIFIED)} and the decoder-only causal language models of transformers (llama, "
+                       "qwen3, gemma3_text, ...)")
 
 
 def _files_of(folder: Path, unpickle: bool) -> dict[str, Path]:
@@ -134,8 +130,8 @@ def _files_of(folder: Path, unpickle: bool) -> dict[str, Path]:
     if not pickles:
         raise ConvertError(f"{folder}: no weights ({WEIGHTS} or {INDEX}); download them")
     if not unpickle:
-        raise ConvertError(f"{folder}: only pickles ({pickles[0].name}), which can run code when they are read; get the "
-                           "safetensors, or read their tensors alone with --unpickle")
+        raise ConvertError(f"{folder}: only pickles ({pickles[0].name}), which can run code when they are read; get "
+                           "the safetensors, or read their tensors alone with --unpickle")
     index = folder / "pytorch_model.bin.index.json"
     if index.is_file():
         return _indexed(index)

@@ -26,13 +26,17 @@ def bytes_of(size: str) -> int:
     return count
 
 
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 @dataclass
 class Progress:
     """Says how far a copy of `total` bytes is, at most every few seconds."""
 
     what: str
     total: int
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
+    say: Callable[[str], None] = tell
     every: float = 5.0
     done: int = 0
     began: float = field(default_factory=time.monotonic)

@@ -6,6 +6,7 @@
 Nothing is executed that lies in a folder: safetensors only, and no code but transformers' own.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,9 @@ from torch import nn
 from unimm.config.check import ConfigError
 from unimm.config.model import FreshVision, PretrainedVision, VisionEncoder
 from unimm.errors import UserError
+
+
+HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".py")
 
 
 class WeightsError(UserError):
@@ -27,6 +31,12 @@ class Published(NamedTuple):
     whole: nn.Module
     rows: int
     complete: bool
+
+
+def small_files(folder: Path) -> list[Path]:
+    """Everything of a published folder but weights and code: configurations, tokenizer, templates, licence."""
+    return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in HEAVY
+                  and not p.name.endswith(".index.json") and not p.name.startswith("."))
 
 
 def published(path: str, weights: bool = True) -> Published:
