@@ -128,7 +128,7 @@ def recipe_of(kind: str) -> Recipe:
         case "janus":
             read = replace(plainly, levels=(LevelLayout(space="vision"),))
             return replace(
-                base, image_tokenizer=LlamaGen(**shape), codebooks=(Codebook(name="visual", size=CODES, shared=False),),
+                base, image_tokenizer=LlamaGen(**shape, attention=(3,)), codebooks=(Codebook(name="visual", size=CODES, shared=False),),
                 continuous=(Continuous(name="vision", channels=32, placeholder="<image>"),), stages={},
                 layout=Layout(write=replace(plainly, stop="count"), read=read, chat=TURNS, **sizes),
                 image_in=VisionFeatures(encoder=PretrainedVision(path="somewhere"), image=32), image_out=SeparateHead())

@@ -32,7 +32,7 @@ from unimm.convert.write import Progress, aside, tell, total, write_stored
 from unimm.disk import copy_file, sync_folder, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.released import fill
-from unimm.images.tokenizer import build_tokenizer, first_tokenizer, is_released, save_tokenizer
+from unimm.images.tokenizer import build_tokenizer, first_tokenizer, is_released, load_tokenizer, save_tokenizer
 from unimm.layout import Layout
 from unimm.model.published import small_files
 from unimm.pipeline import check_codebook
@@ -111,8 +111,9 @@ def _check_vocabulary(release: Release, model: nn.Module, layout: Layout) -> Non
 def planned(release: Release, model: nn.Module, extra: set[str], recipe: Recipe) -> tuple[Plan, Recipe]:
     """Where every tensor goes, with the image tokenizer filled; the recipe with that tokenizer in it."""
     kind, tokenizer, at = release.kind, None, {}
-    own = kind in UNIFIED and not is_released(recipe.image_tokenizer)
-    if own:
+    if (release.folder / TOKENIZER_FOLDER).is_dir():  # an exported run's
+        tokenizer = load_tokenizer(release.folder / TOKENIZER_FOLDER)
+    elif kind in UNIFIED and not is_released(recipe.image_tokenizer):
         config = tokenizer_of(kind, recipe.image_tokenizer, model.config.vq_config)
         tokenizer = build_tokenizer(config).eval()
         at = {theirs: ours for ours, theirs in

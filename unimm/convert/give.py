@@ -234,9 +234,9 @@ def _set_config(path: Path, run: Run, dtype: str) -> None:
     config = read_json(path)
     inner = config["text_config"] if run.model.config.model_type in ("emu3", "janus") else config
     layout, was = run.layout, json.dumps(config)
-    for both in ("dtype", "torch_dtype"):
-        if config.get(both, dtype) != dtype:
-            config[both] = dtype
+    config |= {name: dtype for name in ("dtype", "torch_dtype") if name in config}
+    if not run.untouched:
+        config["dtype"] = dtype
     if not run.untouched and layout.vocab.rows > layout.vocab.text_size:
         rows = max(len(run.model.get_input_embeddings().weight), layout.vocab.rows)
         inner |= {"vocab_size": rows, "bos_token_id": layout.bos, "eos_token_id": layout.eos,

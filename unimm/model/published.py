@@ -153,8 +153,10 @@ def _model(kind, path: str, config, weights: bool):
 
     if not weights:
         with no_init_weights():
-            return (kind.from_config(config, dtype=torch.float32) if hasattr(kind, "from_config")
-                    else kind._from_config(config, dtype=torch.float32)).eval()
+            made = (kind.from_config(config, dtype=torch.float32) if hasattr(kind, "from_config")
+                    else kind._from_config(config, dtype=torch.float32))
+        made.tie_weights()  # which is part of the initialisation that is left out
+        return made.eval()
     try:
         # Not in the bf16 that most are published in: small updates of bf16 weights are lost in rounding.
         made, found = kind.from_pretrained(path, config=config, dtype=torch.float32, trust_remote_code=False,
