@@ -38,7 +38,7 @@ def refused(*arguments, stdin: str = "") -> str:
 
 def test_help_and_show_import_nothing_heavy():
     heavy = "torch", "transformers", "deepspeed", "datasets", "grain", "PIL"
-    code = ("import sys\nfrom unimm.cli import main\n"
+    code = ("import sys\nfrom unimm.cli.main import main\n"
             "try: main()\nexcept SystemExit as stop: assert not stop.code\n"
             f"assert not set({heavy!r}) & set(sys.modules), set({heavy!r}) & set(sys.modules)")
     assert "train" in unimm("--help", code=code).stdout
@@ -64,7 +64,7 @@ def test_bad_recipes_and_overrides_are_refused(tmp_path):
     assert "AdamW has no field 'lrr'; did you mean 'lr'?" in refused("show", tmp_path / "bad.py")
     (tmp_path / "broken.py").write_text("recipe = (\n")
     assert "broken.py:1" in refused("show", tmp_path / "broken.py")
-    assert "show, train, encode" in refused("shwo")
+    assert "show, plan, train, status" in refused("shwo")
 
 
 def test_unwritable_outputs_are_refused_before_any_work(run, tmp_path):

@@ -16,7 +16,7 @@ from unimm.config.check import ConfigError
 from unimm.config.images import Published
 from unimm.config.model import VisionFeatures
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken, Reconstruct
+from unimm.config.stages import NextToken, Reconstruct, learned
 from unimm.config.tokens import SentencePieceText
 from unimm.disk import replace_file
 from unimm.images.prepare import as_seen, prepare
@@ -125,10 +125,16 @@ def _begin(recipe: Recipe, folder: Path) -> None:
             raise ConfigError(f"can't write into {folder}: {error.strerror}; choose another with --out") from None
     ranks.barrier()
     old = recipe_from_json(path.read_text(), str(path))
-    if old != recipe:
-        names = [name for name in vars(recipe) if getattr(old, name) != getattr(recipe, name)]
+    if names := [name for name in vars(recipe) if _learned(old)[name] != _learned(recipe)[name]]:
         raise ConfigError(f"{folder} holds a run of another recipe (other {', '.join(names)}); "
                           f"choose another folder with --out, or delete this one")
+    if old != recipe and ranks.rank() == 0:
+        replace_file(path, recipe_to_json(recipe).encode())
+
+
+def _learned(recipe: Recipe) -> dict:
+    """The recipe's fields without what may change while a run is under way."""
+    return vars(recipe) | {"stages": {name: learned(stage) for name, stage in recipe.stages.items()}}
 
 
 def _text_tokenizer(recipe: Recipe, folder: Path) -> None:

@@ -117,7 +117,7 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
         if read_recipe(found) != work.recipe:
             say(f"{name}: the recipe differs from the one it was saved with ({found / 'recipe.json'})")
     run.begin()
-    with contextlib.closing(run), Signals() as signals:
+    with run, Signals() as signals:
         while run.step < stage.steps:
             stop = run.one_step(signals.received)
             done = run.step == stage.steps
@@ -325,10 +325,15 @@ class _Run:
         self.meter.restore(state["meter"])
         self.step, self.tokens, self.seconds, self.saved = state["step"], state["tokens"], state["seconds"], path
 
-    def close(self) -> None:
+    def __enter__(self) -> "_Run":
+        return self
+
+    def __exit__(self, kind, *error) -> None:
         self.watchdog.stop()
         if self.log:
             self.log.close()
+        if kind is NotFinite:  # on all ranks alike, so that a checkpoint under way can be finished
+            self.saver.wait()
 
 
 def tensors(batch, device: torch.device):

@@ -60,6 +60,8 @@ class DeepSpeedEngine:
 
     def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None,
                  undecayed: Collection[str] = ()):
+        launched = "LOCAL_RANK" in os.environ
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even in a process without a launcher
         deepspeed = _import_deepspeed()
         ranks.start(alone=True)
         self.module = module
@@ -72,6 +74,8 @@ class DeepSpeedEngine:
         self.engine, *_ = deepspeed.initialize(
             model=Autocast(module, stage), optimizer=self.optimizer, dist_init_required=False,
             config=deepspeed_config(stage, ranks.world(), parameters))
+        if not launched:
+            del os.environ["LOCAL_RANK"]  # accelerate, in the same process, would look for the launcher
         if ranks.world() == 1 and stage.zero == 0:
             self.engine.enable_backward_allreduce = False  # it would copy every gradient there and back for nobody
         self.gathered = deepspeed.zero.GatheredParameters
@@ -183,7 +187,6 @@ def _import_deepspeed():
     """DeepSpeed, quiet, and kept from compiling anything."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even in a process without a launcher
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives that torch is renaming, once a bucket, each with a warning.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
