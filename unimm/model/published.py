@@ -43,7 +43,7 @@ def published(path: str, weights: bool = True) -> Published:
     """The causal LM of a folder or hub id in float32; without `weights` its shape alone, its tensors as memory was.
 
     Of composite models the language part is taken: of Chameleon all but its image tokenizer, of Emu3, Janus and
-    Gemma 3 the text model and its head.
+    Gemma 3 the text model and its head. Dropout in attention, which Emu3 asks for and packed rows don't have, is 0.
 
     Raises ConfigError for what is no decoder-only causal LM, WeightsError for what can't be read whole.
     """
@@ -53,6 +53,9 @@ def published(path: str, weights: bool = True) -> Published:
     if getattr(config, "is_encoder_decoder", False):
         raise ConfigError(f"{path} is {config.model_type}, an encoder with a decoder; take a decoder-only model")
     complete = config.model_type in ("chameleon", "emu3", "janus")
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        if getattr(part, "attention_dropout", None):
+            part.attention_dropout = 0.0
     match config.model_type:
         case "chameleon":
             whole = _model(tf.ChameleonForConditionalGeneration, path, config, weights)
