@@ -37,6 +37,8 @@ class _Writer:
     """The part before, in the turn that is being written."""
     learned: bool = False
     """Whether what was written last is learned."""
+    forgets: bool = False
+    """Whether the turns before are forgotten for guidance, so that the assistant's has none before it."""
     _said: str = ""
 
     def write(self, pieces: list[str | int], learn: bool = False) -> None:
@@ -182,14 +184,15 @@ class Layout:
 
     def _context(self, parts: tuple[Part, ...], unconditional: bool, role: Role | None, drawing: bool) -> _Writer:
         """The beginning of a sequence with `parts` read; both training and sampling forget them here."""
-        w = _Writer(self.text)
-        w.add((self.bos,))
+        w = _Writer(self.text, forgets=unconditional)
+        if not unconditional or self.config.unconditional != "bare":
+            w.add((self.bos,))
         for part in parts if not unconditional or self.config.unconditional == "pad" else ():
             self._part(w, part, drawing)
         if not unconditional:
             return w
         match self.config.unconditional:
-            case "drop":
+            case "drop" | "bare":
                 pass
             case "pad":
                 if role is not None:
@@ -218,10 +221,11 @@ class Layout:
         before = w.role
         if before is not None:
             w.write(self.turns.closes[before], learned)
-        elif role not in (None, "system"):
+        elif role not in (None, "system") and not w.forgets:
             w.write(self.turns.preface(drawing))
         if role is not None:
-            self.turns.check(before, role)
+            if not w.forgets:
+                self.turns.check(before, role)
             w.write(self.turns.opens[role])
         w.role, w.last = role, None
 
@@ -334,7 +338,7 @@ class Layout:
 
     def tokens(self, size: tuple[int, int]) -> int:
         """How many tokens an image of this size takes, what begins and ends it included."""
-        plan = self._plan_of_size(size)
+        plan = self.write_plans.get(size) or self.reader.plan(False, size)
         return sum(len(p.ids) if isinstance(p, Fixed) else p.length for p in plan.pieces)
 
     def parse(self, ids, learn=None, slots: tuple[Slot, ...] = ()) -> Sample:

@@ -43,7 +43,8 @@ class Turns:
 
     def preface(self, drawing: bool) -> list[str | int]:
         """What begins a chat that has no system turn."""
-        return self._pieces(self.chat.draw_preface if drawing else self.chat.preface)
+        words = self.chat.draw_preface if drawing else self.chat.preface
+        return [*self.opens["system"], *self._pieces(words), *self.closes["system"]] if words else []
 
     def check(self, before: Role | None, role: Role) -> None:
         """Raises TurnError where a turn of `role` after one of `before` could not be told from another's."""

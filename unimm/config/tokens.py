@@ -157,7 +157,7 @@ class Chat:
     user: tuple[str, str] = ("<|user|>", "")
     assistant: tuple[str, str] = ("<|assistant|>", "<|end|>")
     preface: str = ""
-    """What begins a chat without a system turn, where text is to follow."""
+    """The system's words in a chat that has none, where text is to follow."""
     draw_preface: str = ""
     """The same where the last turn draws an image."""
     eos: bool = True
@@ -190,8 +190,9 @@ class Layout:
     eos: str = "</s>"
     pad: str = "<pad>"
     chat: Chat = Chat()
-    unconditional: Literal["drop", "pad", "replace"] = "drop"
-    """What becomes of the context for guidance, in training and in sampling alike."""
+    unconditional: Literal["drop", "bare", "pad", "replace"] = "drop"
+    """What becomes of the context for guidance, in training and in sampling alike: gone but for what begins a
+    sequence; gone with that (Lumina-mGPT); pads in its place (Janus); `replacement` in its place."""
     replacement: str = ""
     """The template that stands for the context where `unconditional` is 'replace' (Liquid); {images} in it is every
     image of the context (Emu3.5 forgets words only)."""
