@@ -283,7 +283,10 @@ class Layout:
 
     def _fit(self, image: Image) -> tuple[Plan, list[np.ndarray]]:
         """The plan an image is written by, and each level's (positions, depth or channels) values."""
-        plans = self.write_plans if image.learn or self.config.read is None else self.read_plans
+        read = self.config.read
+        # Codes read back have lost whether they were learned; where features are read, codes were written.
+        written = isinstance(image.content, Codes) and read is not None and read.levels[0].space in self.continuous
+        plans = self.write_plans if image.learn or written or read is None else self.read_plans
         match image.content:
             case Pixels(array=a):
                 size = (a.shape[0] // self.config.pixels_per_code, a.shape[1] // self.config.pixels_per_code)

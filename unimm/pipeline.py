@@ -289,7 +289,8 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     tokenizer.to(ranks.device())  # for previews; once its code vectors are in the model
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
     system = System(recipe, folder, layout, tokenizer, model, folder)
-    work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),
+    preview = preview_drawings(system, _prompts(shards, stage), folder / name) if tokenizer.draws else None
+    work = Work(model, batches, preview,
                 new_rows=new_rows(recipe, layout, model), parts=model.parts(),
                 recipe=json.loads(recipe_to_json(recipe)), show=lambda batch: {"rows": batch_in_words(layout, batch)},
                 codes={r.name: (r.start, r.stop) for r in layout.vocab.ranges.values() if r.depth == 1})

@@ -6,7 +6,7 @@ from convert.releases import PLAIN, UNIFIED, config, plain, recipe_file, recipe_
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from unimm import cli
+from unimm.cli import main as cli
 
 
 def tensors(folder) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 from convert.runs import FRESH, LORA, on_release, saved
 from safetensors.torch import load_file
 
-from unimm import cli
+from unimm.cli import main as cli
 from unimm.config.recipe import Sampling
 from unimm.config.tokens import PretrainedText
 from unimm.convert.source import ConvertError

@@ -173,6 +173,7 @@ def class_of(folder: Path) -> nn.Module:
 
     Raises ConvertError where the configuration is not one.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM, ChameleonForConditionalGeneration
     from transformers import Emu3ForConditionalGeneration, JanusForConditionalGeneration
 
@@ -188,7 +189,7 @@ def class_of(folder: Path) -> nn.Module:
                     return JanusForConditionalGeneration(config)
                 case _:
                     return AutoModelForCausalLM.from_config(config)
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, StrictDataclassError) as error:
         why = " ".join(str(error).split())[:200]
         raise ConvertError(f"{folder / 'config.json'} describes no model: {why}; download it again") from None
 
