@@ -11,6 +11,7 @@ from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct, Stage
 from unimm.config.tokens import Line, UpTo
 from unimm.layout import Layout
+from unimm.pictures import to_png
 from unimm.sample import Batch, Codes, Image, Latents, Level, Pixels, Sample, Text, sample
 from unimm.stream.tasks import as_task
 from unimm.system import layout_of, text_of
@@ -118,7 +119,10 @@ def _first(source: Source, layout: Layout) -> Sample:
 
 
 def _coded(given: Sample, layout: Layout) -> Sample:
-    return Sample(tuple(replace(p, content=_codes(layout)) if isinstance(p, Image) else p for p in given.parts))
+    h, w = (side * layout.config.pixels_per_code for side in layout.config.sizes[0])
+    seen = to_png(np.zeros((h, w, 3), np.uint8)) if layout.config.read else None
+    return Sample(tuple(replace(p, content=_codes(layout), seen=seen) if isinstance(p, Image) else p
+                        for p in given.parts))
 
 
 def _codes(layout: Layout) -> Codes | Latents:
@@ -154,6 +158,7 @@ def in_words(layout: Layout, ids: np.ndarray, learned: np.ndarray, colour: bool)
     words: list[tuple[str, bool]] = []
     text: list[int] = []
     is_text, is_code, run = layout.vocab.is_text, layout.vocab.is_code, 0
+    is_code[[*layout.placeholders.values()]] = True
 
     def flush(learn: bool) -> None:
         if text:

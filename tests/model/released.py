@@ -27,7 +27,8 @@ def layout_of(kind: str) -> Layout:
             write = ImageLayout(begin="<boi>{h}*{w}<img>", end="<eoi>", levels=(
                 LevelLayout(space="visual", row_end="<eol>", row_ends="after", after="<eof>"),))
         case _:
-            write = ImageLayout(begin="<boi>", levels=(codes,), end="<eoi>", stop="count" if kind == "janus" else "marker")
+            stop = "count" if kind == "janus" else "marker"
+            write = ImageLayout(begin="<boi>", levels=(codes,), end="<eoi>", stop=stop)
     if kind != "janus":
         return Layout(LayoutConfig(write=write, sizes=((2, 3),)), BytesTokenizer(),
                       (Codebook(name="visual", size=CODES),))
@@ -38,13 +39,15 @@ def layout_of(kind: str) -> Layout:
 
 
 def theirs(kind: str):
-    """transformers' own class with random weights, far from the usual tiny spread, at which every output looks alike."""
+    """transformers' own class with random weights, far from the usual tiny spread at which all output looks alike."""
     torch.manual_seed(0)
     made = _made(kind).eval()
+    spread = {"generation_embeddings": 2.0, "generation_aligner.hidden": 0.75, "language_model.layers": 0.5}
     with torch.no_grad():
         for name, p in made.named_parameters():
             if p.ndim > 1:
-                p.normal_(0.0, 0.25)
+                # Codes of a Janus differ in its own table alone: at less every code is followed by the same one.
+                p.normal_(0.0, next((s for part, s in spread.items() if kind == "janus" and part in name), 0.25))
             elif "norm" not in name:
                 p.normal_(0.0, 0.1)
             else:

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from unimm.config.check import ConfigError
 from unimm.config.model import FreshBackbone, PretrainedBackbone, SharedTable
 from unimm.config.tokens import Codebook, ImageLayout, LevelLayout
 from unimm.config.tokens import Layout as LayoutConfig
@@ -109,25 +108,6 @@ def test_a_batch_without_a_learned_position_runs_and_reaches_every_parameter():
     model = unified(tiny("qwen3"))
     model(batch([1, 2, 3], [0, 0, 0], [0, 0, 0])).total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in model.parameters())
-
-
-def test_new_rows_start_as_the_recipe_says(tmp_path):
-    vectors = {"visual": torch.randn(8, 3)}
-    old = tiny("llama")
-    old.resize_token_embeddings(200)
-    old.save_pretrained(tmp_path)
-    for rows in ("mean", "normal", "codebook"):
-        torch.manual_seed(1)
-        table = build_backbone(PretrainedBackbone(path=str(tmp_path)), LAYOUT.vocab, SharedTable(rows=rows), vectors
-                               ).get_input_embeddings().weight.detach()
-        before = old.get_input_embeddings().weight.detach()
-        assert torch.equal(table[:200], before) and len(table) == LAYOUT.vocab.rows
-        assert 0.5 < table[200:].std() / before.std() < 2
-        if rows == "codebook":
-            codes = LAYOUT.vocab.ranges["visual"]
-            assert torch.linalg.matrix_rank(table[codes.start:codes.stop], atol=1e-4) == 3
-    with pytest.raises(ConfigError, match="codebook 'visual' has no vectors"):
-        build_backbone(FreshBackbone(**TINY), LAYOUT.vocab, SharedTable(rows="codebook"), {})
 
 
 def test_markers_in_the_padding_of_a_published_table_start_as_new_rows_do(tmp_path):

@@ -11,7 +11,7 @@ from unimm.model.cross_entropy import Loss, Way, soft_cap
 from unimm.model.image_input import ImageInput
 from unimm.model.image_output import ImageHead
 from unimm.model.vision_input import Slots, VisionInput
-from unimm.sample import Batch, SampleError
+from unimm.sample import Batch
 from unimm.vocab import Vocab
 
 
@@ -88,14 +88,12 @@ class UnifiedModel(nn.Module):
 
     def forward(self, batch: Batch) -> Losses:
         """Weighted cross-entropy, summed over the learned positions; parts "text" and "image" in nats per token."""
-        ids, position, document = (torch.as_tensor(x, device=self.device)
-                                   for x in (batch.ids, batch.position, batch.document))
-        own = batch.learn & (batch.targets >= self.vocab.rows)
-        if self.image_output is None and own.any():
-            raise SampleError("a code above the language model's rows is to be learned, but image_out has no head of "
-                              "its own for it; set image_out to SeparateHead")
-        shared = self._picked(batch, batch.learn & ~own)
-        separate = self._picked(batch, own)
+        ids, targets, learn, position, document, image = (
+            torch.as_tensor(x, device=self.device) for x in
+            (batch.ids, batch.targets, batch.learn, batch.position, batch.document, batch.image))
+        # Found before the layers are under way: on a GPU this waits for what was asked of it so far.
+        own = learn & (targets >= self.vocab.rows)
+        shared, separate = (self._picked(which, targets, image) for which in (learn & ~own, own))
         hidden = self.hidden(ids, position, document, batch.lengths, batch.slots).flatten(0, 1)
         # A rank without a learned position still runs the heads, on nothing: every rank runs every module.
         where, targets, weights, image = shared
@@ -110,16 +108,11 @@ class UnifiedModel(nn.Module):
         parts = {name: ((nll * which).sum(), which.sum()) for name, which in (("text", ~image), ("image", image))}
         return Losses(total, parts)
 
-    def _picked(self, batch: Batch, which: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """Of the positions where `which` bool (B, T) holds: flat index, target, weight, whether an image's.
-
-        Found on the host, and sent before the layers are under way: a GPU is not waited for.
-        """
-        where = np.flatnonzero(which)
-        image = batch.image.reshape(-1)[where]
-        weights = np.where(image, np.float32(self.image_weight), np.float32(1.0))
-        return tuple(torch.as_tensor(x, device=self.device)
-                     for x in (where, batch.targets.reshape(-1)[where], weights, image))
+    def _picked(self, which: torch.Tensor, targets: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Of the positions where `which` bool (B, T) holds: flat index, target, weight, whether an image's."""
+        where = which.flatten().nonzero()[:, 0]
+        image = image.flatten()[where]
+        return where, targets.flatten()[where], torch.where(image, self.image_weight, 1.0), image
 
     def weigh(self, batch: Batch) -> Weight:
         images = np.count_nonzero(batch.learn & batch.image)
