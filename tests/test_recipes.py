@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.emoji import FontMissing
-from unimm.config.data import Emoji, Shapes, Source
+from unimm.config.data import ChatJsonl, Emoji, Shapes, Source
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken
 from unimm.layout import Layout
@@ -16,8 +16,8 @@ from unimm.recipe import load_recipe, recipe_from_json, recipe_to_json
 from unimm.sample import Codes, Image, Latents, Level, Part, Pixels, Sample, Text
 from unimm.stream.sources import open_source
 from unimm.stream.tasks import as_task
-from unimm.system import layout_of
-from unimm.text import BytesTokenizer, train_sentencepiece
+from unimm.system import layout_of, text_of
+from unimm.text import train_sentencepiece
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p.relative_to(ROOT) for p in ROOT.glob("recipes/**/*.py") if "recipe = " in p.read_text())
@@ -45,16 +45,16 @@ def test_a_recipe_uses_the_datasets_that_it_declares_and_no_others(path):
 
 def test_a_recipe_writes_its_samples_as_sequences_that_read_back_and_fit_its_rows(path):
     recipe = load_recipe(path)
-    found = {name: samples(source, 100) for name, source in recipe.data.items()}
+    found = {name: samples(source, 100, recipe.layout.chat.system is not None) for name, source in recipe.data.items()}
     texts = [p.text for some in found.values() for s in some for p in s.parts if isinstance(p, Text)]
     layout = layout_of(
-        recipe, train_sentencepiece(texts, 1000) if recipe.text.kind == "sentencepiece" else BytesTokenizer()
+        recipe, train_sentencepiece(texts, 1000) if recipe.text.kind == "sentencepiece" else text_of(recipe, None)
     )
     rng = np.random.default_rng(0)
     for stage in recipe.stages.values():
         for use in stage.mix if isinstance(stage, NextToken) else ():
             for given in found[use.data]:
-                made = as_task(use.task, use.data, with_codes(given, layout, rng))
+                made = with_codes(as_task(use.task, use.data, given), layout, rng)
                 sequence = layout.render(made)
                 assert layout.parse(sequence.ids, sequence.learn, sequence.slots) == made
                 assert sequence.learn.any() and not sequence.learn.all()
@@ -62,7 +62,7 @@ def test_a_recipe_writes_its_samples_as_sequences_that_read_back_and_fit_its_row
                 assert len(sequence) <= stage.seq_len, "a sample of the recipe's own data is longer than its rows"
 
 
-def samples(source: Source, count: int) -> list[Sample]:
+def samples(source: Source, count: int, talks_to_a_system: bool = True) -> list[Sample]:
     """A source's first samples where it is built in; a pair in its place where files of one's own would be needed."""
     match source:
         case Shapes() | Emoji():
@@ -70,6 +70,12 @@ def samples(source: Source, count: int) -> list[Sample]:
                 return [item.sample for item in islice(open_source(source), count) if item.sample]
             except FontMissing as missing:
                 pytest.skip(str(missing))
+        case ChatJsonl():
+            picture = Image(Pixels(np.zeros((1, 1, 3), np.uint8)), role="user")
+            asked = (Text("what\n\nis this?", role="user"), Text("a red circle", True, "assistant"))
+            system = Text("Be brief.", role="system")
+            return [Sample((picture, *asked)), Sample(asked), Sample((*asked, picture, *asked)),
+                    *([Sample((system, *asked))] if talks_to_a_system else [])]
         case _:
             return [Sample((Image(Pixels(np.zeros((1, 1, 3), np.uint8))), Text("a red circle")))]
 
@@ -78,15 +84,16 @@ def with_codes(given: Sample, layout: Layout, rng: np.random.Generator) -> Sampl
     """The sample with random codes, of a random size that the layout knows, in place of every picture."""
 
     def one(part: Part) -> Part:
-        return replace(part, content=random_codes(layout, rng)) if isinstance(part, Image) else part
+        return replace(part, content=random_codes(layout, rng, part.learn)) if isinstance(part, Image) else part
 
     return Sample(tuple(one(part) for part in given.parts))
 
 
-def random_codes(layout: Layout, rng: np.random.Generator) -> Codes | Latents:
+def random_codes(layout: Layout, rng: np.random.Generator, learn: bool) -> Codes | Latents:
     rows, columns = layout.config.sizes[rng.integers(len(layout.config.sizes))]
     levels = []
-    for level in layout.config.write.levels:
+    reads = layout.config.read if layout.config.read is not None and not learn else layout.config.write
+    for level in reads.levels:
         match level.shape.kind:
             case "grid":
                 grid = (rows * level.shape.scale, columns * level.shape.scale)

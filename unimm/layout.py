@@ -354,6 +354,11 @@ class Layout:
         parts = self.turns.read(self.reader.atoms(ids, learn, {s.start: s for s in slots}))
         return sample(*self._unworded(tuple(parts)))
 
+    def row_ends(self) -> set[int]:
+        """The ids that end rows of codes."""
+        images = [image for image in (self.config.write, self.config.read) if image is not None]
+        return {i for image in images for level in image.levels for i in self._template(level.row_end)}
+
     def name(self, i: int) -> str:
         """An id in words: the marker's name, the codebook and code, or the text."""
         return self.reader.name(i)

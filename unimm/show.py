@@ -11,10 +11,10 @@ from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct, Stage
 from unimm.config.tokens import Line, UpTo
 from unimm.layout import Layout
-from unimm.pictures import to_png
 from unimm.sample import Batch, Codes, Image, Latents, Level, Pixels, Sample, Text, sample
 from unimm.stream.tasks import as_task
 from unimm.system import layout_of, text_of
+from unimm.text import BytesTokenizer
 
 BOLD, GREEN, DIM, PLAIN = "\033[1m", "\033[1;32m", "\033[2m", "\033[0m"
 
@@ -83,12 +83,24 @@ def axes(recipe: Recipe, layout: Layout) -> dict[str, str]:
         "image in": described(recipe.image_in),
         "image out": described(recipe.image_out),
         "layout": f"{c.write.begin} {levels} {c.write.end}, ends by {c.write.stop}, unconditional: {c.unconditional}",
+        "sizes": sizes(recipe, layout),
         "decoder": "the image tokenizer's own",
         "backbone": described(recipe.backbone),
         "text": described(recipe.text),
+        "sampling": " ".join(f"{name}={value!r}" for name, value in vars(recipe.sampling).items() if value != ""),
         "vocabulary": f"{layout.vocab.rows:,} rows: {layout.vocab.text_size:,} text, "
                       f"{len(layout.vocab.special)} markers; {codes}",
     }
+
+
+def sizes(recipe: Recipe, layout: Layout) -> str:
+    """What an image may measure, and how many tokens it takes."""
+    pixels, counts = recipe.layout.pixels_per_code, sorted(layout.tokens(size) for size in recipe.layout.sizes)
+    h, w = recipe.layout.sizes[0]
+    said = f"{w * pixels} x {h * pixels} px in {layout.tokens((h, w)):,} tokens"
+    if len(counts) > 1:
+        said += f", {len(counts)} sizes of {counts[0]:,} to {counts[-1]:,}"
+    return said + (", any other where it is read or learned" if recipe.layout.any_size else "")
 
 
 def examples(recipe: Recipe, layout: Layout) -> Iterator[tuple[str, Sample]]:
@@ -98,8 +110,9 @@ def examples(recipe: Recipe, layout: Layout) -> Iterator[tuple[str, Sample]]:
         for use in stage.mix if stage.objective == "next_token" else ():
             seen.setdefault((use.data, use.task), None)
     for data, task in seen:
-        given = _coded(_first(recipe.data[data], layout), layout)
-        yield f"{data}, {task}", as_task(task, data, given)
+        made = as_task(task, data, _first(recipe.data[data], layout))
+        yield f"{data}, {task}", Sample(tuple(
+            replace(p, content=_codes(layout, p.learn)) if isinstance(p, Image) else p for p in made.parts))
 
 
 def _first(source: Source, layout: Layout) -> Sample:
@@ -112,23 +125,17 @@ def _first(source: Source, layout: Layout) -> Sample:
         case Emoji():
             return Sample((Image(Pixels(np.zeros((1, 1, 3), np.uint8))), Text("grinning face")))
         case _ if source.kind == "chat_jsonl":
-            return sample(Image(_codes(layout), role="user"), Text("what is this?", role="user"),
+            return sample(Image(_codes(layout, False), role="user"), Text("what is this?", role="user"),
                           Text("a red circle", True, "assistant"))
         case _:
-            return sample(Image(_codes(layout)), Text("a red circle"))
+            return sample(Image(_codes(layout, False)), Text("a red circle"))
 
 
-def _coded(given: Sample, layout: Layout) -> Sample:
-    h, w = (side * layout.config.pixels_per_code for side in layout.config.sizes[0])
-    seen = to_png(np.zeros((h, w, 3), np.uint8)) if layout.config.read else None
-    return Sample(tuple(replace(p, content=_codes(layout), seen=seen) if isinstance(p, Image) else p
-                        for p in given.parts))
-
-
-def _codes(layout: Layout) -> Codes | Latents:
-    """Codes of the layout's first size, counting up."""
-    plan, levels = next(iter(layout.write_plans.values())), []
-    for number, (level, grid) in enumerate(zip(layout.config.write.levels, plan.grids)):
+def _codes(layout: Layout, learn: bool) -> Codes | Latents:
+    """Codes of the layout's first size, counting up, or nothing where features are read."""
+    read = None if learn else layout.config.read
+    plan, levels = next(iter((layout.read_plans if read else layout.write_plans).values())), []
+    for number, (level, grid) in enumerate(zip((read or layout.config.write).levels, plan.grids)):
         n = plan.lengths(number)[0] if isinstance(level.shape, (Line, UpTo)) else grid[0] * grid[1]
         if level.space in layout.continuous:
             return Latents(np.zeros((n, layout.continuous[level.space].channels), np.float32), grid)
@@ -156,25 +163,32 @@ def batch_in_words(layout: Layout, batch: Batch) -> list[list[str]]:
 def in_words(layout: Layout, ids: np.ndarray, learned: np.ndarray, colour: bool) -> str:
     """ids int (T,), learned bool (T,): see `rendered`."""
     words: list[tuple[str, bool]] = []
-    text: list[int] = []
-    is_text, is_code, run = layout.vocab.is_text, layout.vocab.is_code, 0
-    is_code[[*layout.placeholders.values()]] = True
-
-    def flush(learn: bool) -> None:
-        if text:
-            words.append((layout.text.decode(text), learn))
-            text.clear()
-
-    for at, (i, learn) in enumerate(zip(ids.tolist(), learned.tolist())):
-        if text and (not is_text[i] or learn != learned[at - 1]):
-            flush(bool(learned[at - 1]))
-        run = run + 1 if is_code[i] else 0
-        if is_text[i]:
-            text.append(i)
-        elif run <= 4:
-            words.append((layout.name(i), learn))
-        elif at + 1 == len(ids) or not is_code[ids[at + 1]]:
-            words.append((f"... {layout.name(i)}", learn))
-    flush(bool(learned[-1]))
+    is_text, is_code = layout.vocab.is_text, layout.vocab.is_code.copy()
+    is_code[list(layout.placeholders.values())] = True
+    ends = layout.row_ends()
+    ids, learned, at = ids.tolist(), learned.tolist(), 0
+    while at < len(ids):
+        run = at
+        if is_text[ids[at]]:
+            while run < len(ids) and is_text[ids[run]] and learned[run] == learned[at]:
+                run += 1
+            words.append((layout.text.decode(ids[at:run]).replace("\n", "\\n"), learned[at]))
+        elif is_code[ids[at]]:
+            while run < len(ids) and (is_code[ids[run]] or (ids[run] in ends and is_code[ids[run - 1]])):
+                run += 1
+            shown = _shortened(ids[at:run], ends)
+            words += [(("... " if cut else "") + layout.name(i), learned[at]) for i, cut in shown]
+        else:
+            words.append((layout.name(ids[at]), learned[at]))
+            run += 1
+        at = run
     mark = (lambda w: f"{GREEN}{w}{PLAIN}") if colour else (lambda w: f"«{w}»")
     return " ".join(mark(word) if learn else word for word, learn in words)
+
+
+def _shortened(ids: list[int], ends: set[int]) -> list[tuple[int, bool]]:
+    """Some of an image's ids, each with whether others were left out before it."""
+    row = next((n for n, i in enumerate(ids) if i in ends), len(ids))
+    last = len(ids) - 2 if ids[-1] in ends else len(ids) - 1
+    kept = [n for n in range(len(ids)) if n < 4 or row - 1 <= n <= row + 1 or n >= last]
+    return [(ids[n], k > 0 and n > kept[k - 1] + 1) for k, n in enumerate(kept)]

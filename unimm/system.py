@@ -72,8 +72,8 @@ def text_of(recipe: Recipe, folder: Path | None) -> TextTokenizer:
 def _taken(recipe: Recipe) -> set[int]:
     """The ids that a recipe states for markers and codes."""
     stated = numbered(recipe.special_ids, markers(recipe.layout, recipe.continuous))
-    codes = (i for book in recipe.codebooks if book.start is not None for i in range(book.start, book.start + book.size))
-    return {*stated.values(), *codes}
+    codes = [range(book.start, book.start + book.size) for book in recipe.codebooks if book.start is not None]
+    return set(stated.values()).union(*codes)
 
 
 def layout_of(recipe: Recipe, text: TextTokenizer) -> Layout:
@@ -83,9 +83,9 @@ def layout_of(recipe: Recipe, text: TextTokenizer) -> Layout:
         if isinstance(stage, NextToken) and stage.too_long == "refuse":
             longest = max(recipe.layout.sizes, key=layout.tokens)
             if layout.tokens(longest) > stage.seq_len:
-                raise ConfigError(f"stage {name!r} has rows of {stage.seq_len:,} tokens, but an image of {longest[0]} x "
-                                  f"{longest[1]} codes takes {layout.tokens(longest):,}: raise seq_len, leave that size "
-                                  "out of the layout, or set too_long to 'drop'")
+                raise ConfigError(f"stage {name!r} has rows of {stage.seq_len:,} tokens, but an image of {longest[0]} "
+                                  f"x {longest[1]} codes takes {layout.tokens(longest):,}: raise seq_len, leave that "
+                                  "size out of the layout, or set too_long to 'drop'")
     return layout
 
 

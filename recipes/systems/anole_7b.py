@@ -1,6 +1,6 @@
 """Anole 7B (arXiv:2407.06135): Chameleon 7B, whose head learned to write images.
 
-Names in brackets are files of GAIR-NLP/anole (commit af563fa).
+Files are those of GAIR-NLP/anole (commit af563fa).
 """
 
 from dataclasses import replace

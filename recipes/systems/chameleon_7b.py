@@ -1,6 +1,7 @@
 """Chameleon 7B (arXiv:2405.09818): text and images as entries of one vocabulary of 65,536.
 
-Names in brackets are files of facebookresearch/chameleon (commit dbbe47f) under chameleon/inference.
+Files are those of facebookresearch/chameleon (commit dbbe47f) under chameleon/inference. The paper was not at hand:
+check what is said to be its section 3.2.
 """
 
 from recipes.own_data import CHATS, CHATTED

@@ -1,6 +1,6 @@
 """Emu3.5-Image (arXiv:2510.26583): Emu3's tokens with 131,072 codes of 16 x 16 pixels; its layout and its sampling.
 
-Names in brackets are files of baaivision/Emu3.5 (commit 8fcf1da). Its text tokenizer is Emu3's in tiktoken's form
+Files are those of baaivision/Emu3.5 (commit 8fcf1da). Its text tokenizer is Emu3's in tiktoken's form
 (src/tokenizer_emu3_ibq): save it as a tokenizer.json to use it here.
 """
 

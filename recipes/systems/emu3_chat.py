@@ -1,6 +1,6 @@
 """Emu3-Chat (arXiv:2409.18869): questions about images of any size; emu3_gen's tokens and template.
 
-Names in brackets are files of baaivision/Emu3 (commit f6ea9aa).
+Files are those of baaivision/Emu3 (commit f6ea9aa).
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """Emu3-Gen (arXiv:2409.18869): images of any size, their size written as text before them.
 
-Names in brackets are files of baaivision/Emu3 (commit f6ea9aa).
+Files are those of baaivision/Emu3 (commit f6ea9aa).
 """
 
 from recipes.own_data import DRAWN, PAIRS

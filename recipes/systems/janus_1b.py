@@ -1,6 +1,6 @@
 """Janus 1.3B (arXiv:2410.13848): janus_pro_1b's predecessor, whose speakers are plain words.
 
-Numbers of its Table 1 are from memory of the paper, which was not at hand.
+What its stages change is meant to be the paper's Table 1, which was not at hand: check it there.
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ from unimm.config.model import PretrainedBackbone, PretrainedVision
 from unimm.config.stages import AdamW
 from unimm.config.tokens import PretrainedText
 
-RELEASE = "deepseek-ai/Janus-1.3B"  # in the release's own format: transformers' converter makes a folder of it
+RELEASE = "deepseek-ai/Janus-1.3B"  # its own format; transformers' converter makes a folder of it
 base = janus_pro_1b.recipe
 first, second, third = base.stages["adaptors"], base.stages["pretrain"], base.stages["sft"]
 talk, read, draw = third.mix
@@ -20,7 +20,7 @@ recipe = replace(
     name="janus_1b",
     about="Janus 1.3B: vision features in, an own table and head out.",
     text=PretrainedText(path=RELEASE, size=102400),
-    special_ids=base.special_ids | {"<｜▁pad▁｜>": 100015},  # measured of no tokenizer; one at hand is checked
+    special_ids=base.special_ids | {"<｜▁pad▁｜>": 100015},  # PKU-Alignment/align-anything, issue 188
     layout=replace(base.layout, chat=replace(  # inference.py, generation_inference.py
         base.layout.chat, user=("User: ", "\n\n"), assistant=("Assistant:", base.layout.eos))),
     backbone=PretrainedBackbone(path=RELEASE),

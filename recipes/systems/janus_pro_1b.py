@@ -1,6 +1,6 @@
 """Janus-Pro 1B (arXiv:2501.17811): vision features where an image is read, codes of an own table where one is written.
 
-Names in brackets are files of deepseek-ai/Janus (commit 1daa72f); report: janus_pro_tech_report.pdf there.
+Files are those of deepseek-ai/Janus (commit 1daa72f); report: janus_pro_tech_report.pdf there.
 """
 
 from dataclasses import replace
@@ -37,8 +37,8 @@ recipe = Recipe(
             "language.")),
     # 100001: conversation.py. 100581: transformers' JanusConfig. 100016, 100593: ByteDance-Seed/VeOmni. 100000 and pad:
     # PKU-YuanGroup/UniLLM, inferscripts/test_text_tokenizer.py. The speakers' are not stated: their tokenizer has them.
-    special_ids={"<｜begin▁of▁sentence｜>": 100000, EOS: 100001, "<｜▁pad▁｜>": 100002, "<begin_of_image>": 100016,
-                 "<image_placeholder>": 100581, "<end_of_image>": 100593},
+    special_ids={"<｜begin▁of▁sentence｜>": 100000, EOS: 100001, "<｜▁pad▁｜>": 100002,
+                 "<begin_of_image>": 100016, "<image_placeholder>": 100581, "<end_of_image>": 100593},
     backbone=PretrainedBackbone(path=RELEASE),
     image_in=VisionFeatures(encoder=PretrainedVision(path=RELEASE), weights=RELEASE),
     image_out=SeparateHead(weights=RELEASE),

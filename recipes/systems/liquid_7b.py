@@ -1,6 +1,6 @@
 """Liquid 7B (arXiv:2412.04332): Gemma 7B with 8,192 codes as further rows of its own table.
 
-Names in brackets are files of FoundationVision/Liquid (commit 4609c47).
+Files are those of FoundationVision/Liquid (commit 4609c47).
 """
 
 from dataclasses import replace
@@ -38,7 +38,8 @@ recipe = Recipe(
     data={"pairs": PAIRS, "text": TEXT},
     stages={  # scripts/gemma7b_mixpretrain.sh and TRAIN.md
         "pretrain": NextToken(
-            mix=(READ, replace(DRAWN, weight=0.1), replace(CAPTIONED, weight=0.9)), steps=50_000,  # not stated; ours: one epoch of data that are not public
+            mix=(READ, replace(DRAWN, weight=0.1), replace(CAPTIONED, weight=0.9)),
+            steps=50_000,  # not stated; ours: one epoch of data that are not public
             # The script draws a tenth of its pairs (T2I_ratio); pairs to texts one to one is ours.
             step_tokens=1024 * 2048, seq_len=2048, drop_context=0.1,  # batch 1024: TRAIN.md; 0.9: train.py
             optimizer=AdamW(lr=2e-5, betas=(0.9, 0.999)),  # transformers' default betas

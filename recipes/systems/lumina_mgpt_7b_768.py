@@ -1,6 +1,6 @@
 """Lumina-mGPT 7B at 768 (arXiv:2408.02657): Chameleon's weights, images of any shape.
 
-Names in brackets are files of Alpha-VLLM/Lumina-mGPT (commit 104abe4) under lumina_mgpt.
+Files are those of Alpha-VLLM/Lumina-mGPT (commit 104abe4) under lumina_mgpt.
 """
 
 from dataclasses import replace

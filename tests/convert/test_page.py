@@ -23,7 +23,7 @@ def test_sizes_agree_with_what_the_checkpoints_are_called_for():
             "deepseek-community/Janus-Pro-7B": 7.42, "deepseek-community/Janus-Pro-1B": 2.09}
     counted = {each.id: parameters(each.config) / 1e9 for each in known() if each.id in said}
     assert counted.keys() == said.keys()
-    assert all(abs(counted[name] - count) < 0.03 * count for name, count in said.items()), counted
+    assert all(abs(counted[name] - count) < 0.04 * count for name, count in said.items()), counted
 
 
 def test_recipes_files_and_commands_of_the_page_exist(monkeypatch):
