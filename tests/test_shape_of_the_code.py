@@ -36,7 +36,7 @@ LAYERS = (
     "train, generate",
     "previews, show, plan",
     "pipeline, evaluate, serve, export",
-    "api",
+    "api, convert",
     "cli",
     "__main__",
 )
@@ -45,6 +45,7 @@ HEIGHT = {part: n for n, line in enumerate(LAYERS) for part in line.split(", ")}
 # The package that installs a module, where the two differ in name.
 INSTALLED_BY = {
     "PIL": "pillow",
+    "huggingface_hub": "huggingface-hub",
     "flash_attn": "flash-attn-4",  # flash-attn has the same name to import
     "liger_kernel": "liger-kernel",
     "torch.utils.tensorboard": "tensorboard",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from unimm.checkpoint.folders import candidates
 from unimm.checkpoint.manifest import MANIFEST
+from unimm.checkpoint.read import newest
 from unimm.config.check import ConfigError
 from unimm.config.images import Published
 from unimm.config.model import VisionFeatures
@@ -39,12 +40,14 @@ from unimm.stream.pixel_batches import PixelBatches, images_of
 from unimm.stream.shards import Shards, open_shards
 from unimm.stream.sources import open_source
 from unimm.system import (
+    CONVERTED,
     RECIPE_FILE,
     TEXT_FILE,
     TOKENIZER_FOLDER,
     System,
     keep_shapes,
     layout_of,
+    load_converted,
     load_stage,
     new_model,
     new_rows,
@@ -271,7 +274,11 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     layout = layout_of(recipe, text_of(recipe, folder))
     torch.manual_seed(stage.seed)
     started = previous is not None or len(candidates(folder / name)) > 0
-    model = new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss, folder if started else None)
+    begin = None if started else ranks.from_first(newest(folder / CONVERTED) if ranks.rank() == 0 else None)
+    model = new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss,
+                      folder if started or begin else None)
+    if begin:
+        load_converted(begin, model, recipe, layout, tokenizer)
     if ranks.rank() == 0:
         keep_shapes(recipe, folder, model)
     if previous is not None:
@@ -284,7 +291,8 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     tokenizer.to(ranks.device())  # for previews; once its code vectors are in the model
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
     system = System(recipe, folder, layout, tokenizer, model, folder)
-    work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),
+    preview = preview_drawings(system, _prompts(shards, stage), folder / name) if tokenizer.draws else None
+    work = Work(model, batches, preview,
                 new_rows=new_rows(recipe, layout, model), parts=model.parts(),
                 recipe=json.loads(recipe_to_json(recipe)), show=lambda batch: {"rows": batch_in_words(layout, batch)},
                 flops=lambda: (found := multiplied(model)) and found.flops,

@@ -4,7 +4,9 @@
       recipe.json        the resolved recipe
       text.model         the text tokenizer, where the run trained it
       image_tokenizer/   the trained image tokenizer, its fingerprint in codes' manifests
-      backbone/, vision/ config.json of published parts, so that the run needs their releases no more
+      backbone/, vision/ the small files of published parts (config.json, tokenizer), so that the run needs their
+                         releases no more
+      converted/         where `unimm convert` began the run: the release's weights as a checkpoint of step 0
       codes/NAME/        each dataset's images as codes
       STAGE/             checkpoints, metrics.jsonl, previews
 
@@ -21,6 +23,7 @@ from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHea
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Stage
 from unimm.config.tokens import PretrainedText, SentencePieceText
+from unimm.disk import copy_file
 from unimm.layout import Layout
 from unimm.recipe import load_recipe
 from unimm.text import BytesTokenizer, PretrainedTokenizer, TextTokenizer, load_sentencepiece
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from unimm.model.unified import UnifiedModel
 
 TEXT_FILE, TOKENIZER_FOLDER, RECIPE_FILE, EXPORT_FILE = "text.model", "image_tokenizer", "recipe.json", "export.json"
-BACKBONE_FOLDER, VISION_FOLDER = "backbone", "vision"
+BACKBONE_FOLDER, VISION_FOLDER, CONVERTED = "backbone", "vision", "converted"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ def text_of(recipe: Recipe, folder: Path | None) -> TextTokenizer:
     """
     match recipe.text:
         case PretrainedText(path=path, size=size):
+            kept = folder / BACKBONE_FOLDER if folder else None
+            if kept and (kept / "tokenizer.json").is_file():
+                return PretrainedTokenizer(str(kept))
             if folder is None and not Path(path).exists():
                 return BytesTokenizer(size, _taken(recipe))
             return PretrainedTokenizer(path)
@@ -140,17 +146,24 @@ def _take_parts(recipe: Recipe, model: "UnifiedModel", found: "Published | None"
 
 
 def keep_shapes(recipe: Recipe, folder: Path, model: "UnifiedModel") -> None:
-    """Keep in a run's folder what says which shape its published parts have: a config.json each."""
+    """Keep in a run's folder what its published parts are: their small files, the text tokenizer's among them."""
     from transformers import AutoConfig
 
-    if isinstance(recipe.backbone, PretrainedBackbone) and not (folder / BACKBONE_FOLDER).is_dir():
-        AutoConfig.from_pretrained(recipe.backbone.path).save_pretrained(folder / BACKBONE_FOLDER)
+    from unimm.model.published import small_files
+
+    kept = folder / BACKBONE_FOLDER
+    if isinstance(recipe.backbone, PretrainedBackbone) and not kept.is_dir():
+        AutoConfig.from_pretrained(recipe.backbone.path).save_pretrained(kept)
+        own_text = isinstance(recipe.text, PretrainedText) and recipe.text.path == recipe.backbone.path
+        for file in small_files(Path(recipe.backbone.path)) if own_text and Path(recipe.backbone.path).is_dir() else ():
+            copy_file(file, kept / file.name)
     if isinstance(recipe.image_in, VisionFeatures) and not (folder / VISION_FOLDER).is_dir():
         model.image_input.vision.config.save_pretrained(folder / VISION_FOLDER)
 
 
 def trained_language(recipe: Recipe, folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run's latest language stage, or the folder itself if it was exported.
+    """The newest whole checkpoint of a run's latest language stage, or what it was converted from, or the folder itself
+    if it was exported.
 
     Raises CheckpointError where what there is is damaged.
     """
@@ -160,7 +173,7 @@ def trained_language(recipe: Recipe, folder: Path) -> Path | None:
     if (folder / MANIFEST).is_file():
         verify(folder)
         return folder
-    stages = [name for name, stage in recipe.stages.items() if isinstance(stage, NextToken)]
+    stages = [CONVERTED, *(name for name, stage in recipe.stages.items() if isinstance(stage, NextToken))]
     return next((path for name in reversed(stages) if (path := newest(folder / name))), None)
 
 
@@ -201,6 +214,28 @@ def load_stage(path: Path, model: "UnifiedModel", stage: Stage) -> None:
         merge(model)
 
 
+def load_converted(path: Path, model: "UnifiedModel", recipe: Recipe, layout: Layout,
+                   tokenizer: "ImageTokenizer") -> None:
+    """Put the weights that `unimm convert` brought in into a model of shapes; rows that they lack start as the recipe
+    says. Draws from torch's random state.
+
+    Raises CheckpointError where they are of another model.
+    """
+    from unimm.checkpoint.manifest import CheckpointError
+    from unimm.checkpoint.tensors import read_tensors
+    from unimm.model.rows import start_rows
+
+    own = model.state_dict()
+    for tensors in read_tensors(path):
+        for name, t in tensors.items():
+            if name not in own or own[name].shape[1:] != t.shape[1:] or own[name].shape[:1] < t.shape[:1]:
+                raise CheckpointError(f"{path} is of another model: {name} has shape {tuple(t.shape)}, this model "
+                                      f"{tuple(own[name].shape) if name in own else 'none'}")
+            (own[name][:len(t)] if t.ndim else own[name]).copy_(t)
+    vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
+    start_rows(model.backbone, layout.vocab, model.backbone.rows_known, recipe.image_in, recipe.image_out, vectors)
+
+
 def open_run(folder: str | Path) -> System:
     """A trained run, with the newest whole checkpoint of its latest language stage.
 
@@ -219,5 +254,8 @@ def open_run(folder: str | Path) -> System:
     layout = layout_of(recipe, text_of(recipe, folder))
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
     model = new_model(recipe, layout, tokenizer, shapes=folder)
-    load_stage(found, model, recipe.stages[stage_of(found)])
+    if stage_of(found) == CONVERTED:
+        load_converted(found, model, recipe, layout, tokenizer)
+    else:
+        load_stage(found, model, recipe.stages[stage_of(found)])
     return System(recipe, folder, layout, tokenizer.eval(), model.eval(), found)

@@ -57,7 +57,7 @@ def read_tensors(folder: Path) -> Iterator[dict[str, Tensor]]:
     """The weights in a folder, one file at a time. Raises CheckpointError where one can't be read."""
     from safetensors.torch import load_file
 
-    for file in _files_of(folder):
+    for file in files_of(folder):
         with _reading(file):
             tensors = load_file(file)
         yield tensors
@@ -68,7 +68,7 @@ def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import safe_open
 
     shapes = {}
-    for file in _files_of(folder):
+    for file in files_of(folder):
         with _reading(file), safe_open(file, framework="pt") as tensors:
             shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
     return shapes
@@ -85,7 +85,7 @@ def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-def _files_of(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
     index = folder / INDEX
     if not index.is_file():
         return [folder / WEIGHTS]

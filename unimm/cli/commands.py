@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
@@ -168,8 +168,29 @@ class Checkpoint:
         | Annotated[CheckpointExport, subcommand("export")]]]
 
 
+@dataclass(frozen=True)
+class Convert:
+    """Turn a published checkpoint into a run, or a run into a folder that transformers and vLLM load."""
+
+    source: Positional[str]
+    """A folder in transformers' format or a hub id; or a run's folder."""
+    out: Positional[Path]
+    """A folder to be made: a run's, or one in transformers' format."""
+    recipe: Path | None = None
+    """The system that a published checkpoint is or begins; the folder's own where `unimm convert` wrote it."""
+    unpickle: FlagCreatePairsOff[bool] = False
+    """Read pickles too (.bin, .pt, .ckpt), as tensors only: whatever else they hold is refused."""
+    adapters: Literal["merged", "kept"] = "merged"
+    """LoRA into the weights, or beside them in OUT/adapter, in peft's format."""
+    dtype: Literal["as_is", "float32", "bfloat16", "float16"] = "as_is"
+    """The type of weights in transformers' format."""
+    split: str = "5GB"
+    """The most bytes of one file in transformers' format."""
+
+
 Command = (  # in the order of `unimm --help`: a run from its recipe to its use
     Annotated[Show, subcommand("show")] | Annotated[Plan, subcommand("plan")] | Annotated[Train, subcommand("train")]
     | Annotated[Status, subcommand("status")] | Annotated[Checkpoint, subcommand("checkpoint")]
     | Annotated[Encode, subcommand("encode")] | Annotated[Sample, subcommand("sample")]
-    | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")])
+    | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")]
+    | Annotated[Convert, subcommand("convert")])

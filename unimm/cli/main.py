@@ -14,6 +14,7 @@ from unimm.cli.commands import (
     CheckpointList,
     CheckpointVerify,
     Command,
+    Convert,
     Encode,
     Eval,
     Plan,
@@ -90,6 +91,9 @@ def run(arguments: list[str]) -> int:
         case Checkpoint(do=do):
             _none(rest)
             _checkpoint(do)
+        case Convert():
+            _none(rest)
+            _convert(command)
         case _:
             assert_never(command)
     return 0
@@ -166,6 +170,25 @@ def _plan(command: Plan, rest: list[str]) -> None:
     folder = command.recipe if command.recipe.is_dir() else None
     found = plan(recipe, cluster, folder, command.document, command.images)
     print(to_json(found) if command.json else "\n".join(table(found)))
+
+
+def _convert(command: Convert) -> None:
+    from unimm.convert.bring import bring
+    from unimm.convert.give import give
+    from unimm.convert.source import ConvertError, is_run
+
+    if is_run(command.source):
+        if command.recipe or command.unpickle:
+            raise ConvertError(f"{command.source} is a run, which has its recipe; --recipe and --unpickle are for "
+                               "checkpoints in transformers' format")
+        give(Path(command.source), command.out, command.adapters, command.dtype, command.split)
+        print(f"converted: {command.out}\nnext: AutoModelForCausalLM.from_pretrained({str(command.out)!r})")
+        return
+    if (command.adapters, command.dtype, command.split) != ("merged", "as_is", "5GB"):
+        raise ConvertError(f"{command.source} is a checkpoint in transformers' format, whose tensors are kept as they "
+                           "are; --adapters, --dtype and --split are for runs")
+    bring(command.source, command.out, load(command.recipe, []) if command.recipe else None, command.unpickle)
+    print(f"converted: {command.out}\nnext: unimm sample {command.out} \"a prompt\", unimm train {command.out}")
 
 
 def _train(command: Train, rest: list[str]) -> int:

@@ -17,4 +17,4 @@ class ChameleonTokenizer(VQGAN):
     def __init__(self, config: Chameleon):
         super().__init__(config)
         if not config.decoder:
-            self.decoder = None
+            self.decoder, self.draws = None, False

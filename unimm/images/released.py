@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unimm.errors import UserError
 from unimm.images.base import TokenizerError
 from unimm.images.vqgan import VQGAN
 
@@ -34,7 +35,11 @@ def load_released(tokenizer: VQGAN, path: Path, unpickle: bool = False) -> None:
     Raises TokenizerError, one line, for a path without weights, a damaged or incomplete checkpoint, a pickle
     without `unpickle` or with more than tensors in it, and names or shapes that are not this architecture's.
     """
-    source = _source(path, unpickle)
+    fill(tokenizer, _source(path, unpickle), path)
+
+
+def fill(tokenizer: VQGAN, source: Source, path: Path) -> dict[str, str]:
+    """Fill `tokenizer` from an open checkpoint, whose `path` is for messages; our names -> the checkpoint's."""
     prefixes = sorted(name.removesuffix(ANCHOR) for name in source if name.endswith(ANCHOR))
     if len(prefixes) != 1:
         found = f"several ({', '.join(map(repr, prefixes))})" if prefixes else "none"
@@ -54,6 +59,7 @@ def load_released(tokenizer: VQGAN, path: Path, unpickle: bool = False) -> None:
                                  "state the release's sizes in the recipe")
         filled[name] = found.to(tensor.dtype, copy=True).contiguous()
     tokenizer.load_state_dict(filled, assign=True)
+    return {name: prefixes[0] + spelling for name, spelling in spelled.items()}
 
 
 def _spelled(tokenizer: VQGAN, path: Path, ours: dict, theirs: dict) -> dict[str, str]:
@@ -119,17 +125,22 @@ def _pickle(path: Path, unpickle: bool) -> Source:
     if not unpickle:
         raise TokenizerError(f"{path}: a pickle, which can run code when it is read; give a .safetensors file, or set "
                              "image_tokenizer.unpickle to read its tensors alone")
+    return {name: lambda t=t: t for name, t in unpickled(path, TokenizerError).items()}
+
+
+def unpickled(path: Path, error: type[UserError]) -> dict[str, Tensor]:
+    """The tensors of a pickle, by torch's reader of tensors alone. Raises `error`, with nothing executed."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise TokenizerError(f"{path}: holds more than tensors and was refused; nothing in it was run. Where you trust "
-                             "it, save its tensors as .safetensors on a machine that holds nothing else") from None
+        raise error(f"{path}: holds more than tensors and was refused; nothing in it was run. Where you trust "
+                    "it, save its tensors as .safetensors on a machine that holds nothing else") from None
     # torch's reader meets damage with these, by where the file is cut.
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise TokenizerError(f"{path}: damaged or cut short ({' '.join(str(error).split())[:100]}); "
-                             "download it again") from None
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as why:
+        raise error(f"{path}: damaged or cut short ({' '.join(str(why).split())[:100]}); "
+                    "download it again") from None
     for wrapper in WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
     pairs = found.items() if isinstance(found, dict) else ()
-    return {name: lambda t=t: t for name, t in pairs if isinstance(name, str) and isinstance(t, Tensor)}
+    return {name: t for name, t in pairs if isinstance(name, str) and isinstance(t, Tensor)}

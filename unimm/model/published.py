@@ -6,6 +6,7 @@
 Nothing is executed that lies in a folder: safetensors only, and no code but transformers' own.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,9 @@ from torch import nn
 from unimm.config.check import ConfigError
 from unimm.config.model import FreshVision, PretrainedVision, VisionEncoder
 from unimm.errors import UserError
+
+
+HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".py")
 
 
 class WeightsError(UserError):
@@ -27,6 +31,12 @@ class Published(NamedTuple):
     whole: nn.Module
     rows: int
     complete: bool
+
+
+def small_files(folder: Path) -> list[Path]:
+    """Everything of a published folder but weights and code: configurations, tokenizer, templates, licence."""
+    return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix not in HEAVY
+                  and not p.name.endswith(".index.json") and not p.name.startswith("."))
 
 
 def published(path: str, weights: bool = True) -> Published:
@@ -146,8 +156,10 @@ def _model(kind, path: str, config, weights: bool):
 
     if not weights:
         with no_init_weights():
-            return (kind.from_config(config, dtype=torch.float32) if hasattr(kind, "from_config")
-                    else kind._from_config(config, dtype=torch.float32)).eval()
+            made = (kind.from_config(config, dtype=torch.float32) if hasattr(kind, "from_config")
+                    else kind._from_config(config, dtype=torch.float32))
+        made.tie_weights()  # which is part of the initialisation that is left out
+        return made.eval()
     try:
         # Not in the bf16 that most are published in: small updates of bf16 weights are lost in rounding.
         made, found = kind.from_pretrained(path, config=config, dtype=torch.float32, trust_remote_code=False,

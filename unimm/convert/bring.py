@@ -1,0 +1,165 @@
+"""A published checkpoint -> a run's folder, every tensor as it was.
+
+    RUN/
+      recipe.json                      the recipe, its paths the release's
+      backbone/                        the release's small files; tensors.json, the place of every tensor (names.py);
+                                       other.safetensors, what our model has no use for
+      vision/                          the configuration of its vision encoder, where it has one
+      image_tokenizer/                 the release's own, or that which the recipe names
+      converted/step-00000000/         the language model's tensors under our names, in the release's types
+
+`unimm.system` opens such a run like a trained one, and its first language stage starts from these weights.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from torch import nn
+
+from unimm.checkpoint.folders import final_of
+from unimm.checkpoint.manifest import write_manifest
+from unimm.checkpoint.tensors import DTYPES
+from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
+from unimm.config.recipe import Recipe
+from unimm.config.tokens import PretrainedText
+from unimm.convert.names import TOKENIZER, Place, language_name, spelled, tokenizer_of
+from unimm.convert.source import UNIFIED, ConvertError, Release, Stored, check, class_of, local_folder, open_release
+from unimm.convert.write import Progress, aside, tell, total, write_stored
+from unimm.disk import copy_file, sync_folder, write_file
+from unimm.images.base import ImageTokenizer
+from unimm.images.released import fill
+from unimm.images.tokenizer import build_tokenizer, first_tokenizer, is_released, load_tokenizer, save_tokenizer
+from unimm.layout import Layout
+from unimm.model.published import small_files
+from unimm.pipeline import check_codebook
+from unimm.recipe import load_recipe, recipe_to_json
+from unimm.system import BACKBONE_FOLDER, CONVERTED, RECIPE_FILE, TOKENIZER_FOLDER, VISION_FOLDER, layout_of
+from unimm.text import PretrainedTokenizer
+
+OTHER, MAP = "other.safetensors", "tensors.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes where: tensors by their names there, and the way back by their names here."""
+
+    language: dict[str, Stored]
+    other: dict[str, Stored]
+    places: dict[str, Place]
+    tokenizer: ImageTokenizer | None
+
+
+def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool = False,
+          say: Callable[[str], None] = tell) -> None:
+    """Write the run `out` out of a published checkpoint: the folder or hub id `source`.
+
+    recipe  the system that it becomes; a folder that `unimm convert` wrote brings its own
+
+    Raises ConvertError, ConfigError, TextError, TokenizerError, one line each, before anything is written.
+    """
+    folder = local_folder(source)
+    release = open_release(folder, unpickle)
+    model = class_of(folder)
+    extra = check(release, model, lambda name: spelled(release.kind, name))
+    recipe = of_release(_recipe(recipe, folder), source)
+    layout = layout_of(recipe, PretrainedTokenizer(str(folder)))
+    _check_vocabulary(release, model, layout)
+    plan, recipe = planned(release, model, extra, recipe)
+    progress = Progress(f"convert {folder.name}", total(plan.language.values()) + total(plan.other.values()), say)
+    with aside(out, folder, total(release.tensors.values()) + 10**8) as part:
+        _write(part, release, recipe, plan, progress)
+        if isinstance(recipe.image_in, VisionFeatures) and release.kind == "janus":
+            model.config.vision_config.save_pretrained(part / VISION_FOLDER)
+
+
+def _recipe(recipe: Recipe | None, folder: Path) -> Recipe:
+    if recipe is not None:
+        return recipe
+    if (folder / RECIPE_FILE).is_file():
+        return load_recipe(folder)
+    raise ConvertError(f"{folder}: say with --recipe which system it is or begins, such as --recipe "
+                       "recipes/chameleon.py; a language model alone has no images")
+
+
+def of_release(recipe: Recipe, source: str) -> Recipe:
+    """The recipe with every part that a release can fill taken from this one."""
+    backbone, image_in, image_out = recipe.backbone, recipe.image_in, recipe.image_out
+    pretrained = isinstance(backbone, PretrainedBackbone)
+    if isinstance(image_in, VisionFeatures):
+        image_in = replace(image_in, encoder=PretrainedVision(path=source), weights=source)
+    if isinstance(image_out, SeparateHead):
+        image_out = replace(image_out, weights=source)
+    text = recipe.text if isinstance(recipe.text, PretrainedText) else PretrainedText(path=source)
+    return replace(recipe, image_in=image_in, image_out=image_out, text=replace(text, path=source),
+                   backbone=replace(backbone, path=source) if pretrained else PretrainedBackbone(path=source))
+
+
+def _check_vocabulary(release: Release, model: nn.Module, layout: Layout) -> None:
+    rows = len(model.get_input_embeddings().weight)
+    if layout.text.size > rows:
+        raise ConvertError(f"{release.folder}: its tokenizer has {layout.text.size:,} ids, its table {rows:,} rows: "
+                           "the tokenizer is another model's; put its own into the folder")
+    if release.kind in UNIFIED and layout.vocab.rows > rows:
+        raise ConvertError(f"{release.folder}: the recipe's ids end at {layout.vocab.rows - 1:,}, the table has "
+                           f"{rows:,} rows: the recipe is of a release with another vocabulary")
+
+
+def planned(release: Release, model: nn.Module, extra: set[str], recipe: Recipe) -> tuple[Plan, Recipe]:
+    """Where every tensor goes, with the image tokenizer filled; the recipe with that tokenizer in it."""
+    kind, tokenizer, at = release.kind, None, {}
+    if (release.folder / TOKENIZER_FOLDER).is_dir():  # an exported run's
+        tokenizer = load_tokenizer(release.folder / TOKENIZER_FOLDER)
+    elif kind in UNIFIED and not is_released(recipe.image_tokenizer):
+        config = tokenizer_of(kind, recipe.image_tokenizer, model.config.vq_config)
+        tokenizer = build_tokenizer(config).eval()
+        at = {theirs: ours for ours, theirs in
+              fill(tokenizer, {n: stored.read for n, stored in release.tensors.items()}, release.folder).items()}
+        recipe = replace(recipe, image_tokenizer=config)
+    elif is_released(recipe.image_tokenizer):
+        tokenizer = first_tokenizer(recipe.image_tokenizer)
+    if tokenizer is not None:
+        check_codebook(recipe, tokenizer.size)
+    places, language, other = {}, {}, {}
+    for name, stored in release.tensors.items():
+        own_name = spelled(kind, name)
+        inside = None if own_name.startswith(TOKENIZER) and kind in UNIFIED else language_name(kind, own_name)
+        if name in at:
+            part, there = "image_tokenizer", at[name]
+        elif name not in extra and inside is not None:
+            part, there = "language", inside
+            language[inside] = stored
+        else:
+            part, there = "other", name
+            other[name] = stored
+        places[name] = Place(part, there, DTYPES[stored.dtype], stored.shape)
+    return Plan(language, other, places, tokenizer), recipe
+
+
+def _write(part: Path, release: Release, recipe: Recipe, plan: Plan, progress: Progress) -> None:
+    text = recipe_to_json(recipe).encode()
+    write_file(part / RECIPE_FILE, [text])
+    kept = part / BACKBONE_FOLDER
+    kept.mkdir()
+    for file in small_files(release.folder):
+        if file.name != RECIPE_FILE:
+            copy_file(file, kept / file.name)
+    about = {name: dataclasses.asdict(place) for name, place in plan.places.items()}
+    write_file(kept / MAP, [json.dumps(about, indent=1).encode()])
+    if plan.other:
+        write_stored(kept, plan.other, progress, total(plan.other.values()), OTHER)
+    if plan.tokenizer is not None:
+        save_tokenizer(plan.tokenizer, part / TOKENIZER_FOLDER)
+    step = final_of(part / CONVERTED, 0)
+    step.mkdir(parents=True)
+    state = {"stage": CONVERTED, "step": 0, "world": 1, "zero": 0, "release": str(release.folder.resolve().name),
+             "written": datetime.now(UTC).isoformat(timespec="seconds")}
+    files = write_stored(step, plan.language, progress)
+    files["state.json"] = write_file(step / "state.json", [json.dumps(state, indent=1).encode()])
+    files["recipe.json"] = write_file(step / "recipe.json", [text])
+    write_manifest(step, files)
+    for folder in (step, step.parent, kept, part):
+        sync_folder(folder)

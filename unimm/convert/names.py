@@ -1,0 +1,76 @@
+"""Where each tensor of a release goes, by its name; the way back is written down when it comes in (`Place`).
+
+    release                              run
+    (a causal LM) NAME                   checkpoint, backbone.NAME
+    model.vqmodel.*                      image_tokenizer/, in our names
+    model.language_model.*, ...          checkpoint, as below
+    what the class does not hold         backbone/other.safetensors, as it is
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from unimm.config.images import Chameleon, Emu3, ImageTokenizer, LlamaGen, Published
+from unimm.convert.source import ConvertError
+
+TOKENIZER = "model.vqmodel."
+
+# "": kept, but no part of our model. `unimm.model.vision_input` and `image_output` name parameters as transformers does.
+PARTS = {
+    "chameleon": (("", "backbone."),),
+    "emu3": (("model.text_model.", "backbone.model."), ("", "backbone.")),
+    "gemma3": (("model.language_model.", "backbone.model."), ("model.", ""), ("", "backbone.")),
+    "janus": (("model.language_model.", "backbone.model."), ("model.vision_model.", "image_input.vision."),
+              ("model.aligner.", "image_input.aligner."), ("model.generation_embeddings.", "image_input.codes."),
+              ("model.generation_aligner.", "image_input.code_aligner."),
+              ("model.generation_head.", "image_output."), ("", "backbone.")),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of a release is in the run, and what it was."""
+
+    part: Literal["language", "image_tokenizer", "other"]
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def spelled(kind: str, name: str) -> str:
+    """A release's name -> that of transformers' class: Emu3's were written, and still are, by older ones."""
+    if kind != "emu3":
+        return name
+    name = re.sub(r"^text_model\.lm_head\.", "lm_head.", name)
+    name = re.sub(r"^(model\.)?text_model\.(model\.)?", "model.text_model.", name)
+    return re.sub(r"^vqmodel\.", TOKENIZER, name)
+
+
+def language_name(kind: str, name: str) -> str | None:
+    """The class's name -> that in our checkpoint; None for what our model leaves out."""
+    before, after = next(both for both in PARTS.get(kind, (("", "backbone."),)) if name.startswith(both[0]))
+    return after + name.removeprefix(before) if after else None
+
+
+def tokenizer_of(kind: str, wanted: ImageTokenizer, vq) -> Published:
+    """The recipe's image tokenizer at the release's sizes; `vq` is the release's `vq_config`.
+
+    Raises ConvertError where the recipe's is of another architecture.
+    """
+    family = {"chameleon": Chameleon, "emu3": Emu3, "janus": LlamaGen}[kind]
+    if not isinstance(wanted, family):
+        raise ConvertError(f"the recipe's image_tokenizer is {wanted.kind!r}, but that of a {kind} release is "
+                           f"{family.kind!r}; take the recipe of this system")
+    shape = {"width": vq.base_channels, "multipliers": tuple(vq.channel_multiplier), "blocks": vq.num_res_blocks,
+             "latent": vq.latent_channels, "dim": vq.embed_dim, "weights": "", "unpickle": False}
+    match wanted:
+        case Chameleon():
+            if vq.attn_resolutions:
+                raise ConvertError("this Chameleon's vq_config has attn_resolutions, which no release has")
+            return replace(wanted, **shape, size=vq.num_embeddings, decoder=False)
+        case Emu3():
+            return replace(wanted, **shape, size=vq.codebook_size, attention=tuple(vq.attn_resolutions),
+                           frames=vq.temporal_downsample_factor)
+        case LlamaGen():
+            return replace(wanted, **shape, size=vq.num_embeddings, attention=(len(vq.channel_multiplier) - 1,))

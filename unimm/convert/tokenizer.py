@@ -1,0 +1,94 @@
+"""The text tokenizer of an exported model: the run's own, markers and codes as tokens at the ids that they have there."""
+
+import json
+from pathlib import Path
+
+from unimm.convert.source import ConvertError
+from unimm.layout import Layout
+from unimm.text import SPACE, SentencePieceTokenizer
+
+TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+
+
+def write_tokenizer(folder: Path, layout: Layout) -> None:
+    """Write tokenizer.json and tokenizer_config.json for a layout; `folder` may hold a release's, which are extended.
+
+    Raises ConvertError where a marker or code can't have its id.
+    """
+    if isinstance(layout.text, SentencePieceTokenizer):
+        made = from_sentencepiece(layout.text)
+        settings = {"chat_template": chat_template(layout), "tokenizer_class": "PreTrainedTokenizerFast",
+                    "clean_up_tokenization_spaces": False}
+    else:
+        from tokenizers import Tokenizer
+
+        made = Tokenizer.from_file(str(folder / TOKENIZER))
+        settings = json.loads((folder / SETTINGS).read_bytes()) if (folder / SETTINGS).is_file() else {}
+    _extend(made, layout)
+    if isinstance(layout.text, SentencePieceTokenizer):
+        from tokenizers.processors import TemplateProcessing
+
+        bos = layout.config.bos
+        made.post_processor = TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A $B",
+                                                 special_tokens=[(bos, layout.bos)])
+    named = {"bos_token": layout.config.bos, "eos_token": layout.config.eos, "pad_token": layout.config.pad}
+    made.save(str(folder / TOKENIZER))
+    (folder / SETTINGS).write_text(json.dumps(settings | named, indent=1, ensure_ascii=False) + "\n")
+
+
+def code_token(book: str, code: int) -> str:
+    return f"<|{book} {code:06d}|>"
+
+
+def names_of_ids(layout: Layout) -> dict[int, str]:
+    """The names of all ids behind the text."""
+    vocab = layout.vocab
+    names = {i: f"<|unused {i}|>" for i in range(vocab.text_size, vocab.rows)}
+    names |= {r.start + k: code_token(r.name, k) for r in vocab.ranges.values() if r.shared for k in range(r.size)}
+    names |= {i: marker for marker, i in vocab.special.items()}
+    return {i: name for i, name in sorted(names.items()) if vocab.text_size <= i < vocab.rows}
+
+
+def _extend(made, layout: Layout) -> None:
+    from tokenizers import AddedToken
+
+    names = names_of_ids(layout)
+    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names.values()])
+    for i, name in names.items():
+        if (got := made.token_to_id(name)) != i:
+            raise ConvertError(f"{name} has id {i} in the run, but its tokenizer makes it {got}; a stock tokenizer "
+                               "can't hold this vocabulary")
+
+
+def from_sentencepiece(text: SentencePieceTokenizer):
+    """The same byte-pair model as a `tokenizers.Tokenizer`: equal ids for texts without a literal U+2581."""
+    import sentencepiece
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(text.model)
+    pieces = [processor.IdToPiece(i) for i in range(processor.vocab_size())]
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    merges = []
+    for i, piece in enumerate(pieces):
+        if not processor.IsByte(i) and not processor.IsUnknown(i):
+            halves = [(piece[:n], piece[n:]) for n in range(1, len(piece))]
+            merges += [(-processor.GetScore(i), ids[a], ids[b], (a, b)) for a, b in halves if a in ids and b in ids]
+    made = Tokenizer(models.BPE(vocab=ids, merges=[pair for *_, pair in sorted(merges)], unk_token=pieces[0],
+                                byte_fallback=True, fuse_unk=True))
+    made.normalizer = normalizers.Replace(" ", SPACE)
+    made.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    return made
+
+
+def chat_template(layout: Layout) -> str:
+    """A Jinja template that writes a chat of text as `Layout.prompt` does."""
+    chat = layout.config.chat
+    turns = {role: turn for role, turn in (("system", chat.system), ("user", chat.user),
+                                           ("assistant", chat.assistant)) if turn is not None}
+    before, after = ({role: turn[n] for role, turn in turns.items()} for n in (0, 1))
+    return ("{%- set before = " + json.dumps(before) + " -%}{%- set after = " + json.dumps(after) + " -%}"
+            "{{- bos_token -}}{%- for message in messages -%}{{- before[message.role] -}}"
+            "{%- if message.content is string -%}{{- message.content -}}{%- else -%}{%- for part in message.content -%}"
+            "{{- part.text -}}{%- endfor -%}{%- endif -%}{{- after[message.role] -}}{%- endfor -%}"
+            "{%- if add_generation_prompt -%}{{- before.assistant -}}{%- endif -%}")
