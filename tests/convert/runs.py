@@ -26,7 +26,7 @@ def on_release(folder: Path, kind: str = "llama tied", train: Trains | None = No
     """A recipe that extends a release, which it writes into `folder`."""
     plain(kind, folder, torch.float32, rows=264)
     recipe = recipe_of(kind)
-    stages = {name: replace(stage, train=train or Trains()) if name == "sft" else stage for name, stage in recipe.stages.items()}
+    stages = recipe.stages | {"sft": replace(recipe.stages["sft"], train=train or Trains())}
     return replace(recipe, backbone=PretrainedBackbone(path=str(folder)), text=PretrainedText(path=str(folder)),
                    stages=stages)
 
