@@ -46,10 +46,11 @@ emoji: setup
 	$(BIN)/unimm eval runs/emoji
 	$(SAY) "done: open runs/emoji/report.html"
 
-# Two workers of one thread each: threads of both would only wait for one another on two cores.
+# Two workers of one thread each: threads of both would only wait for one another on two cores. A file's tests share
+# what it trained, so they stay on one worker.
 test: $(VENV)/.unimm-dev
 	$(SAY) "running the tests"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -rs $(PYTEST)
 
 lint: $(VENV)/.unimm-dev
 	$(BIN)/ruff check .

@@ -5,6 +5,8 @@ from unimm.hardware import GPUS, HardwareError, flops_per_token, gpu_named, peak
 # What torch.cuda.get_device_name says of each board.
 DEVICES = {
     "NVIDIA H200": "h200",
+    "NVIDIA H200 NVL": "h200-nvl",
+    "NVIDIA H100 80GB HBM2e": "h100-pcie",
     "NVIDIA H100 80GB HBM3": "h100",
     "NVIDIA H800": "h100",
     "NVIDIA H100 PCIe": "h100-pcie",
@@ -54,3 +56,9 @@ def test_flops_of_a_token_are_those_of_the_matrix_products_one_by_one():
     assert flops_per_token(linears + head_weights, layers, width, t, recompute=True) == 4 * per_row / t
     frozen = flops_per_token(linears + head_weights, layers, width, t, frozen=linears)
     assert whole - frozen == 2 * linears
+
+
+@pytest.mark.parametrize("name, peak", {"h200": 1979, "h100": 1979, "h100-pcie": 1513, "h100-nvl": 1671,
+                                        "b200": 4500, "l4": 242}.items())
+def test_peaks_are_half_of_what_datasheets_print_with_sparsity(name, peak):
+    assert gpu_named(name).flops == pytest.approx(peak * 1e12 / 2, rel=1e-3)

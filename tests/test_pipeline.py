@@ -1,8 +1,5 @@
 import inspect
 import json
-import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -15,8 +12,9 @@ from tiny import TINY, shortened
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from data.emoji import FontMissing, find_font
-from unimm import api, cli
+from unimm import api
 from unimm.checkpoint.read import newest
+from unimm.cli import commands
 from unimm.config.check import ConfigError
 from unimm.config.data import ImageFolder, Use
 from unimm.config.model import PretrainedBackbone
@@ -101,19 +99,6 @@ def test_a_run_stopped_between_stages_continues_to_the_same_weights(run, tmp_pat
     assert weights(tmp_path / "again" / "sft") == weights(run / "sft")
 
 
-def test_two_ranks_train_what_one_does(run, tmp_path):
-    (tmp_path / "tiny.py").write_text("from tiny import TINY as recipe\n")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unimm",
-               "train", str(tmp_path / "tiny.py"), "--out", str(tmp_path / "two")]
-    root = Path(__file__).parents[1]
-    env = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    np.testing.assert_allclose(losses(run / "tokenizer"), losses(tmp_path / "two" / "tokenizer"), rtol=1e-3)
-    assert (tmp_path / "two" / "codes" / "edits" / "manifest.json").is_file()
-    assert open_run(tmp_path / "two").checkpoint.name == "step-00000002"
-
-
 def test_a_trained_system_draws_answers_and_replies(run):
     system = open_run(run)
     picture = draw(system, [[Text("a red circle")]] * 2, [0, 0])
@@ -133,7 +118,7 @@ def test_python_gives_what_the_commands_give_with_the_same_defaults(run, tmp_pat
     shown = [{"type": "image", "image": one}, {"type": "text", "text": "what is this?"}]
     said = api.chat(system, [{"role": "user", "content": shown}])
     assert said["role"] == "assistant" and {part["type"] for part in said["content"]} <= {"text", "image"}
-    for function, command in ((api.sample, cli.Sample), (api.chat, cli.Chat), (api.evaluate, cli.Eval)):
+    for function, command in ((api.sample, commands.Sample), (api.chat, commands.Chat), (api.evaluate, commands.Eval)):
         given = inspect.signature(function).parameters
         ours = {name: p.default for name, p in given.items() if p.default is not p.empty}
         theirs = {f.name: f.default for f in fields(command)}
@@ -172,6 +157,17 @@ def test_codes_of_another_tokenizer_are_refused(run, tmp_path):
         file.write_bytes((tmp_path / "other" / "image_tokenizer" / file.name).read_bytes())
     with pytest.raises(UserError, match="fingerprint"):
         train_run(TINY, tmp_path / "r")
+
+
+def test_a_run_goes_on_with_its_steps_divided_otherwise_but_with_nothing_else_to_learn(tmp_path):
+    def pretrain(**fields):
+        return replace(TINY, stages=TINY.stages | {"pretrain": replace(TINY.stages["pretrain"], **fields)})
+
+    train_run(TINY, tmp_path, last="tokenizer")
+    train_run(pretrain(micro=1, recompute=True, save_every=1), tmp_path, last="pretrain")
+    assert sorted(p.name for p in (tmp_path / "pretrain").glob("step-*")) == ["step-00000001", "step-00000002"]
+    with pytest.raises(ConfigError, match="holds a run of another recipe .other stages."):
+        train_run(pretrain(steps=3), tmp_path)
 
 
 def test_what_a_run_cannot_be_is_refused_in_one_line(run, tmp_path):

@@ -6,11 +6,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from tools.readme import BEGIN, END, table
-from unimm.cli import Train, parse
+from unimm.cli.commands import Train
+from unimm.cli.main import parse
+from unimm.config import data, images, model, tokens
 from unimm.recipe import apply_overrides, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -19,8 +22,9 @@ WRITTEN_LATER = ("0001", "runs/", "my_", "folder/", "data/*", "shards/")
 
 
 def commands() -> list[list[str]]:
-    """The `unimm` commands of the README's shell blocks, as words."""
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
+    """The `unimm` commands of the shell blocks in the README and in docs/, as words."""
+    pages = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
+    blocks = re.findall(r"```sh\n(.*?)```", "\n".join(pages), re.S)
     return [
         shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line.startswith("unimm ")
     ]
@@ -39,7 +43,7 @@ def test_the_scores_are_those_of_the_run_they_came_from():
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda words: " ".join(words[1:4]))
-def test_commands_of_the_readme_are_commands(command, monkeypatch):
+def test_commands_of_the_readme_and_the_docs_are_commands(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     parsed, rest = parse(command[1:])
     if isinstance(parsed, Train) and parsed.recipe.parts[0] == "recipes":
@@ -57,6 +61,15 @@ def test_ones_own_data_is_a_recipe_as_pasted(tmp_path, monkeypatch):
     (tmp_path / "my_recipe.py").write_text(recipe)
     monkeypatch.chdir(ROOT)
     assert set(load_recipe(tmp_path / "my_recipe.py").stages) == {"tokenizer", "pretrain"}
+
+
+def test_the_table_of_axes_names_every_choice_and_no_other():
+    table = README.split("| axis |")[1].split("\n\n")[0]
+    named = set(re.findall(r"`([A-Z]\w+)`", table))
+    image_tokenizer, quantizer = get_args(images.ImageTokenizer), get_args(images.Quantizer)
+    choices = {kind.__name__ for kind in (*image_tokenizer, *quantizer, *get_args(tokens.TextTokenizer),
+                                          *get_args(model.Backbone), *get_args(data.Source))}
+    assert named == choices | {"Layout", "SharedTable", "SharedSoftmax", "Trains", "Lora", "AdamW", "Muon"}
 
 
 def test_python_in_the_readme_imports_what_exists():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unimm.cli import run
+from unimm.cli.main import run
 from unimm.config.check import ConfigError
 from unimm.status import Status, StatusError, code_of, read_status, told
 from unimm.train.signals import Interrupted, ended
@@ -94,7 +94,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 def test_status_starts_without_torch(tmp_path):
     end(tmp_path, None)
-    script = "import sys; from unimm.cli import run; run(sys.argv[1:]); print('torch' in sys.modules)"
+    script = "import sys; from unimm.cli.main import run; run(sys.argv[1:]); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script, "status", str(tmp_path)], cwd=ROOT, capture_output=True,
                           text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"

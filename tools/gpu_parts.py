@@ -75,7 +75,7 @@ class Wall(step.Batches):
 
     def next(self):
         mark = self.at in (WARM, len(self.batches))
-        self.times.append(now() if mark else time.perf_counter())
+        self.clock.times.append(now() if mark else time.perf_counter())
         self.at += 1
         if self.at > len(self.batches):
             raise Enough
@@ -107,7 +107,7 @@ def ours(size: step.Size, **changes) -> dict:
         with contextlib.suppress(Enough):
             run_stage(Work(module, stream), stage, Path(folder))
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    seconds = (stream.times[-1] - stream.times[WARM]) / (len(batches) - WARM)
+    seconds = (stream.clock.times[-1] - stream.clock.times[WARM]) / (len(batches) - WARM)
     return figures(size, module, seconds, [line["loss"] for line in lines if "loss" in line])
 
 

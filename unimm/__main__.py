@@ -1,5 +1,5 @@
 """`python -m unimm`, and `torchrun --nproc-per-node N -m unimm train ...`."""
 
-from unimm.cli import main
+from unimm.cli.main import main
 
 main()

@@ -29,6 +29,8 @@ def one_line(boxed: str) -> str:
     """A tyro error box as one line, with the first option that it thinks was meant."""
     lines = [line.strip("│ ").strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", boxed).splitlines()]
     lines = [line for line in lines if line and line[0] not in "╭╰─" and "full helptext" not in line]
+    if lines[1:] and set(lines[1]) == {"-"}:  # where stdout is not UTF-8, a rule under the title is all of the box
+        lines = [line for line in lines[2:] if set(line) != {"-"}]
     problem = lines[0] if lines else "the arguments could not be read"
     if "Perhaps you meant:" in lines:
         meant = lines[lines.index("Perhaps you meant:") + 1].split(" ")[0]

@@ -15,7 +15,7 @@ from unimm.config.check import ConfigError
 from unimm.config.images import Published
 from unimm.config.model import VisionFeatures
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken, Reconstruct
+from unimm.config.stages import NextToken, Reconstruct, learned
 from unimm.config.tokens import SentencePieceText
 from unimm.disk import replace_file
 from unimm.images.prepare import as_seen, prepare
@@ -122,10 +122,16 @@ def _begin(recipe: Recipe, folder: Path) -> None:
             raise ConfigError(f"can't write into {folder}: {error.strerror}; choose another with --out") from None
     ranks.barrier()
     old = recipe_from_json(path.read_text(), str(path))
-    if old != recipe:
-        names = [name for name in vars(recipe) if getattr(old, name) != getattr(recipe, name)]
+    if names := [name for name in vars(recipe) if _learned(old)[name] != _learned(recipe)[name]]:
         raise ConfigError(f"{folder} holds a run of another recipe (other {', '.join(names)}); "
                           f"choose another folder with --out, or delete this one")
+    if old != recipe and ranks.rank() == 0:
+        replace_file(path, recipe_to_json(recipe).encode())
+
+
+def _learned(recipe: Recipe) -> dict:
+    """The recipe's fields without what may change while a run is under way."""
+    return vars(recipe) | {"stages": {name: learned(stage) for name, stage in recipe.stages.items()}}
 
 
 def _text_tokenizer(recipe: Recipe, folder: Path) -> None:
@@ -151,6 +157,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
     import torch
 
+    from unimm.plan.measure import flops_of_images
     from unimm.previews import preview_reconstructions
 
     target = folder / TOKENIZER_FOLDER
@@ -169,7 +176,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     batches = PixelBatches(datasets, weights, stage.batch, stage.seed, ranks.rank(), ranks.world())
     work = Work(Reconstruction(tokenizer), batches,
                 preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
-                recipe=json.loads(recipe_to_json(recipe)))
+                recipe=json.loads(recipe_to_json(recipe)), flops=lambda: flops_of_images(recipe, stage, name))
     run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
     if ranks.rank() == 0:
         save_tokenizer(tokenizer, target)
@@ -256,6 +263,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
 
     from unimm.model.attention import kernel_name
     from unimm.model.backbone import compile_layers, recompute_layers
+    from unimm.model.multiplied import multiplied
     from unimm.previews import preview_drawings
 
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER).eval()
@@ -279,6 +287,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     work = Work(model, batches, preview_drawings(system, _prompts(shards, stage), folder / name),
                 new_rows=new_rows(recipe, layout, model), parts=model.parts(),
                 recipe=json.loads(recipe_to_json(recipe)), show=lambda batch: {"rows": batch_in_words(layout, batch)},
+                flops=lambda: (found := multiplied(model)) and found.flops,
                 codes={r.name: (r.start, r.stop) for r in layout.vocab.ranges.values() if r.depth == 1})
     kernel = kernel_name(model.backbone.config, ranks.device(), stage.precision, stage.seq_len)
     teller()(f"{name}: {model.describe()}\n{name}: attention: {kernel}")

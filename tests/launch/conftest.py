@@ -54,8 +54,8 @@ class Runs:
         return "\n".join(said)
 
     @staticmethod
-    def curve(run: Path) -> list[float]:
-        lines = (run / STAGE / "metrics.jsonl").read_text().splitlines()
+    def curve(run: Path, stage: str = STAGE) -> list[float]:
+        lines = (run / stage / "metrics.jsonl").read_text().splitlines()
         return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
     def same(self, run: Path) -> None:

@@ -28,13 +28,11 @@ RECIPE = replace(TINY, backbone=FreshBackbone(width=160, layers=4, heads=4, kv_h
 STAGE = replace(TINY.stages["sft"], step_tokens=4 * 32, seq_len=32, optimizer=AdamW(), precision="fp32")
 CASES = {
     **{f"fp32 zero {zero}": {"zero": zero} for zero in range(4)},
-    **{f"bf16 zero {zero}": {"zero": zero, "precision": "bf16"} for zero in (1, 2, 3)},
+    "bf16 zero 1": {"zero": 1, "precision": "bf16"},
+    "bf16 zero 3": {"zero": 3, "precision": "bf16"},
     "accumulated, fp32 zero 1": {"zero": 1, "micro": 1},
     "accumulated, bf16 zero 1": {"zero": 1, "micro": 1, "precision": "bf16"},
-    "accumulated, bf16 zero 3": {"zero": 3, "micro": 1, "precision": "bf16"},
-    "muon and average at zero 0": {"optimizer": Muon(), "ema": 0.9},
     "muon and average at zero 2": {"zero": 2, "optimizer": Muon(), "ema": 0.9},
-    "offload zero 2": {"zero": 2, "precision": "bf16", "offload": True},
     "offload zero 3": {"zero": 3, "precision": "bf16", "offload": True},
 }
 
@@ -94,7 +92,8 @@ def held(changes: dict, rank: int) -> dict[str, int]:
             engine.backward(engine(slot, number == max(slots)).total)
         if step == 1:
             engine.step()
-    weights = [p.ds_tensor if hasattr(p, "ds_tensor") else p for p in model.parameters()]
+    # At zero 3 a rank's share lies beside the parameter, which is empty unless it is small and kept whole.
+    weights = [tensor for p in model.parameters() for tensor in (p.data, getattr(p, "ds_tensor", p.data))]
     state = [*engine.masters.owners, *tensors_in(list(engine.optimizer.state.values()))]
     average = tensors_in(engine.masters.average.of) if engine.masters.average else []
     mine = {"weights": storages(weights), "gradients": storages(gradients(engine, model)),
@@ -110,7 +109,7 @@ def held(changes: dict, rank: int) -> dict[str, int]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     ranks.start()
-    build_engine(torch.nn.Linear(2, 2), STAGE, "deepspeed").close()  # brings in what is imported late
+    held({"zero": 2, "optimizer": Muon()}, ranks.rank())  # brings in what is imported late
     gc.collect()
     gc.freeze()  # so that looking for tensors does not go through every function of every library
     found = {name: held(changes, ranks.rank()) for name, changes in cases(ranks.world()).items()}

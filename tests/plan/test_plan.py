@@ -2,16 +2,21 @@
 
 import json
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from tiny import TINY
 
 from unimm.config.check import ConfigError
+from unimm.config.images import Emu3, LlamaGen
 from unimm.config.model import FreshBackbone, PretrainedBackbone
 from unimm.config.stages import AdamW
 from unimm.config.trains import Lora, Trains
 from unimm.hardware import gpu_named
+from unimm.images.tokenizer import build_tokenizer
+from unimm.plan import plan as plans
 from unimm.plan.plan import Cluster, plan
 from unimm.plan.table import table, to_json
 from unimm.sample import Codes, Image, Sample
@@ -22,6 +27,20 @@ SFT = replace(TINY.stages["sft"], steps=1000, step_tokens=64 * 4096, seq_len=409
 # Qwen3-8B's shape (its model card: 8.2 billion parameters, 6.95 billion of them not in tables).
 EIGHT = replace(TINY, backbone=FreshBackbone(width=4096, layers=36, heads=32, kv_heads=8, mlp=12288),
                 stages={"sft": SFT})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def each_model_is_measured_once():
+    found, measure = {}, plans.measure
+
+    def once(*given):
+        key = repr((given[0], *given[2:]))  # but for the layout, which follows from the recipe
+        if key not in found:
+            found[key] = measure(*given)
+        return found[key]
+
+    with mock.patch.object(plans, "measure", once):
+        yield
 
 
 def on(gpus: int, gpu: str = "h200") -> Cluster:
@@ -55,16 +74,17 @@ def test_thousands_of_gpus_are_planned_on_paper_and_uneven_shares_are_told():
 
 
 def test_frozen_backbones_keep_their_weights_and_lose_the_rest():
-    frozen = replace(EIGHT, stages={"sft": replace(SFT, train=Trains(frozen=("backbone",)))})
-    lora = replace(EIGHT, stages={"sft": replace(SFT, train=Trains(parts=("new_rows",), lora=Lora(rank=8)))})
-    whole, some, few = (plan(recipe, on(8)).stages[0] for recipe in (EIGHT, frozen, lora))
+    few_layers = replace(EIGHT, backbone=replace(EIGHT.backbone, layers=4))
+    frozen = replace(few_layers, stages={"sft": replace(SFT, train=Trains(frozen=("backbone",)))})
+    lora = replace(few_layers, stages={"sft": replace(SFT, train=Trains(parts=("new_rows",), lora=Lora(rank=8)))})
+    whole, some, few = (plan(recipe, on(8)).stages[0] for recipe in (few_layers, frozen, lora))
     assert some.memory["weights"] == whole.memory["weights"]
     assert some.memory["optimizer"] < whole.memory["optimizer"] / 100
     assert some.rate > 1.2 * whole.rate
     adapters = next(part for part in few.parts if part.name == "adapters")
     # Seven linear layers of a block: (in + out) x rank each.
     each = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 12288)
-    assert adapters.parameters == adapters.trained == 36 * 8 * each
+    assert adapters.parameters == adapters.trained == 4 * 8 * each
 
 
 def test_a_published_backbone_is_counted_from_its_config_alone(tmp_path):
@@ -79,6 +99,38 @@ def test_a_published_backbone_is_counted_from_its_config_alone(tmp_path):
     assert "head" not in parts and "new rows of head" not in parts
     with pytest.raises(ConfigError, match="downloads nothing"):
         plan(replace(TINY, backbone=PretrainedBackbone(path="some/model")), on(1))
+
+
+def test_a_mixture_of_experts_is_refused_with_the_reason(tmp_path):
+    from transformers import Qwen3MoeConfig
+
+    Qwen3MoeConfig(vocab_size=1000, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                   moe_intermediate_size=32, num_experts=4, architectures=["Qwen3MoeForCausalLM"]
+                   ).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="qwen3_moe.* is a mixture of experts"):
+        plan(replace(TINY, backbone=PretrainedBackbone(path=str(tmp_path))), on(1))
+
+
+def test_a_release_s_image_tokenizer_is_planned_whether_a_stage_trains_it_or_none_does():
+    book = replace(TINY.codebooks[0], size=16384)
+    released = replace(TINY, image_tokenizer=LlamaGen(weights="vq16.safetensors"), codebooks=(book,),
+                       stages={"sft": SFT})
+    found = plan(released, on(8))
+    # LlamaGen's paper: 72 million parameters.
+    assert found.tokenizer.elements == pytest.approx(72e6, rel=0.01) and found.tokenizer.codes == 24
+    assert found.stages[0].memory["tokenizer"] == 4 * found.tokenizer.elements
+    assert "24 x 24 codes of 384 x 384 pixels, weights of vq16.safetensors" in table(found)[2]
+    small = Emu3(image=32, width=32, multipliers=(1, 1, 2, 2), blocks=1)
+    tuned = plan(replace(TINY, image_tokenizer=small, codebooks=(replace(book, size=small.size),)), on(2)).stages[0]
+    with torch.device("meta"):
+        built = build_tokenizer(small)
+    assert sum(part.parameters for part in tuned.parts) == sum(p.numel() for p in built.parameters())
+    assert tuned.memory["tokenizer"] == 0 < tuned.memory["activations"]
+
+
+def test_a_step_too_small_for_the_cluster_is_said_to_be():
+    assert any("too small for this cluster" in line for line in table(plan(TINY, on(8))))
+    assert not any("too small for this cluster" in line for line in table(plan(EIGHT, on(8))))
 
 
 def test_bytes_of_codes_are_those_that_a_shard_holds(tmp_path):

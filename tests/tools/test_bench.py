@@ -26,7 +26,7 @@ def test_a_peer_of_other_weights_gets_no_row(monkeypatch):
     monkeypatch.setattr(step, "ours", lambda *given: step.Run([4.0, 3.0], []))
     monkeypatch.setattr(step, "theirs", lambda *given: step.Run([4.0, 3.1], []))
     with pytest.raises(rows.Unequal, match="ours and Trainer"):
-        next(step.compare(step.TOY[0], 1))
+        next(step.compare(step.TOY[0]))
 
 
 def test_the_time_counted_is_that_of_this_process_and_its_children_not_the_neighbours():
@@ -62,7 +62,7 @@ def test_a_step_costs_what_its_cheapest_stretch_does_and_requests_ahead_are_no_s
     assert run.per_step(2) == 1.0
 
 
-@pytest.mark.parametrize("name", bench.NAMES)
+@pytest.mark.parametrize("name", sorted({*bench.NAMES} - {"step", "zero"}))  # those start runs: test_bench_of_runs.py
 def test_every_module_of_the_bench_runs_at_toy_size(name):
     found = bench.run(name, toy=True)
     assert found and all(row.ours > 0 and row.theirs > 0 and row.peer and row.wanted for row in found)

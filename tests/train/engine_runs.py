@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from train_toys import Regression, Stream, Tokens, ToyLM, curve, stage
+from train_toys import Regression, Stream, Tokens, ToyLM, curve, rolls, skips, stage
+from trains_toys import TWO_RANKS, moved_by
 
 from unimm.checkpoint.pieces import Piece
 from unimm.checkpoint.read import load_weights, open_pieces, read_state
@@ -206,7 +207,13 @@ def restored(folder: Path, stage: dict, start: str, **_) -> list[float]:
         return ranks.total([float(engine(tensors(Stream("lm").next(), ranks.device())).total)])
 
 
-KINDS = {"run": run, "previewed": previewed, "skipping": skipping, "returning": returning, "restored": restored}
+def moved(folder: Path, name: str) -> dict[str, list[int]]:
+    """The rows of each parameter that move."""
+    return moved_by(folder / name, **TWO_RANKS[name])
+
+
+KINDS = {"run": run, "previewed": previewed, "skipping": skipping, "returning": returning, "restored": restored,
+         "moved": moved, "skip": skips, "roll": rolls}
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

@@ -1,39 +1,12 @@
-"""Every way of dividing a step against a plain PyTorch loop, as real processes."""
+"""Every way of dividing a step against a plain PyTorch loop, in one process; on two ranks in test_two_ranks.py."""
 
 import pytest
-import torch
-from torch.nn import functional as F
-from train_toys import Stream, ToyLM
-
-ZEROS, ACCUMULATED = range(4), (1, 2, 4)
+from engine_runs import run
+from plain_loop import divisions, plain_loop
 
 
-def plain_loop(steps: int = 20) -> list[float]:
-    """The toy's training written out: the mean over all learned tokens, clipped, AdamW, rise, hold and fall."""
-    net, stream, losses = ToyLM(), Stream("lm"), []
-    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)
-    rates = [0.005, 0.01] + [0.01] * 8 + [0.01 * left / 10 for left in range(10, 0, -1)]
-    for step in range(steps):
-        batch = stream.next()
-        h = net.embed.weight[torch.from_numpy(batch.ids)]
-        for block in net.blocks:
-            h = h + torch.tanh(h @ block.weight.T)
-        logits = (h @ net.head.weight.T)[torch.from_numpy(batch.learn)]
-        loss = F.cross_entropy(logits, torch.from_numpy(batch.targets[batch.learn]))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
-        optimizer.param_groups[0]["lr"] = rates[step]
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_zero_accumulation_and_ranks_give_the_curve_of_a_plain_loop(toys, tmp_path, ranks):
-    runs = [{"name": f"zero {zero}, {n} accumulated", "module": "lm", "stage": {"zero": zero, "micro": 8 // ranks // n}}
-            for zero in ZEROS for n in ACCUMULATED]
+def test_zero_and_accumulation_give_the_curve_of_a_plain_loop(tmp_path):
     want = plain_loop()
-    for name, losses in toys.runs(tmp_path, runs, ranks).items():
-        assert losses == pytest.approx(want, abs=1e-5), name
+    for each in divisions(1):
+        assert run(tmp_path, **each) == pytest.approx(want, abs=1e-5), each["name"]
     assert want[-1] < want[0] - 0.5

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from train_toys import Regression, Spoilt, stage, train
 
 from unimm.sample import Batch
-from unimm.train import meter
+from unimm.train import meter, ranks
 from unimm.train.loop import Work, run_stage
 from unimm.train.meter import CodeUse, Meter
 
@@ -70,10 +71,43 @@ def test_a_window_that_a_checkpoint_cuts_is_counted_whole_after_a_resume():
     assert line["learned/text"] == 9 and line["learned/image"] == 4 and "learned/loss" not in line
 
 
-def test_mfu_is_logged_only_where_the_peak_is_known():
-    assert "mfu" not in Meter({}, flops_per_token=6e9).line({}, 1000.0)
+def packed(*rows: list[int]) -> Batch:
+    """Rows of documents of these lengths, in 12 positions; the last half of every document is learned."""
+    position, document, learn = np.zeros((3, len(rows), 12), np.int64)
+    for r, lengths in enumerate(rows):
+        ends = np.cumsum(lengths)
+        for n, (length, end) in enumerate(zip(lengths, ends), 1):
+            position[r, end - length:end], document[r, end - length:end] = np.arange(length), n
+            learn[r, end - length // 2:end] = 1
+    return Batch(document, document, learn > 0, position, document, learn < 0)
+
+
+def test_mfu_is_logged_only_where_the_peak_and_the_cost_are_known():
+    assert "mfu" not in Meter({}, lambda document, learned: 6e9).line({}, 1000.0)
     assert "mfu" not in Meter({}, peak=1e15).line({}, 1000.0)
-    assert Meter({}, 6e9, 1e15).line({}, 50_000.0)["mfu"] == pytest.approx(0.3)
+    assert Meter({}, lambda document, learned: 6e9, 1e15).line({}, 50_000.0)["mfu"] == pytest.approx(0.3)
+
+
+def test_mfu_counts_the_documents_and_the_learned_tokens_of_its_window():
+    meter = Meter({}, lambda document, learned: 1000 * document + learned, 1.0)
+    meter.see(packed([4, 6], [2]))
+    meter.see(packed([8]))
+    expected = 1000 * (16 + 36 + 4 + 64) / 20 + 10 / 20
+    assert meter.line({}, 2.0)["mfu"] == pytest.approx(2 * expected)
+    meter.see(packed([12]))
+    assert meter.line({}, 2.0)["mfu"] == pytest.approx(2 * (12_000 + 0.5))
+
+
+def test_a_run_logs_the_mfu_of_a_device_whose_peak_is_known(tmp_path, monkeypatch):
+    work = Work(Regression(), Spoilt([]), flops=lambda: lambda document, learned: 3e9)
+    run_stage(work, stage(steps=2), tmp_path / "cpu", engine="plain")
+    monkeypatch.setattr(ranks, "device_name", lambda: "NVIDIA H200")
+    run_stage(replace(work, batches=Spoilt([])), stage(steps=2), tmp_path / "h200", engine="plain")
+    cpu, h200 = ([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+                 for name in ("cpu", "h200"))
+    assert not any("mfu" in line for line in cpu) and len(h200) == 2
+    for line in h200:
+        assert line["mfu"] == pytest.approx(line["tokens_per_second"] * 3e9 / 989.4e12, rel=1e-4)
 
 
 def test_a_run_logs_what_it_learned_from_and_waited_for_and_skipped_steps_teach_nothing(tmp_path):

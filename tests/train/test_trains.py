@@ -1,15 +1,23 @@
-"""What trains moves, and nothing else does: bit for bit, on one rank and on two."""
-
-import json
-import subprocess
-import sys
-from pathlib import Path
+"""What trains moves, and nothing else does: bit for bit; on two ranks in test_two_ranks.py."""
 
 import pytest
 import torch
 from torch import nn
 from train_toys import Stream, ToyLM, curve, stage
-from trains_toys import DECAYING, LORA, NEW, NEW_ROWS, PARTS, TWO_RANKS, Toy, moved_by
+from trains_toys import (
+    ADAPTED,
+    ALL,
+    BLOCK,
+    DECAYING,
+    LORA,
+    NEW,
+    NEW_MOVED,
+    NEW_ROWS,
+    PARTS,
+    ROWS,
+    Toy,
+    moved_by,
+)
 
 from unimm.config.check import ConfigError
 from unimm.config.stages import AdamW, Muon
@@ -18,13 +26,6 @@ from unimm.train import trains
 from unimm.train.loop import Work, run_stage
 from unimm.train.optimizer import build_optimizer
 from unimm.train.update import TrainError
-
-ROWS = list(range(6, 10))
-ALL, BLOCK = list(range(12)), list(range(8))
-FROZEN_BLOCKS = {"blocks.0.weight": [], "blocks.1.weight": []}
-NEW_MOVED = {"embed.weight": ROWS, **FROZEN_BLOCKS, "head.weight": ROWS}
-ADAPTED = {f"blocks.{i}.{name}": rows for i in (0, 1) for name, rows in
-           (("base_layer.weight", []), ("lora_A.default.weight", [0, 1]), ("lora_B.default.weight", BLOCK))}
 
 
 def apply(train: Trains, module: nn.Module | None = None, new_rows=NEW) -> trains.Trained:
@@ -55,26 +56,6 @@ def test_lora_moves_its_adapters_and_new_rows_alone(tmp_path):
         apply(Trains(parts=(), lora=Lora()))
     with pytest.raises(ConfigError, match="Trains.parts is .'all',.; it must be what trains beside the adapters"):
         Trains(lora=Lora())
-
-
-def test_two_ranks_move_the_same_at_every_zero_stage(tmp_path, toys):
-    here = Path(__file__).parent
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-               str(here / "trains_toys.py"), str(tmp_path)]
-    done = subprocess.run(command, env=toys.environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    moved = json.loads((tmp_path / "moved.json").read_text())
-    assert moved.keys() == TWO_RANKS.keys()
-    for name, rows in moved.items():
-        match name.split(", ")[0]:
-            case "new rows":
-                assert rows == NEW_MOVED, name
-            case "tied":
-                assert rows == {"embed.weight": ROWS, **FROZEN_BLOCKS}, name
-            case "lora":
-                assert rows == {"embed.weight": ROWS, **ADAPTED, "head.weight": ROWS}, name
-            case "blocks frozen":
-                assert rows == NEW_MOVED | {"head.weight": ALL}, name
 
 
 def test_new_rows_learn_as_fast_as_in_a_table_that_trains_whole(tmp_path):

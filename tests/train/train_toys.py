@@ -312,40 +312,41 @@ class Brittle(Regression):
         return losses
 
 
-def mode_skip(folder: Path):
-    """Two ranks: a gradient, then a loss, that is NaN on one of them, against a run whose stream had neither batch."""
+def skips(folder: Path, name: str) -> int:
+    """Two ranks: a gradient, then a loss, that is NaN on one of them, against a run whose stream had neither batch;
+    at how many ZeRO stages both are alike."""
     alike = 0
     for zero in (0, 1, 2, 3):
         outcomes = []
         runs = ((f"zero {zero}", SpoiltOnOne(), 12), (f"without {zero}", Spoilt(without=(5, 8)), 10))
-        for name, stream, steps in runs:
+        for each, stream, steps in runs:
             flat = stage(steps=steps, zero=zero, schedule=Schedule(warmup=0.0, anneal=0.0))
-            path = run_stage(Work(Brittle(), stream), flat, folder / name, engine="deepspeed")
+            path = run_stage(Work(Brittle(), stream), flat, folder / name / each, engine="deepspeed")
             state = [file.read_bytes() for file in sorted(path.glob("*.safetensors"))]
-            outcomes.append((state, curve(folder / name)))
+            outcomes.append((state, curve(folder / name / each)))
             assert read_state(path)["guards"]["skipped"] == steps - 10
         assert outcomes[0] == outcomes[1], zero
         alike += 1
-    if ranks.rank() == 0:
-        print("SKIPPED ALIKE", alike)
+    return alike
 
 
-def mode_roll(folder: Path):
-    """Two ranks: a spike and the rollback, against a run whose stream had neither batch."""
-    limits = Guards(spike=10, spike_window=8, rollbacks=1, rollback_batches=2)
+def rolls(folder: Path, name: str) -> int:
+    """Two ranks: a spike and the rollback, against a run whose stream had neither batch; at how many ZeRO stages both
+    are alike."""
+    alike, limits = 0, Guards(spike=10, spike_window=8, rollbacks=1, rollback_batches=2)
     for zero in (0, 2, 3):
         outcomes = []
-        for name, stream in ((f"zero {zero}", Spoilt([13], 40.0)), (f"without {zero}", Spoilt(without=[12, 13]))):
+        for each, stream in ((f"zero {zero}", Spoilt([13], 40.0)), (f"without {zero}", Spoilt(without=[12, 13]))):
             changes = stage(steps=18, zero=zero, save_every=9, guards=limits, precision="bf16" if zero == 2 else "fp32")
-            path = run_stage(Work(Regression(0.3), stream), changes, folder / name, engine="deepspeed")
-            outcomes.append(([file.read_bytes() for file in sorted(path.glob("*.safetensors"))], curve(folder / name)))
+            path = run_stage(Work(Regression(0.3), stream), changes, folder / name / each, engine="deepspeed")
+            state = [file.read_bytes() for file in sorted(path.glob("*.safetensors"))]
+            outcomes.append((state, curve(folder / name / each)))
             assert read_state(path)["guards"]["rollbacks"] == (stream.bad == {13})
         assert outcomes[0] == outcomes[1], zero
-    if ranks.rank() == 0:
-        print("ROLLED BACK ALIKE", 3)
+        alike += 1
+    return alike
 
 
 if __name__ == "__main__":
-    {"faults": mode_faults, "interrupt": mode_interrupt, "deepspeed": mode_deepspeed,
-     "skip": mode_skip, "roll": mode_roll}[sys.argv[1]](Path(sys.argv[2]))
+    {"faults": mode_faults, "interrupt": mode_interrupt, "deepspeed": mode_deepspeed}[sys.argv[1]](Path(sys.argv[2]))
     ranks.leave()

@@ -1,10 +1,5 @@
-"""What moves in a toy under each `Trains`, on any number of ranks: a program, so that tests can start real ones.
+"""What moves in a toy under each `Trains`, on any number of ranks."""
 
-    python trains_toys.py FOLDER          writes FOLDER/moved.json: case -> parameter -> rows that changed a bit
-"""
-
-import json
-import sys
 from pathlib import Path
 
 import torch
@@ -14,12 +9,18 @@ from unimm.checkpoint.read import load_weights
 from unimm.config.stages import AdamW, Muon
 from unimm.config.trains import Lora, Trains
 from unimm.model.lora import adapt
-from unimm.train import ranks
 from unimm.train.loop import Work, run_stage
 
 NEW = {"embed.weight": range(6, 10), "head.weight": range(6, 10)}  # 10 and 11 fill the table up, as published ones do
 PARTS = {"embeddings": ["embed.weight"], "head": ["head.weight"]}
 DECAYING = AdamW(lr=0.01, weight_decay=0.5)
+
+ROWS = list(range(6, 10))
+ALL, BLOCK = list(range(12)), list(range(8))
+FROZEN_BLOCKS = {"blocks.0.weight": [], "blocks.1.weight": []}
+NEW_MOVED = {"embed.weight": ROWS, **FROZEN_BLOCKS, "head.weight": ROWS}
+ADAPTED = {f"blocks.{i}.{name}": rows for i in (0, 1) for name, rows in
+           (("base_layer.weight", []), ("lora_A.default.weight", [0, 1]), ("lora_B.default.weight", BLOCK))}
 
 
 class Toy(ToyLM):
@@ -64,11 +65,3 @@ TWO_RANKS = {
     "new rows, offloaded": {"train": NEW_ROWS, "zero": 2, "offload": True},
     "lora, muon": {"train": LORA, "zero": 2, "optimizer": Muon(weight_decay=0.5)},
 }
-
-
-if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    found = {name: moved_by(target / name, **changes) for name, changes in TWO_RANKS.items()}
-    if ranks.rank() == 0:
-        (target / "moved.json").write_text(json.dumps(found))
-    ranks.leave()

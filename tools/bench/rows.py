@@ -111,23 +111,56 @@ def alone(run: Callable[[], object]):
     The parent must not have computed a gradient or joined a process group before, for those do not survive a fork.
     Raises RuntimeError where the child dies.
     """
-    here, there = multiprocessing.get_context("fork").Pipe(duplex=False)
+    return in_turn([lambda turn: run()])[0]
 
-    def child() -> None:
-        there.send(run())
+
+class Turn:
+    """One of several processes' right to run, which goes round among those that are not done."""
+
+    def __init__(self, mine: int, gates: list, done):
+        self.mine, self.gates, self.done = mine, gates, done
+
+    def take(self) -> None:
+        if not self.gates[self.mine].acquire(timeout=600):
+            raise RuntimeError("waited ten minutes for the other side's turn to end")
+
+    def give(self) -> None:
+        order = [(self.mine + n) % len(self.gates) for n in range(1, len(self.gates) + 1)]
+        self.gates[next((n for n in order if not self.done[n]), self.mine)].release()
+
+
+def in_turn(runs: list[Callable[[Turn], object]]) -> list:
+    """What each of `runs` gives, every one in a forked child as `alone` has it, all alive at once.
+
+    One gives its turn away and takes it again wherever two measurements should lie side by side in time.
+    """
+    context = multiprocessing.get_context("fork")
+    gates, done = [context.Semaphore(int(n == 0)) for n in range(len(runs))], context.Array("b", len(runs))
+    started = []
+
+    def child(run, turn: Turn, there) -> None:
+        there.send(run(turn))
         there.close()
+        done[turn.mine] = 1
+        turn.give()
         sys.stdout.flush()
         os._exit(0)  # past the interpreter's teardown, in which gloo may abort
 
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    there.close()
+    for n, run in enumerate(runs):
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=child, args=(run, Turn(n, gates, done), there))
+        process.start()
+        there.close()
+        started.append((process, here))
     try:
-        return here.recv()
+        return [here.recv() for _, here in started]
     except EOFError:
+        for process, _ in started:
+            process.terminate()
         raise RuntimeError("the child died before it gave a result; what it said is above") from None
     finally:
-        process.join()
+        for process, _ in started:
+            process.join()
 
 
 def machine() -> dict[str, str | int]:
@@ -155,7 +188,10 @@ def main(rows: Callable[[bool], Iterable[Row]]) -> None:
     parser.add_argument("--toy", action="store_true", help="the same path in seconds; the figures mean nothing")
     parser.add_argument("--json", metavar="FILE", help="write the rows there instead of printing a table")
     given = parser.parse_args()
-    found = list(rows(given.toy))
+    found = []
+    for row in rows(given.toy):
+        found.append(row)
+        print(f"{row.claim}: {row.ratio:.2f}x {row.peer}", file=sys.stderr, flush=True)
     if given.json:
         with open(given.json, "w", encoding="utf-8") as file:
             json.dump([asdict(row) for row in found], file, indent=1)

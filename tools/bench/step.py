@@ -2,9 +2,10 @@
 
     same weights, same packed batches, AdamW --run_stage | Trainer.train | bare--> losses equal --> CPU seconds per step
 
-Both loops run as a person runs them, logging included (ours writes its metrics and TensorBoard, Trainer reports to
-nothing). The clock is read whenever a batch is asked for, so what a run does before and after its steps is not in the
-figure, and what it does between two steps all is. Trainer keeps packed documents apart by their restarting positions.
+The three take turns, a few steps each, so that what else the machine does falls on all of them alike. Both loops run
+as a person runs them, logging included (ours writes its metrics and TensorBoard, Trainer reports to nothing). The clock
+is read whenever a batch is asked for, so what a run does before and after its steps is not in the figure, and what it
+does between two steps all is. Trainer keeps packed documents apart by their restarting positions.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tools.bench.rows import Row, alone, at_most, cpu_seconds, equal, faster, main
+from tools.bench.rows import Row, Turn, alone, at_most, cpu_seconds, equal, faster, in_turn, main
 from unimm.config.data import Use
 from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.stages import AdamW, NextToken, Schedule
@@ -55,12 +56,14 @@ class Size:
 
 
 SIZES = (
+    Size(name="0.02 M, 2 x 32", model=FreshBackbone(width=32, layers=2, heads=2, kv_heads=1, mlp=64), vocab=64, rows=2,
+         seq_len=32, document=10, steps=200),
     Size(name="0.9 M, 16 x 96", model=FreshBackbone(width=128, layers=4, heads=4, kv_heads=4, mlp=344), vocab=1024,
          rows=16, seq_len=96, document=32, steps=40),
     Size(name="0.9 M, 2 x 1024", model=FreshBackbone(width=128, layers=4, heads=4, kv_heads=4, mlp=344), vocab=1024,
          rows=2, seq_len=1024, document=256, steps=25),
     Size(name="7 M, 4 x 256", model=FreshBackbone(family="llama", width=256, layers=6, heads=4, kv_heads=4, mlp=704),
-         vocab=4096, rows=4, seq_len=256, document=80, steps=15),
+         vocab=4096, rows=4, seq_len=256, document=80, steps=20),
 )
 TOY = (Size(name="toy", model=FreshBackbone(width=32, layers=2, heads=2, kv_heads=1, mlp=64), vocab=64, rows=2,
             seq_len=32, document=10, steps=8, log_every=2),)
@@ -89,17 +92,36 @@ def packed(size: Size, seed: int) -> Batch:
     learn = np.zeros(shape, bool)
     learn[:, :-1] = document[:, 1:] == document[:, :-1]
     image = targets >= size.vocab // 2
-    return Batch(ids, targets, learn, position, document, image, samples=int(document.max(1).sum()))
+    lengths = tuple(tuple(np.unique(row, return_counts=True)[1].tolist()) for row in document)
+    return Batch(ids, targets, learn, position, document, image, samples=sum(map(len, lengths)), lengths=lengths)
+
+
+def no_turns() -> None:
+    pass
+
+
+class Clock:
+    """CPU time whenever a batch is asked for; before every `every`-th of them, `pause` lets the other sides go on."""
+
+    every, pause = 5, staticmethod(no_turns)
+
+    def __init__(self):
+        self.times: list[float] = []
+
+    def tick(self) -> None:
+        if len(self.times) % self.every == 0:
+            self.pause()
+        self.times.append(cpu_seconds())
 
 
 class Batches:
     """The stream of a run: batch i, the clock read whenever one is asked for."""
 
     def __init__(self, batches: list[Batch]):
-        self.batches, self.at, self.times = batches, 0, []
+        self.batches, self.at, self.clock = batches, 0, Clock()
 
     def next(self) -> Batch:
-        self.times.append(cpu_seconds())
+        self.clock.tick()
         self.at += 1
         return self.batches[self.at - 1]
 
@@ -114,7 +136,7 @@ class Rows(torch.utils.data.Dataset):
     """The same batches row by row as Trainer wants them: labels unshifted, -100 where nothing is learned."""
 
     def __init__(self, batches: list[Batch]):
-        self.items, self.times, self.per_step = [], [], len(batches[0].ids)
+        self.items, self.clock, self.per_step = [], Clock(), len(batches[0].ids)
         for batch in batches:
             labels = np.full_like(batch.ids, -100)
             labels[:, 1:] = np.where(batch.learn, batch.targets, -100)[:, :-1]
@@ -126,7 +148,7 @@ class Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         if index % self.per_step == 0:
-            self.times.append(cpu_seconds())
+            self.clock.tick()
         return self.items[index]
 
 
@@ -160,7 +182,7 @@ def ours(module: UnifiedModel, size: Size, batches: list[Batch], log_every: int,
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         run_stage(Work(module, stream), stage(size, len(batches), log_every, **changes), Path(folder), engine=engine)
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return Run([line["loss"] for line in lines if "loss" in line], stream.times)
+    return Run([line["loss"] for line in lines if "loss" in line], stream.clock.times)
 
 
 def stock(module: UnifiedModel, attention: str = "sdpa") -> nn.Module:
@@ -194,16 +216,16 @@ def theirs(model: nn.Module, batches: list[Batch], log_every: int, on_step: Call
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Told())
         trainer.train()
-    return Run([line["loss"] for line in trainer.state.log_history if "loss" in line], data.times)
+    return Run([line["loss"] for line in trainer.state.log_history if "loss" in line], data.clock.times)
 
 
 def bare(module: UnifiedModel, batches: list[Batch], log_every: int) -> Run:
     """The least that can train: forward, backward, clip, update; no log, no check, one number kept."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=OPTIMIZER.lr, betas=OPTIMIZER.betas, weight_decay=0.0,
                                   fused=True)
-    losses, times = [], []
+    losses, clock = [], Clock()
     for number, batch in enumerate(batches, 1):
-        times.append(cpu_seconds())
+        clock.tick()
         loss = module(batch).total / module.weigh(batch).learned
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), OPTIMIZER.clip)
@@ -211,15 +233,26 @@ def bare(module: UnifiedModel, batches: list[Batch], log_every: int) -> Run:
         optimizer.zero_grad()
         if number % log_every == 0:
             losses.append(loss.item())
-    return Run(losses, times)
+    return Run(losses, clock.times)
 
 
 def rows(toy: bool = False) -> Iterable[Row]:
     for size in TOY if toy else SIZES:
-        yield from compare(size, 1 if toy else 3)
+        yield from compare(size)
 
 
-def compare(size: Size, repeats: int) -> Iterable[Row]:
+def taking_turns(run: Callable[[], Run], every: int, turn: Turn) -> Run:
+    """The run, its clock giving the turn away before every stretch of so many steps."""
+    def pause() -> None:
+        turn.give()
+        turn.take()
+
+    turn.take()
+    Clock.every, Clock.pause = every, staticmethod(pause)
+    return run()
+
+
+def compare(size: Size) -> Iterable[Row]:
     start = build(size)
     sides = {"ours": lambda *given: ours(start, size, *given), "Trainer": lambda *given: theirs(stock(start), *given),
              "bare": lambda *given: bare(start, *given)}
@@ -229,10 +262,9 @@ def compare(size: Size, repeats: int) -> Iterable[Row]:
     for name in ("Trainer", "bare"):
         equal(f"losses of ours and {name}, step by step", losses["ours"], losses[name], CLOSE)
     batches = [packed(size, i) for i in range(size.steps)]
-    best = dict.fromkeys(sides, float("inf"))
-    for _ in range(repeats):
-        for name, run in sides.items():
-            best[name] = min(best[name], alone(partial(run, batches, size.log_every)).per_step(size.log_every) * 1e3)
+    runs = in_turn([partial(taking_turns, partial(run, batches, size.log_every), size.log_every)
+                    for run in sides.values()])
+    best = {name: run.per_step(size.log_every) * 1e3 for name, run in zip(sides, runs, strict=True)}
     claim, mine = f"training step, {size.name}", best["ours"]
     yield faster(claim, "transformers.Trainer", mine, best["Trainer"], "CPU ms", 1 - NOISE)
     yield at_most(claim, "bare PyTorch loop", mine, best["bare"], "CPU ms", 1.1)

@@ -20,9 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tools.bench import step
 from tools.bench.rows import Row, equal, faster, main, within
 from unimm.config.model import FreshBackbone
-from unimm.plan.memory import PERSIST, Counts, Settings, memory
+from unimm.plan.memory import Counts, Settings, memory
 from unimm.train import ranks
 from unimm.train.engine import Engine, build_engine
+from unimm.train.footprint import PERSIST
 
 ROOT = Path(__file__).parents[2]
 SIZE = step.Size(name="2.6 M", model=FreshBackbone(width=192, layers=4, heads=4, kv_heads=4, mlp=640), vocab=1024,

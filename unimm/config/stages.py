@@ -1,6 +1,6 @@
 """One stage of training as data: what is learned, from what mixture, for how long, by which optimizer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from unimm.config.check import check, fraction, nearest, positive
@@ -152,3 +152,16 @@ class NextToken(Stage):
     def rows(self) -> int:
         """Packed rows per optimizer step, over all ranks."""
         return self.step_tokens // self.seq_len
+
+
+FREE = ("zero", "offload", "micro", "recompute", "compile", "log_every", "preview_every", "save_every", "keep",
+        "keep_every", "guards")
+
+
+def learned(stage: NextToken | Reconstruct) -> NextToken | Reconstruct:
+    """The stage with its defaults in all fields that say how it is run and watched, not what it learns: a run may be
+    continued with others. An image tokenizer's `micro` stays, since its quantizer learns from one forward at a time."""
+    free = {f.name: f.default for f in fields(stage) if f.name in FREE}
+    if isinstance(stage, Reconstruct):
+        free.pop("micro")
+    return replace(stage, **free)

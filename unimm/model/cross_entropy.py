@@ -33,7 +33,7 @@ def weighted_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Ten
     a z-loss can't reach it; weights float32 (N,). Under autocast the products are in its precision, all else in
     float32. Under ZeRO-3 call it through `Loss`.
     """
-    chunk = chunk or max(64, CHUNK_BYTES.get(hidden.device.type, 32 << 20) // (4 * head.out_features))
+    chunk = chunk or chunk_of(head.out_features, hidden.device.type)
     if way is None:
         way = "one pass" if type(head) is nn.Linear else "chunks"
     match way:
@@ -52,6 +52,11 @@ def weighted_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Ten
             return _liger(*_cast(hidden, head), targets, weights, z_loss, cap)
         case _:
             assert_never(way)
+
+
+def chunk_of(ids: int, device: str) -> int:
+    """The most positions whose logits over so many ids exist at one time."""
+    return max(64, CHUNK_BYTES.get(device, 32 << 20) // (4 * ids))
 
 
 class Loss(nn.Module):
@@ -100,6 +105,7 @@ class _OnePass(torch.autograd.Function):
                     d_logits.T @ hidden[part])
             if wanted[2]:
                 d_bias += d_logits.sum(0, dtype=torch.float32)
+            del d_logits  # or it would be held while the next chunk's are made: twice the memory
         ctx.gradients = [(d, x.dtype) for d, x in ((d_hidden, hidden), (d_weight, weight), (d_bias, bias))
                          if x is not None]
         ctx.mark_non_differentiable(nll)

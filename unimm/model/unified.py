@@ -15,6 +15,12 @@ from unimm.sample import Batch
 from unimm.vocab import Vocab
 
 
+def _sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A host array on the device, out of pinned memory, which a GPU reads while it computes."""
+    tensor = torch.as_tensor(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 class UnifiedModel(nn.Module):
     """The backbone with what reads and writes images. forward(Batch) -> Losses.
 
@@ -88,12 +94,10 @@ class UnifiedModel(nn.Module):
 
     def forward(self, batch: Batch) -> Losses:
         """Weighted cross-entropy, summed over the learned positions; parts "text" and "image" in nats per token."""
-        ids, targets, learn, position, document, image = (
-            torch.as_tensor(x, device=self.device) for x in
-            (batch.ids, batch.targets, batch.learn, batch.position, batch.document, batch.image))
-        # Found before the layers are under way: on a GPU this waits for what was asked of it so far.
-        own = learn & (targets >= self.vocab.rows)
-        shared, separate = (self._picked(which, targets, image) for which in (learn & ~own, own))
+        device = self.device
+        ids, position, document = (_sent(x, device) for x in (batch.ids, batch.position, batch.document))
+        own = batch.targets >= self.vocab.rows
+        shared, separate = (self._picked(batch, batch.learn & which) for which in (~own, own))
         hidden = self.hidden(ids, position, document, batch.lengths, batch.slots).flatten(0, 1)
         # A rank without a learned position still runs the heads, on nothing: every rank runs every module.
         where, targets, weights, image = shared
@@ -108,11 +112,12 @@ class UnifiedModel(nn.Module):
         parts = {name: ((nll * which).sum(), which.sum()) for name, which in (("text", ~image), ("image", image))}
         return Losses(total, parts)
 
-    def _picked(self, which: torch.Tensor, targets: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _picked(self, batch: Batch, which: np.ndarray) -> tuple[torch.Tensor, ...]:
         """Of the positions where `which` bool (B, T) holds: flat index, target, weight, whether an image's."""
-        where = which.flatten().nonzero()[:, 0]
-        image = image.flatten()[where]
-        return where, targets.flatten()[where], torch.where(image, self.image_weight, 1.0), image
+        where = np.flatnonzero(which)  # on the host: a GPU that is to say how many would be waited for
+        where, targets, image = (_sent(x, self.device) for x in (
+            where, batch.targets.reshape(-1)[where], batch.image.reshape(-1)[where]))
+        return where, targets, torch.where(image, self.image_weight, 1.0), image
 
     def weigh(self, batch: Batch) -> Weight:
         images = np.count_nonzero(batch.learn & batch.image)

@@ -4,9 +4,10 @@ torch's FakeTensorMode gives every tensor a shape and a type and no memory, so a
 configuration alone, and autograd says by itself what it would save: no formula of our own to go wrong.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 from unittest import mock
 
 import torch
@@ -16,15 +17,19 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from unimm.config.check import ConfigError
+from unimm.config.images import ImageTokenizer
 from unimm.config.model import Backbone, PretrainedBackbone, SharedTable
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Muon, NextToken, Reconstruct, Stage
+from unimm.hardware import Multiplied
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone, recompute_layers
-from unimm.model.cross_entropy import CHUNK_BYTES
+from unimm.model.cross_entropy import chunk_of
 from unimm.model.lora import is_adapter
-from unimm.plan.memory import PERSIST, Counts
+from unimm.model.multiplied import has_experts, multiplied
+from unimm.plan.memory import Counts, Head
 from unimm.system import around, new_rows
+from unimm.train.footprint import PERSIST
 from unimm.train.optimizer import block_matrices
 from unimm.train.trains import Trained, apply
 from unimm.vocab import Vocab
@@ -46,19 +51,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Measured:
-    """A stage's model: its parts, what the memory depends on, and what one row (or image) costs to multiply.
+    """A stage's model: its parts, what the memory depends on, and what one token (or image) costs to multiply.
 
-    multiplied  weights that a token is multiplied with, for NextToken; `frozen` of them do not train
+    multiplied  for NextToken
     flops       of one image's forward pass, for Reconstruct
-    layers, width   of attention: how many, and heads times head width
     """
 
     parts: tuple[Part, ...]
     counts: Counts
-    multiplied: int = 0
-    frozen: int = 0
-    layers: int = 0
-    width: int = 0
+    multiplied: Multiplied | None = None
     flops: float = 0.0
 
 
@@ -68,6 +69,10 @@ def skeleton(config: Backbone, vocab: Vocab) -> nn.Module:
         raise ConfigError(f"a plan downloads nothing, and there is no {config.path}/config.json; put the model's "
                           "config.json into a folder and name that folder as backbone.path")
     backbone = build_backbone(config, vocab, SharedTable(), {}, weights=False)
+    if has_experts(backbone):
+        raise ConfigError(f"{config.path} ({backbone.config.model_type}) is a mixture of experts, whose activations "
+                          "depend on where tokens are sent; a plan counts dense models only: plan one of the same "
+                          "width and layers")
     if backbone.config.tie_word_embeddings:  # which transformers does not do for tensors without storage
         backbone.get_output_embeddings().weight = backbone.get_input_embeddings().weight
     return backbone
@@ -109,8 +114,9 @@ class Saved:
         self.hooks.__exit__(*error)
 
 
-def measure(recipe: Recipe, layout: Layout, stage: NextToken | Reconstruct, name: str) -> Measured:
-    """The stage's model, measured. `name` is the stage's, for messages.
+def measure(recipe: Recipe, layout: Layout, stage: NextToken | Reconstruct, name: str,
+            device: Literal["cpu", "cuda"] = "cuda") -> Measured:
+    """The stage's model, measured. `name` is the stage's, for messages; `device` decides how many logits exist at once.
 
     Raises ConfigError where the backbone can't be described without a download, or `train` names what it lacks;
     TrainError where new rows could not learn.
@@ -120,39 +126,48 @@ def measure(recipe: Recipe, layout: Layout, stage: NextToken | Reconstruct, name
             case Reconstruct():
                 return _tokenizer(recipe, stage, name)
             case NextToken():
-                return _language(recipe, layout, stage, name)
+                return _language(recipe, layout, stage, name, device)
             case _:
                 assert_never(stage)
 
 
-def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str) -> Measured:
+def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, device: str) -> Measured:
     model = around(skeleton(recipe.backbone, layout.vocab), recipe, layout, weights=False)
     new = new_rows(recipe, layout, model)
     # peft moves its adapters to where they are already; torch can't replace tensors without storage by themselves.
     with mock.patch.object(nn.Module, "_apply", lambda module, change, recurse=True: module):
         trained = apply(model, stage.train, new, model.parts(), f"stages.{name}.train")
-    each = _settle(model, stage)
-    attended: list[int] = []
-    once, plain = _row(model, stage, False, attended)
-    layers = len(attended) // 2
-    _, inputs = _row(model, stage, True, [])
-    linear = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
-    # A chunk's logits in float32, overwritten by their gradient, both in bf16 beside it; and the head's own gradient,
-    # which the one pass makes with the loss, in float32.
+    _settle(model, stage)
+    once, plain = _row(model, stage, False)
+    _, inputs = _row(model, stage, True)
+    found = multiplied(model)
+    layer = (plain - inputs) // found.layers
+    counts = _counts(model, stage, once, plain, inputs + layer, head=_head(model, stage, device),
+                     tokenizer=4 * tokenizer_size(recipe.image_tokenizer))
+    return Measured(_language_parts(model, new, trained), counts, multiplied=found)
+
+
+def _head(model: "UnifiedModel", stage: NextToken, device: str) -> Head:
     head = model.backbone.get_output_embeddings()
-    chunk = min(stage.rows * stage.seq_len, max(64, CHUNK_BYTES["cuda"] // (4 * head.out_features)))
-    logits = chunk * head.out_features * (4 + (4 if each == 2 else 0)) + 4 * head.weight.numel()
-    counts = _counts(model, stage, once, plain, inputs + (plain - inputs) // max(1, layers), logits)
-    return Measured(_language_parts(model, new, trained), counts, sum(w.numel() for w in linear),
-                    sum(w.numel() for w in linear if not w.requires_grad), layers, max(attended, default=0))
+    half = stage.precision == "bf16"
+    return Head(ids=head.out_features, width=head.in_features, trained=head.weight.requires_grad, half=half,
+                cast=half and stage.zero == 0, capped=model.cap is not None, tokens=stage.seq_len,
+                chunk=chunk_of(head.out_features, device))
 
 
-def _row(model: "UnifiedModel", stage: NextToken, recompute: bool, attended: list[int]) -> tuple[int, int]:
-    """Bytes saved by a forward pass: once, and for each packed row. `attended` gets each attention's width."""
+def tokenizer_size(wanted: ImageTokenizer) -> int:
+    """Elements of an image tokenizer, its codebook among them; used in fp32, it takes four bytes for each."""
+    from unimm.images.tokenizer import build_tokenizer
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return sum(tensor.numel() for tensor in build_tokenizer(wanted).state_dict().values())
+
+
+def _row(model: "UnifiedModel", stage: NextToken, recompute: bool) -> tuple[int, int]:
+    """Bytes saved by a forward pass: once, and for each packed row."""
     from transformers import AttentionInterface
 
     def attend(module, query, key, value, mask, **_):
-        attended.append(query.shape[1] * query.shape[3])
         return _Fused.apply(query, key, value).transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(ATTENTION, attend)
@@ -174,12 +189,12 @@ def _row(model: "UnifiedModel", stage: NextToken, recompute: bool, attended: lis
 
 
 def _tokenizer(recipe: Recipe, stage: Reconstruct, name: str) -> Measured:
+    from unimm.images.conv import ConvImageTokenizer
     from unimm.images.tokenizer import build_tokenizer
 
-    tokenizer = build_tokenizer(recipe.image_tokenizer)
+    tokenizer = build_tokenizer(recipe.image_tokenizer).train()
     apply(tokenizer, stage.train, {}, {}, f"stages.{name}.train")
-    names = {"encoder": tokenizer.encoder, "quantizer": tokenizer.quantizer, "decoder": tokenizer.decoder}
-    parts = tuple(_part(name, list(module.parameters())) for name, module in names.items())
+    parts = tuple(_part(name, list(module.parameters())) for name, module in tokenizer.named_children())
     _settle(tokenizer, stage)
     side = recipe.image_tokenizer.image
 
@@ -187,29 +202,39 @@ def _tokenizer(recipe: Recipe, stage: Reconstruct, name: str) -> Measured:
         pixels = torch.zeros(images, 3, side, side, dtype=next(tokenizer.parameters()).dtype)
         with (FlopCounterMode(display=False) as flops, Saved(tokenizer) as saved,
               torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16")):
-            tokenizer.decoder(tokenizer.encoder(pixels))
+            if isinstance(tokenizer, ConvImageTokenizer):  # its quantizers look at numbers, which are not there
+                tokenizer.decoder(tokenizer.encoder(pixels))
+            else:
+                tokenizer(pixels)
         return saved.bytes, flops.get_total_flops()
 
     (one, flops), (two, _) = passed(1), passed(2)
-    counts = _counts(tokenizer, stage, 2 * one - two, two - one, two - one, 0)
+    counts = _counts(tokenizer, stage, 2 * one - two, two - one, two - one)
     return Measured(tuple(p for p in parts if p.parameters), counts, flops=flops)
 
 
-def _settle(module: nn.Module, stage: Stage) -> int:
-    """Give the weights the type in which the engine multiplies with them; its bytes."""
-    if stage.precision == "fp32" or stage.zero == 0:
-        return 4 if stage.precision == "fp32" else 2
-    for p in module.parameters():
-        p.data = p.data.to(torch.bfloat16)
-    return 2
+def flops_of_images(recipe: Recipe, stage: Reconstruct, name: str) -> Callable[[float, float], float]:
+    """What training on one image costs, as `unimm.train.meter` asks for it."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        forward = _tokenizer(recipe, stage, name).flops
+    return lambda document, learned: 3 * forward
 
 
-def _counts(module: nn.Module, stage: Stage, once: int, row: int, recomputed: int, logits: int) -> Counts:
+def _settle(module: nn.Module, stage: Stage) -> None:
+    """Give the weights the type that the engine keeps them in."""
+    if stage.precision == "bf16" and stage.zero:
+        for p in module.parameters():
+            p.data = p.data.to(torch.bfloat16)
+
+
+def _counts(module: nn.Module, stage: Stage, once: int, row: int, recomputed: int, head: Head | None = None,
+            tokenizer: int = 0) -> Counts:
     trained = [p for p in module.parameters() if p.requires_grad]
     moved = block_matrices(module) if isinstance(stage.optimizer, Muon) else set()
     return Counts(
         parameters=sum(p.numel() for p in module.parameters()), trained=sum(p.numel() for p in trained),
-        matrices=sum(p.numel() for p in moved), once=once, row=row, row_recomputed=recomputed, logits=logits,
+        matrices=sum(p.numel() for p in moved), once=once, row=row, row_recomputed=recomputed, head=head,
+        tokenizer=tokenizer,
         small=sum(p.numel() for p in module.parameters() if p.numel() < PERSIST))
 
 

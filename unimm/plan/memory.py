@@ -5,25 +5,26 @@
     optimizer    AdamW's two fp32 moments (Muon: one, of matrices); from zero 1 on also fp32 copies of what trains
     average      the moving average of the trained weights, fp32
     activations  what autograd keeps of one micro-batch
-    logits       of one chunk of the loss, with their gradient
+    logits       of one chunk of the loss with their gradient, and the gradient of the head that is made with them
     buffers      what DeepSpeed gathers and reduces in
+    tokenizer    the image tokenizer beside a language model, for previews
     reserve      the driver's context, NCCL, and what the allocator can't use
 
-What ZeRO divides among P ranks is in Rajbhandari et al. 2020, section 5: the optimizer at 1, gradients at 2, weights
-at 3. Buffers are those of DeepSpeed 0.19, measured (tests/plan/test_memory.py).
+The first three are counted by `unimm.train.footprint`. Buffers are those of DeepSpeed 0.19, measured
+(tests/plan/test_memory.py).
 """
 
 from dataclasses import dataclass, replace
 
-PERSIST = 100_000
-"""DeepSpeed's stage3_param_persistence_threshold: parameters of fewer elements stay whole on every rank."""
+from unimm.train.footprint import footprint
+
 LIVE = 1_000_000_000
 """DeepSpeed's stage3_max_live_parameters: how many gathered elements a rank may hold at zero 3."""
 SUB_GROUP = 1_000_000_000
 """DeepSpeed's sub_group_size: how many elements an update at zero 3 takes at once."""
 RESERVE, UNUSABLE = 1.5 * 2**30, 0.04
 """Ours, for a GPU: bytes of the context and NCCL, and the share of memory lost to fragmentation."""
-PARTS = ("weights", "gradients", "optimizer", "average", "activations", "logits", "buffers", "reserve")
+PARTS = ("weights", "gradients", "optimizer", "average", "activations", "logits", "buffers", "tokenizer", "reserve")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,41 @@ class Counts:
     row: int
     row_recomputed: int
     """Activations of a row where each layer keeps its input only, with one whole layer that is computed again."""
-    logits: int = 0
+    tokenizer: int = 0
+    """Bytes of the image tokenizer."""
+    head: "Head | None" = None
+
+    @property
+    def moments(self) -> int:
+        """fp32 values that the optimizer keeps."""
+        return 2 * self.trained - self.matrices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What the loss in one pass over a head holds (`unimm.model.cross_entropy`)."""
+
+    ids: int
+    width: int
+    trained: bool
+    half: bool
+    """Products in bf16; `cast` from fp32 weights."""
+    cast: bool
+    capped: bool
+    tokens: int
+    """Positions of a row, all taken to be learned."""
+    chunk: int
+    """The most positions whose logits exist at one time."""
+
+    def bytes(self, rows: int) -> int:
+        """At the moment when it holds most: as the logits turn into their gradient, or that meets the hidden states."""
+        tokens, weight = rows * self.tokens, self.ids * self.width
+        logits, hidden = min(self.chunk, tokens) * self.ids, (2 if self.half else 4) * tokens * self.width
+        turning = (6 if self.half else 4) + (0 if not self.capped else 2 if self.half else 4)
+        # In bf16 the head's gradient of a chunk is made beside the sum of all of them, which is fp32.
+        meeting = 2 * logits + 2 * weight * self.trained if self.half else 4 * logits
+        kept = 4 * weight * self.trained + hidden + (2 * weight + hidden) * self.cast
+        return max(turning * logits, meeting) + kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,26 +105,21 @@ class Settings:
 
 def memory(counts: Counts, at: Settings) -> tuple[dict[str, int], int]:
     """Bytes of a rank's device by part, at the moment of a step when it holds most; and bytes of its host memory."""
-    each = 2 if at.bf16 and at.zero else 4
+    held = footprint(counts.parameters, counts.trained, counts.small, counts.moments, zero=at.zero, bf16=at.bf16,
+                     world=at.world, accumulated=at.accumulated, offload=at.offload)
     share = counts.trained / at.world
-    moments = (8 * (counts.trained - counts.matrices) + 4 * counts.matrices) / (at.world if at.zero else 1)
-    state = moments + 4 * share if at.zero else moments
     average = 4 * (share if at.zero else counts.trained) if at.average else 0
-    weights = each * counts.parameters / (at.world if at.zero == 3 else 1)
-    # Slots are added up in fp32; at zero 1 in fp32 every rank does so for itself, and reduces once.
-    summed = 4 if at.accumulated > 1 else each
-    alone = at.zero == 0 or at.zero == 1 and not at.bf16 and at.accumulated > 1
-    gradients = summed * (counts.trained if alone else share)
+    logits = counts.head.bytes(at.micro) if counts.head else 0
     kept, passing = buffers(counts, at)
     activations = counts.once + at.micro * (counts.row_recomputed if at.recompute else counts.row)
     # The update makes fp32 gradients when activations are gone: it counts where it takes more than they do.
     update = 4 * (min(share, SUB_GROUP) if at.zero == 3 else share) if at.zero and not at.offload else 0
-    passing += max(0, update - activations - counts.logits - passing)
-    parts = {"weights": weights, "gradients": gradients, "optimizer": state, "average": average,
-             "activations": activations, "logits": counts.logits, "buffers": kept + passing}
+    passing += max(0, update - activations - logits - passing)
+    parts = {**held._asdict(), "average": average, "activations": activations, "logits": logits,
+             "buffers": kept + passing, "tokenizer": counts.tokenizer}
     host = 0.0
     if at.offload:  # gradients wait in fp32 beside the masters, and a copy of these in the weights' type
-        host = state + average + (4 + each) * share
+        host = held.optimizer + held.gradients + average + (2 if at.bf16 else 4) * share
         parts |= {"gradients": 0, "optimizer": 0, "average": 0}
     parts["reserve"] = RESERVE + UNUSABLE * sum(parts.values()) if at.gpu else 0
     return {name: round(parts[name]) for name in PARTS}, round(host)
@@ -102,9 +132,8 @@ def buffers(counts: Counts, at: Settings) -> tuple[float, float]:
         case 0:
             return 0, each * min(at.bucket, counts.trained) if at.world > 1 else 0
         case 3:
-            persistent = counts.small if at.world > 1 else 0
-            gathered = min(LIVE, counts.parameters) if at.world > 1 else 0
-            return each * (min(at.bucket, counts.parameters) + persistent), each * gathered
+            gathered = min(LIVE, counts.parameters - counts.small) if at.world > 1 else 0
+            return each * min(at.bucket, counts.parameters), each * gathered
         case _:
             return 0, each * min(at.bucket, counts.trained)
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from unimm.config.check import ConfigError, nearest
 from unimm.config.data import Shapes, Source
+from unimm.config.images import Published
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct, Stage
 from unimm.config.tokens import SentencePieceText
-from unimm.hardware import Gpu, flops_per_token
+from unimm.hardware import Gpu
 from unimm.layout import Layout
-from unimm.plan.measure import Measured, Part, measure
+from unimm.plan.measure import Measured, Part, measure, tokenizer_size
 from unimm.plan.memory import Counts, Settings, memory, remedy
 from unimm.stream.shards import LEVEL, code_type
 from unimm.system import TEXT_FILE, layout_of, text_of
@@ -96,6 +97,19 @@ class DataPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenizerPlan:
+    """The image tokenizer: one that a stage trains, or a release's."""
+
+    kind: str
+    elements: int
+    image: int
+    """Pixels each way, and codes."""
+    codes: int
+    source: str
+    """The stage that trains it, or the release's weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     recipe: str
     gpu: Gpu
@@ -103,6 +117,7 @@ class Plan:
     nodes: int
     mfu: float
     document: int
+    tokenizer: TokenizerPlan
     stages: tuple[StagePlan, ...]
     data: tuple[DataPlan, ...]
 
@@ -124,15 +139,27 @@ def plan(recipe: Recipe, cluster: Cluster, folder: Path | None = None, document:
     layout = layout_of(recipe, _text(recipe, folder))
     longest = max(sum(p.lengths(n)[1] for n in range(len(p.grids))) for p in layout.write_plans.values())
     document = document or longest + CAPTION
+    device = "cpu" if cluster.gpu.name == "cpu" else "cuda"
     measured = {}
     stages = []
     for name, stage in recipe.stages.items():
         alike = replace(stage, steps=1, seed=0)
-        found = measured.get(repr(alike)) or measure(recipe, layout, stage, name)
+        found = measured.get(repr(alike)) or measure(recipe, layout, stage, name, device)
         measured[repr(alike)] = found
         stages.append(_stage(name, stage, found, cluster, recipe, document))
     return Plan(recipe=recipe.name, gpu=cluster.gpu, gpus=cluster.gpus, nodes=cluster.nodes, mfu=cluster.mfu,
-                document=document, stages=tuple(stages), data=tuple(_data(recipe, layout, images)))
+                document=document, tokenizer=_image_tokenizer(recipe), stages=tuple(stages),
+                data=tuple(_data(recipe, layout, images)))
+
+
+def _image_tokenizer(recipe: Recipe) -> TokenizerPlan:
+    wanted = recipe.image_tokenizer
+    trained = [name for name, stage in recipe.stages.items() if isinstance(stage, Reconstruct)]
+    source = f"trained by {', '.join(trained)}" if trained else ""
+    if isinstance(wanted, Published) and wanted.weights:
+        source = f"weights of {wanted.weights}" + (f", {source}" if source else "")
+    return TokenizerPlan(kind=wanted.kind, elements=tokenizer_size(wanted), image=wanted.image,
+                         codes=wanted.image // wanted.downsample, source=source or "no weights named yet")
 
 
 def _text(recipe: Recipe, folder: Path | None) -> TextTokenizer:
@@ -205,9 +232,7 @@ def _flops(stage: Stage, found: Measured, document: int) -> tuple[float, float]:
     if isinstance(stage, Reconstruct):
         return 3 * found.flops, 3 * found.flops
     length = min(document, stage.seq_len)
-    model, hardware = (flops_per_token(found.multiplied, found.layers, found.width, length, frozen=found.frozen,
-                                       recompute=again) for again in (False, stage.recompute))
-    return model, hardware
+    return found.multiplied.flops(length), found.multiplied.flops(length, recompute=stage.recompute)
 
 
 def _bytes_read(stage: Stage, recipe: Recipe) -> float:

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 
-from unimm.plan.plan import DataPlan, Plan, StagePlan
+from unimm.plan.plan import DataPlan, Plan, StagePlan, TokenizerPlan
 
+LAUNCHES = 0.02
+"""Seconds; ours: hundreds of kernels at some 10 microseconds each way, and a reduction between nodes."""
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
@@ -22,10 +24,18 @@ def table(plan: Plan) -> list[str]:
     many = f"{plan.gpus:,} x {plan.gpu.name} on {plan.nodes:,} node{'s' if plan.nodes > 1 else ''}"
     lines = [f"{plan.recipe} on {many}: {plan.gpu.flops / 1e12:,.4g} TFLOP/s bf16, {gib(plan.gpu.memory)}, "
              f"{size(plan.gpu.bandwidth)}/s each",
-             f"{plan.mfu:.0%} of the peak assumed, documents of {plan.document:,} tokens; nothing was run"]
+             f"assumed: {plan.mfu:.0%} of the peak, documents of {plan.document:,} tokens, networks and disks that "
+             "keep up; nothing was run",
+             _tokenizer(plan.tokenizer)]
     for stage in plan.stages:
         lines += ["", *_stage(stage, plan)]
     return lines + ["", *_totals(plan)]
+
+
+def _tokenizer(tokenizer: TokenizerPlan) -> str:
+    side, codes = tokenizer.image, tokenizer.codes
+    return (f"image tokenizer {tokenizer.kind}: {amount(tokenizer.elements)} parameters, {codes} x {codes} codes of "
+            f"{side} x {side} pixels, {tokenizer.source}")
 
 
 def _stage(stage: StagePlan, plan: Plan) -> list[str]:
@@ -47,6 +57,10 @@ def _stage(stage: StagePlan, plan: Plan) -> list[str]:
               f"MFU {stage.model_mfu:.0%}",
               f"  reads up to {size(stage.read_rate)}/s, {size(stage.read_rate / plan.nodes)}/s a node; checkpoints of "
               f"{size(stage.checkpoint)}, {stage.kept} kept: {size(stage.checkpoint * stage.kept)}"]
+    step = stage.seconds / stage.steps
+    if step < LAUNCHES:
+        lines.append(f"  too small for this cluster: a step of {duration(step)} is less than its launches and "
+                     "reductions take, so it will run far longer than this")
     return lines + [f"  PROBLEM: {problem}" for problem in stage.problems]
 
 
@@ -85,4 +99,8 @@ def amount(number: float) -> str:
 def duration(seconds: float) -> str:
     if seconds >= 86400:
         return f"{seconds / 86400:,.1f} days"
-    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:,.1f} minutes"
+    if seconds >= 3600:
+        return f"{seconds / 3600:,.1f} hours"
+    if seconds >= 60:
+        return f"{seconds / 60:,.1f} minutes"
+    return f"{seconds:,.1f} s" if seconds >= 1 else f"{seconds * 1000:,.2f} ms"

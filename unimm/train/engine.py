@@ -63,7 +63,7 @@ class Engine(Protocol):
 
 
 class PlainEngine:
-    """One process, torch alone: where DeepSpeed can't be installed, and as the reference for its curve."""
+    """One process, torch alone: the whole model on one device, and the reference for DeepSpeed's curve."""
 
     def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None,
                  undecayed: Collection[str] = ()):
@@ -116,13 +116,15 @@ class PlainEngine:
 
 def build_engine(module: nn.Module, stage: Stage, kind: Literal["auto", "deepspeed", "plain"] = "auto",
                  rates: Mapping[str, float] | None = None, undecayed: Collection[str] = ()) -> Engine:
-    """The engine of a stage; `auto` takes DeepSpeed where it is installed. Raises TrainError.
+    """The engine of a stage; `auto` takes DeepSpeed where there is something to share. Raises TrainError.
 
     `rates` multiplies the learning rate of the parameters it names; `undecayed` names those without weight decay.
     """
     ranks.start()
     if kind == "auto":
-        kind = "deepspeed" if importlib.util.find_spec("deepspeed") else "plain"
+        # Of one process without ZeRO it would change nothing but the time, of a start and of every step.
+        shared = stage.zero > 0 or ranks.world() > 1
+        kind = "deepspeed" if shared and importlib.util.find_spec("deepspeed") else "plain"
     match kind:
         case "deepspeed":
             from unimm.train.sharded import DeepSpeedEngine

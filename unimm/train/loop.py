@@ -26,12 +26,14 @@ from unimm.checkpoint.phases import Peers
 from unimm.checkpoint.read import load_weights, open_pieces, read_recipe, read_state, take_up
 from unimm.checkpoint.write import Saver
 from unimm.config.stages import NextToken, Reconstruct
+from unimm.hardware import peak_flops
 from unimm.losses import Losses
+from unimm.sample import Batch
 from unimm.status import HUNG, Status
 from unimm.train import ranks, table, trains
 from unimm.train.engine import Engine, build_engine
 from unimm.train.guards import Guards
-from unimm.train.meter import Meter
+from unimm.train.meter import Flops, Meter
 from unimm.train.progress import Log, Progress, Window, teller
 from unimm.train.schedule import multiplier
 from unimm.train.shares import Shares, shares
@@ -57,8 +59,8 @@ class Stream(Protocol):
 class Work:
     """What a stage trains and on what.
 
-    module    called with a slot (its numpy arrays as tensors on this rank's device), gives Losses; its method `weigh`
-              says of the slot before that what it weighs (`unimm.losses.Weighs`)
+    module    called with a slot (a `Batch` as it is, of any other the arrays as tensors on this rank's device), gives
+              Losses; its method `weigh` says of the slot before that what it weighs (`unimm.losses.Weighs`)
     batches   this rank's share of each optimizer step
     preview   called on rank 0 every `preview_every` steps and at the end, module in eval mode, without gradients, its
               weights those that the stage would leave; may return scalars for the metrics
@@ -67,7 +69,7 @@ class Work:
     recipe    the resolved recipe as JSON values, kept in every checkpoint
     show      a batch in words, as JSON values, for the file of one that went wrong
     codes     codebook -> its ids (first, one past the last), to log how evenly image targets use it
-    flops_per_token  of forward and backward, for the MFU
+    flops     asked once it is settled what trains: what a token (or image) costs, for the MFU; None: not known
     """
 
     module: nn.Module
@@ -78,7 +80,7 @@ class Work:
     recipe: dict = field(default_factory=dict)
     show: Callable[[object], dict] | None = None
     codes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    flops_per_token: float = 0.0
+    flops: Callable[[], Flops | None] | None = None
 
 
 def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name: str = "train",
@@ -109,7 +111,9 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
     say("\n".join(table.lines(work.module, stage, trained, ranks.world())))
     say(f"{name}: {stage.steps:,} steps; {cut}; {stage.precision}, zero {stage.zero}, "
         f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}")
-    run = _Run(work, stage, cut, folder, name,
+    peak = peak_flops(ranks.device_name())
+    flops = work.flops() if work.flops and peak else None  # before ZeRO-3 takes the weights apart
+    run = _Run(work, stage, cut, folder, name, Meter(work.codes, flops, peak),
                build_engine(work.module, stage, engine, trained.rates, trained.rows), status)
     if found:
         run.restore(found)
@@ -117,7 +121,7 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
         if read_recipe(found) != work.recipe:
             say(f"{name}: the recipe differs from the one it was saved with ({found / 'recipe.json'})")
     run.begin()
-    with contextlib.closing(run), Signals() as signals:
+    with run, Signals() as signals:
         while run.step < stage.steps:
             stop = run.one_step(signals.received)
             done = run.step == stage.steps
@@ -139,7 +143,7 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
 class _Run:
     """A stage under way: the engine and everything that moves with the step."""
 
-    def __init__(self, work: Work, stage: NextToken | Reconstruct, cut: Shares, folder: Path, name: str,
+    def __init__(self, work: Work, stage: NextToken | Reconstruct, cut: Shares, folder: Path, name: str, meter: Meter,
                  engine: Engine, status: Status | None):
         self.work, self.stage, self.shares, self.folder, self.name = work, stage, cut, folder, name
         self.engine = engine
@@ -149,7 +153,7 @@ class _Run:
         self.window = Window()
         self.saver = Saver(folder, stage.keep, stage.keep_every, Peers.over(ranks.own_group()))
         self.saved: Path | None = None
-        self.status, self.meter = status, Meter(work.codes, work.flops_per_token)
+        self.status, self.meter = status, meter
         self.guards = Guards(stage.guards, folder, name, teller(), work.show)
         self.watchdog = Watchdog(folder, ranks.rank(), ranks.world(), stage.guards.late_seconds,
                                  ends=stage.guards.end_when_late,
@@ -251,7 +255,8 @@ class _Run:
         """One forward and backward; what is left of its losses is without a graph."""
         seed_slot(self.stage.seed, self.step, number)
         self._at("forward")
-        losses: Losses = self.engine(tensors(slot, ranks.device()), last)
+        # A packed batch stays on the host: the model finds there what a GPU would have to be waited for.
+        losses: Losses = self.engine(slot if isinstance(slot, Batch) else tensors(slot, ranks.device()), last)
         self._at("backward")
         self.engine.backward(losses.total / (weight or 1.0))
         return Losses(losses.total.detach(), losses.parts)
@@ -299,10 +304,9 @@ class _Run:
         self._at("save")
         began = time.monotonic()
         self.seconds = self.seconds_before + began - self.clock
-        window = {name: both.tolist() for name, both in self.window.sums.items()}
         state = {"stage": self.name, "zero": self.stage.zero, "seconds": self.seconds, "tokens": self.tokens,
-                 "engine": self.engine.scalars(), "window": ranks.gather(window), "stream": self.work.batches.state(),
-                 "guards": self.guards.state(), "meter": self.meter.state()}
+                 "engine": self.engine.scalars(), "window": ranks.gather(self.window.state()),
+                 "stream": self.work.batches.state(), "guards": self.guards.state(), "meter": self.meter.state()}
         self.saved = self.saver.save(self.step, self.engine.weights(), self.engine.pieces(), state, self.work.recipe)
         self.logged_at += time.monotonic() - began
         self.meter.waited["save"] += time.monotonic() - began
@@ -325,10 +329,15 @@ class _Run:
         self.meter.restore(state["meter"])
         self.step, self.tokens, self.seconds, self.saved = state["step"], state["tokens"], state["seconds"], path
 
-    def close(self) -> None:
+    def __enter__(self) -> "_Run":
+        return self
+
+    def __exit__(self, kind, *error) -> None:
         self.watchdog.stop()
         if self.log:
             self.log.close()
+        if kind is NotFinite:  # on all ranks alike, so that a checkpoint under way can be finished
+            self.saver.wait()
 
 
 def tensors(batch, device: torch.device):
@@ -360,7 +369,10 @@ def _find(folder: Path, say: Callable[[str], None]) -> Path | None:
 def seed_slot(seed: int, step: int, slot: int) -> None:
     """Start every generator that a forward may draw from, so that none of their states need be saved."""
     number = int(np.random.SeedSequence((seed, step, slot)).generate_state(1, np.uint64)[0])
-    torch.manual_seed(number)
+    # Not torch.manual_seed: for every kind of device that is not there it would format a stack trace, 0.6 ms in all.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(number)
     np.random.seed(number % 2**32)
     random.seed(number)
 

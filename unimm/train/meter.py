@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -58,16 +58,22 @@ class CodeUse:
         return {"entropy": float(-(share * np.log2(share)).sum()), "used": len(seen) / len(counts)}
 
 
+Flops = Callable[[float, float], float]
+"""Of a token (or image), forward and backward: by the mean length of the document that a token is in, and by the share
+of tokens that are learned."""
+
+
 class Meter:
     """Counts of a stage on one rank. Every rank calls `line` and `state` together.
 
-    codes            codebook -> (first id, one past the last)
-    flops_per_token  of forward and backward; `peak` FLOP/s of one rank's device. MFU where both are known.
+    codes  codebook -> (first id, one past the last)
+    peak   bf16 FLOP/s of one rank's device; the MFU is logged where it and `flops` are known, whatever the precision
     """
 
-    def __init__(self, codes: Mapping[str, tuple[int, int]], flops_per_token: float = 0.0, peak: float | None = None):
+    def __init__(self, codes: Mapping[str, tuple[int, int]], flops: Flops | None = None, peak: float | None = None):
         self.codes = {name: CodeUse(*ids) for name, ids in codes.items()}
-        self.flops_per_token, self.peak = flops_per_token, peak
+        self.flops, self.peak = flops, peak
+        self.seen = np.zeros(3)  # of the window: tokens, their documents' lengths added up, learned tokens
         self.learned: dict[str, float] = {}
         self.waited: dict[str, float] = defaultdict(float)
 
@@ -79,8 +85,13 @@ class Meter:
         self.waited[for_what] += time.monotonic() - began
 
     def see(self, batch) -> None:
-        """Note the image targets of a packed batch (numpy, before it goes to a device)."""
-        if self.codes and isinstance(batch, Batch):
+        """Note the image targets and the documents of a packed batch (numpy, before it goes to a device)."""
+        if not isinstance(batch, Batch):
+            return
+        real = batch.document > 0
+        squares = (2 * batch.position + 1)[real].sum()  # 1 + 3 + 5 + ... over a document is its length squared
+        self.seen += np.count_nonzero(real), squares, np.count_nonzero(batch.learn)
+        if self.codes:
             ids = np.asarray(batch.targets)[np.asarray(batch.learn & batch.image)]
             for use in self.codes.values():
                 use.add(ids)
@@ -95,12 +106,16 @@ class Meter:
         for name, use in self.codes.items():
             values |= {f"codes/{name}/{what}": value for what, value in use.values().items()}
         slowest: dict[str, float] = {}
-        for rank in ranks.gather(dict(self.waited)):
+        waited, seen = zip(*ranks.gather((dict(self.waited), self.seen)))
+        for rank in waited:
             slowest = {name: max(slowest.get(name, 0.0), rank.get(name, 0.0)) for name in slowest | rank}
         values |= {f"seconds/{name}": round(seconds, 3) for name, seconds in slowest.items()}
         self.waited.clear()
-        if self.flops_per_token and self.peak:
-            values["mfu"] = tokens_per_second * self.flops_per_token / (self.peak * ranks.world())
+        if self.flops and self.peak:
+            tokens, squares, learned = sum(seen)
+            each = self.flops(squares / tokens, learned / tokens) if tokens else self.flops(0.0, 1.0)
+            values["mfu"] = tokens_per_second * each / (self.peak * ranks.world())
+        self.seen = np.zeros(3)
         return values
 
     def state(self) -> dict:

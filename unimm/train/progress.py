@@ -14,21 +14,37 @@ from torch import Tensor
 
 from unimm.train import ranks
 
+MOST_KEPT = 10_000
+"""Values that a window keeps before it adds them up."""
+
 
 class Window:
     """Sums and counts of named values since the last metrics line, weighted averages when it is due.
 
-    Kept as float64 tensors where the values are, so that a GPU is not waited for at every step.
+    Values are kept as they come and added up together, so that a GPU is not waited for at every step.
     """
 
     def __init__(self):
-        self.sums: dict[str, Tensor] = {}
+        self.added: list[tuple[str, Tensor | float, Tensor | float]] = []
+        self.sums: dict[str, list[float]] = {}
         self.counted: dict[str, float] = {}
 
     def add(self, name: str, value: Tensor | float, count: Tensor | float = 1.0) -> None:
-        device = ranks.device()
-        both = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).detach() for v in (value, count)])
-        self.sums[name] = self.sums[name] + both if name in self.sums else both
+        """Scalars; tensors without a graph, which are not to change any more."""
+        self.added.append((name, value, count))
+        if len(self.added) == MOST_KEPT:
+            self.state()
+
+    def state(self) -> dict[str, list[float]]:
+        """Name -> [sum, count] of this rank so far."""
+        tensors = [v.double() for _, *both in self.added for v in both if isinstance(v, Tensor)]
+        read = iter(torch.stack(tensors).tolist() if tensors else ())
+        for name, *both in self.added:
+            total = self.sums.setdefault(name, [0.0, 0.0])
+            for i, v in enumerate(both):
+                total[i] += next(read) if isinstance(v, Tensor) else v
+        self.added = []
+        return self.sums
 
     def restore(self, saved: list[dict[str, list[float]]]) -> None:
         """Go on from the sums of every rank; at another number of ranks the first takes them all."""
@@ -38,15 +54,14 @@ class Window:
             totals = {name: [sum(sums.get(name, (0.0, 0.0))[i] for sums in saved) for i in range(2)]
                       for name in {name: None for sums in saved for name in sums}}
             mine = totals if ranks.rank() == 0 else {}
-        self.sums = {name: torch.tensor(both, dtype=torch.float64, device=ranks.device())
-                     for name, both in mine.items()}
+        self.added, self.sums = [], {name: list(both) for name, both in mine.items()}
 
     def means(self) -> dict[str, float]:
         """The averages over all ranks, and a fresh start. A name that one rank lacks counts as 0 of 0 there.
 
         `counted` then says what they are averages over.
         """
-        everyone = ranks.gather({name: both.tolist() for name, both in self.sums.items()})
+        everyone = ranks.gather(self.state())
         totals = defaultdict(lambda: [0.0, 0.0])
         for sums in everyone:
             for name, (value, count) in sums.items():
@@ -77,9 +92,12 @@ class Log:
     def write(self, step: int, values: dict[str, float]) -> None:
         with open(self.path, "a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
-        for name, value in values.items():
-            if self.board:
-                self.board.add_scalar(name, value, step)
+        if self.board:
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            # One event a line: one a value costs as much as a small model's step.
+            scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+            self.board.file_writer.add_summary(Summary(value=scalars), step)
 
     def close(self) -> None:
         if self.board:

@@ -29,6 +29,11 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def device_name() -> str:
+    """What its maker calls this rank's GPU, as `unimm.hardware.peak_flops` knows it; "cpu" without one."""
+    return torch.cuda.get_device_name(device()) if torch.cuda.is_available() else "cpu"
+
+
 def adopt_slurm(environment: MutableMapping[str, str]) -> None:
     """Give a task of srun the variables that torchrun would give it.
 

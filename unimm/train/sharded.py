@@ -60,6 +60,8 @@ class DeepSpeedEngine:
 
     def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None,
                  undecayed: Collection[str] = ()):
+        self.launched = "LOCAL_RANK" in os.environ
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it, at ZeRO-3 in every step, launcher or not
         deepspeed = _import_deepspeed()
         ranks.start(alone=True)
         self.module = module
@@ -177,13 +179,14 @@ class DeepSpeedEngine:
         self.engine.destroy()
         if self.zero:
             own_parameters(self.module)
+        if not self.launched:
+            os.environ.pop("LOCAL_RANK", None)  # accelerate, in the same process, would look for the launcher
 
 
 def _import_deepspeed():
     """DeepSpeed, quiet, and kept from compiling anything."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even in a process without a launcher
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives that torch is renaming, once a bucket, each with a warning.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

@@ -11,8 +11,9 @@ from torch import nn
 
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.model.lora import is_adapter
+from unimm.train.footprint import PERSIST, Footprint, footprint
 from unimm.train.optimizer import build_optimizer
-from unimm.train.shares import shares
+from unimm.train.shares import Shares, shares
 from unimm.train.trains import Trained
 
 
@@ -30,27 +31,6 @@ class Row:
     optimizer: float
 
 
-def bytes_per_rank(size: int, moved: int, stage: NextToken | Reconstruct, world: int,
-                   moments: int) -> tuple[float, float, float]:
-    """Bytes of (weights, gradients, optimizer) on one rank; activations and buffers of collectives come on top.
-
-    size     elements of all tensors
-    moved    elements of the tensors that have a gradient
-    moments  fp32 values that the optimizer keeps of each of them: 2 in AdamW, 1 in Muon
-
-    At stage 0 weights and gradients are fp32. From stage 1 on they have the stage's precision, and the optimizer, with
-    fp32 masters of what it moves, is shared out; from 2 on gradients are, at 3 weights too (Rajbhandari et al. 2020,
-    arXiv:1910.02054, section 3). Gradients that are added up over several forwards are fp32 and shared out (see
-    `unimm.train.sharded`).
-    """
-    if stage.zero == 0:
-        return 4.0 * size, 4.0 * moved, 4.0 * moments * moved
-    width = 2 if stage.precision == "bf16" else 4
-    summed = width == 2 and shares(stage, world).accumulated > 1
-    gradients = 4 * moved / world if summed else width * moved / (world if stage.zero >= 2 else 1)
-    return width * size / (world if stage.zero == 3 else 1), gradients, 4 * (1 + moments) * moved / world
-
-
 def rows(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, world: int) -> list[Row]:
     """The table's rows, in the module's order."""
     groups = build_optimizer(module, stage.optimizer, trained.rates, trained.rows).param_groups
@@ -58,17 +38,23 @@ def rows(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, wo
     parts: dict[str, dict[str, nn.Parameter]] = defaultdict(dict)
     for name, p in module.named_parameters():
         parts[_part_of(name)][name] = p
-    tied = _tied(module)
+    tied, cut = _tied(module), shares(stage, world)
     found = []
     for part, members in parts.items():
-        sizes = [bytes_per_rank(p.numel(), p.numel() * p.requires_grad, stage, world,
-                                1 if p in group_of and group_of[p].get("muon") else 2) for p in members.values()]
+        sizes = [_footprint(p, stage, cut, p in group_of and group_of[p].get("muon", False)) for p in members.values()]
         lrs = sorted({group_of[p]["initial_lr"] for p in members.values() if p in group_of}, reverse=True)
         moved = sum(_moved(name, p, trained) for name, p in members.items())
         how = _how(members, trained) + "".join(f", tied to {tied[name]}" for name in members if name in tied)
         found.append(Row(part, sum(p.numel() for p in members.values()), moved, how,
                          " / ".join(f"{lr:g}" for lr in lrs), *(sum(s) for s in zip(*sizes))))
     return found
+
+
+def _footprint(p: nn.Parameter, stage: NextToken | Reconstruct, cut: Shares, muon: bool) -> Footprint:
+    size, moved = p.numel(), p.numel() * p.requires_grad
+    return footprint(size, moved, size if size < PERSIST else 0, moved * (1 if muon else 2), zero=stage.zero,
+                     bf16=stage.precision == "bf16", world=cut.ranks, accumulated=cut.accumulated,
+                     offload=stage.offload)
 
 
 def lines(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, world: int) -> list[str]:
@@ -88,7 +74,7 @@ def lines(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, w
     table = ["  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
              for row in cells]
     who = f"each of {world} ranks" if world > 1 else "one process"
-    where = ", the optimizer's in host memory" if stage.offload else ""
+    where = ", gradients and optimizer in host memory" if stage.offload else ""
     return table + [f"{who} holds {sum(sums[2:]) / scale:,.2f} {unit} of these at zero {stage.zero} in "
                     f"{stage.precision}{where}, and activations"]
 

@@ -28,7 +28,9 @@ class Autocast(nn.Module):
         self.enabled = stage.precision == "bf16"
 
     def forward(self, batch) -> Losses:
-        with torch.autocast(ranks.device().type, torch.bfloat16, enabled=self.enabled):
+        if not self.enabled:
+            return self.module(batch)
+        with torch.autocast(ranks.device().type, torch.bfloat16):
             return self.module(batch)
 
 

@@ -1,9 +1,11 @@
-"""What a stage may ask for beside ZeRO, against the plain engine: offload, bf16, Muon, averages, rates, previews."""
+"""What a stage may ask for, on two real ranks that are started once: against a plain loop, the plain engine, itself."""
 
 import pytest
 import torch
 from engine_runs import run
+from plain_loop import divisions, plain_loop
 from safetensors.torch import load_file
+from trains_toys import ADAPTED, ALL, FROZEN_BLOCKS, NEW_MOVED, ROWS, TWO_RANKS
 
 MUON = {"optimizer": "muon", "micro": 2}
 RATES = {"embed": 0.1, "blocks.1": 3.0}
@@ -32,6 +34,9 @@ def found(toys, tmp_path_factory):
              for z in range(4) for more in ({}, {"offload": True}, {"precision": "bf16"})[:3 if z else 1]]
     runs += [{"kind": "returning", "name": f"returning at zero {z}, {more}", "stage": {"zero": z, "ema": 0.9} | more}
              for z in range(4) for more in ({}, {"optimizer": "muon"})]
+    runs += divisions(2)
+    runs += [{"kind": "moved", "name": name} for name in TWO_RANKS]
+    runs += [{"kind": kind, "name": kind} for kind in ("skip", "roll")]
     return toys.runs(folder, runs, 2), folder
 
 
@@ -111,3 +116,34 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_follows(found):
 def test_an_engine_that_goes_back_to_an_earlier_state_takes_the_same_step_again(found):
     returning = {name: moved for name, moved in found[0].items() if name.startswith("returning")}
     assert len(returning) == 8 and all(moved == [0.0] for moved in returning.values()), returning
+
+
+def test_zero_and_accumulation_give_the_curve_of_a_plain_loop(found):
+    want = plain_loop()
+    for each in divisions(2):
+        assert found[0][each["name"]] == pytest.approx(want, abs=1e-5), each["name"]
+
+
+@pytest.mark.parametrize("name", TWO_RANKS)
+def test_two_ranks_move_the_same_at_every_zero_stage(name, found):
+    rows = found[0][name]
+    match name.split(", ")[0]:
+        case "new rows":
+            assert rows == NEW_MOVED
+        case "tied":
+            assert rows == {"embed.weight": ROWS, **FROZEN_BLOCKS}
+        case "lora":
+            assert rows == {"embed.weight": ROWS, **ADAPTED, "head.weight": ROWS}
+        case _:
+            assert name.startswith("blocks frozen") and rows == NEW_MOVED | {"head.weight": ALL}
+
+
+def test_what_goes_wrong_on_one_rank_of_two_is_skipped_on_both(found):
+    assert found[0]["skip"] == 4  # ZeRO stages
+    names = sorted(path.name for path in (found[1] / "skip" / "zero 2" / "bad-batches").glob("*.json"))
+    # At step 6 rank 1's gradient alone was NaN, which no rank can tell; at step 9 it was rank 1's loss.
+    assert names == [f"step-0000000{step}-rank-0000{rank}.json" for step, rank in ((6, 0), (6, 1), (9, 1))]
+
+
+def test_two_ranks_roll_back_together_to_what_they_would_be_without_the_bad_batches(found):
+    assert found[0]["roll"] == 3

@@ -1,0 +1,175 @@
+"""What the `unimm` command takes: one small class for each thing that it does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+
+
+@dataclass(frozen=True)
+class Show:
+    """Print a recipe: its axes, its stages, one rendered sample per task with what is learned marked."""
+
+    recipe: Positional[Path]
+    """A recipe file such as recipes/demo.py, or a run's folder. Any field of it can be changed: --backbone.width 384"""
+    json: bool = False
+    """Print the resolved recipe as JSON instead."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Say on paper what a recipe takes on a cluster: memory of a GPU by part, days, disk; nothing is run."""
+
+    recipe: Positional[Path]
+    """A recipe file, or a run's folder. Any field of it can be changed: --stages.sft.zero 2 --stages.sft.micro 4"""
+    gpus: int | None = None
+    """How many, over all nodes; one node's by default."""
+    gpu: str = "h200"
+    """Which, by its name in unimm/hardware.py."""
+    nodes: int = 1
+    """How many nodes, where --gpus is not said."""
+    gpus_per_node: int = 8
+    mfu: float = 0.4
+    """Share of the peak that is assumed to be reached, recomputation counted."""
+    document: int = 0
+    """Tokens of a document on average; 0: the longest image with a caption."""
+    images: int = 1_000_000
+    """Images of a dataset, where the recipe does not say."""
+    json: bool = False
+    """Print every number as JSON instead."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe's stages in order, or go on where an interrupted run stopped."""
+
+    recipe: Positional[Path]
+    """A recipe file, or the folder of a run to continue. Any field of it can be changed: --stages.sft.steps 100"""
+    out: Path | None = None
+    """The run's folder; runs/NAME by default."""
+    stage: str | None = None
+    """Stop after this stage."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Say how a run went. Exit code: 0 done, 75 start it again, 1 failed, 3 running, or killed without a word."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    json: bool = False
+    """Print status.json with the errors of all ranks instead."""
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Turn the pixels of a run's datasets into codes, once, with the run's trained image tokenizer."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    data: str | None = None
+    """Only this dataset of the recipe."""
+
+
+@dataclass(frozen=True)
+class SamplingChange:
+    """Differences from the sampling settings that the run was saved with."""
+
+    guidance: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def said(self) -> dict[str, float]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw pictures: a labelled grid and single PNGs."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    prompts: Positional[tuple[str, ...]]
+    """What to draw, each in quotes."""
+    n: Annotated[int, arg(aliases=["-n"])] = 4
+    """Pictures per prompt."""
+    seed: int = 0
+    out: Path | None = None
+    """Where to write; RUN/samples by default."""
+    sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Talk with a trained run in the terminal; name image files in what you say, and it writes image files."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    seed: int = 0
+    out: Path | None = None
+    """Where its pictures go; RUN/chat by default."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Score a trained run and write report.html and report.json into its folder."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    count: int = 200
+    """Prompts, questions and scenes of each kind."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CheckpointList:
+    """A run's checkpoints in a table: stage, step, when, size, ranks, ZeRO stage, whole or not."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    quick: FlagCreatePairsOff[bool] = False
+    """Compare the files' sizes only, instead of reading every byte."""
+
+
+@dataclass(frozen=True)
+class CheckpointVerify:
+    """Read every byte of a checkpoint, or of all in a run, against its checksums; exit code 2 names faulty files."""
+
+    path: Positional[Path]
+    """A checkpoint's folder, a stage's, or a run's."""
+
+
+@dataclass(frozen=True)
+class CheckpointExport:
+    """Write a run without its training state: weights, recipe and tokenizers, for sample, chat and eval."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    out: Positional[Path]
+    """A folder to be made."""
+    stage: str | None = None
+    """The language stage to take; the latest by default."""
+    step: int | None = None
+    """Its checkpoint of this step; the newest whole one by default."""
+    ema: FlagCreatePairsOff[bool] = False
+    """The averaged weights, and nothing else; by default they are taken where the stage has them."""
+    trained: FlagCreatePairsOff[bool] = False
+    """The weights as trained, not their average."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """List, verify or export the checkpoints of a run."""
+
+    do: OmitSubcommandPrefixes[OmitArgPrefixes[
+        Annotated[CheckpointList, subcommand("list")] | Annotated[CheckpointVerify, subcommand("verify")]
+        | Annotated[CheckpointExport, subcommand("export")]]]
+
+
+Command = (  # in the order of `unimm --help`: a run from its recipe to its use
+    Annotated[Show, subcommand("show")] | Annotated[Plan, subcommand("plan")] | Annotated[Train, subcommand("train")]
+    | Annotated[Status, subcommand("status")] | Annotated[Checkpoint, subcommand("checkpoint")]
+    | Annotated[Encode, subcommand("encode")] | Annotated[Sample, subcommand("sample")]
+    | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")])
