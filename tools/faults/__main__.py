@@ -67,7 +67,7 @@ def write(found: dict[str, Row], docs: Path = DOCS) -> None:
     page.write_text(before + BEGIN + figures(now) + END + rest.split(END)[1])
 
 
-def measure(names: list[str], sample: bool, width: int, folder: Path) -> dict[str, Row]:
+def measure(names: list[str], sample: bool, width: int, folder: Path, keep: bool = False) -> dict[str, Row]:
     preload()
     lab = Lab(folder)
     found = {}
@@ -82,6 +82,8 @@ def measure(names: list[str], sample: bool, width: int, folder: Path) -> dict[st
                               found=row.found.replace(str(folder), "RUNS"))
         print(f"{name}: {'holds' if row.holds else 'DOES NOT HOLD'}, {found[name].seconds:.0f} s: {found[name].found}",
               flush=True)
+        if keep:
+            write({name: found[name]})
     return found
 
 
@@ -100,10 +102,8 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="faults-"))
     folder.mkdir(parents=True, exist_ok=True)
-    found = measure(given.rows or list(ROWS), given.sample, given.width, folder)
+    found = measure(given.rows or list(ROWS), given.sample, given.width, folder, given.write)
     print(table(found))
-    if given.write:
-        write(found)
     held = all(row.holds for row in found.values())
     if held and not given.folder:
         shutil.rmtree(folder)

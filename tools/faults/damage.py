@@ -169,7 +169,7 @@ def filled_between(lab: Lab) -> None:
         hooks.before_batch = at if rank == 0 else hooks.before_batch
 
     with small_disk(folder, 16 << 20):
-        stops_cleanly(lab, folder, filling, (str(folder / STAGE), "full"))
+        stops_cleanly(lab, folder, filling, (str(folder / STAGE), "No space left"))
         (folder / "ballast").unlink()
         _goes_on(lab, folder)
 

@@ -58,7 +58,7 @@ def through_torchrun(lab: Lab, number: signal.Signals) -> None:
     log = folder.with_name(folder.name + ".log")
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
-        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
+        "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
                "tools.faults.rank", str(lab.base), str(folder), kind, str(BATCH), number.name]
     with open(log, "w") as out:
