@@ -238,3 +238,14 @@ def forked_pair(rank) -> None:
         os._exit(0)
     rank(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_limit_on_file_size_is_told_with_the_path_the_bytes_and_the_remedy(tmp_path):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
+        with pytest.raises(CheckpointError, match=r"step-00000002: File too large; it takes [\d,]+ bytes.*ulimit -f"):
+            save(tmp_path, 2)
+
+    save(tmp_path, 1)
+    assert forked(limited) == 0
+    assert newest(tmp_path).name == "step-00000001"
