@@ -1,6 +1,5 @@
 """Checkpoints with flipped bits and missing ends, and disks that can't be written."""
 
-import os
 import random
 import resource
 import shutil
@@ -236,7 +235,7 @@ def disks(lab: Lab, width: int, count: int | None = None) -> Row:
     wrong = [f"{name}: {each}" for name, each in zip(acts, found, strict=True) if isinstance(each, Fault)]
     return Row(f"disk full while saving, read-only output: {', '.join(acts)}",
                "stops cleanly with the path and the bytes needed; last checkpoint intact; goes on when there is room",
-               f"{len(acts) - len(wrong)} of {len(acts)}: exit code 2 and one line with the path, then the undisturbed end"
+               f"{len(acts) - len(wrong)} of {len(acts)}: exit code 2, a line with the path, then the undisturbed end"
                + (f"; wrong: {'; '.join(wrong)}" if wrong else ""), not wrong)
 
 

@@ -141,4 +141,5 @@ def numbers(lab: Lab, width: int, count: int | None = None) -> Row:
     found = pool(acts.values(), lab.folder / "numbers", width)
     wrong = [f"{name}: {each}" for name, each in zip(acts, found, strict=True) if isinstance(each, Fault)]
     return Row(f"guards, 2 ranks: {', '.join(acts)}", "as docs/exit-codes.md says; what goes on does so bit for bit",
-               f"{len(acts) - len(wrong)} of {len(acts)}" + (f"; wrong: {'; '.join(wrong)}" if wrong else ""), not wrong)
+               f"{len(acts) - len(wrong)} of {len(acts)}" + (f"; wrong: {'; '.join(wrong)}" if wrong else ""),
+               not wrong)

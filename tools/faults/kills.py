@@ -105,7 +105,8 @@ def kills_while_saving(lab: Lab, every: int, width: int) -> Row:
     wrong = [str(each) for each in found if isinstance(each, Fault)]
     old = sum(each == SAVE_EVERY for each in found)
     return Row(f"kill -9 at every named point of a checkpoint write, in training: {len(chosen)} points of "
-               f"{len(kinds)} kinds", f"at least {20 if every == 1 else len(chosen)} points, all resume; {NOTHING_LOST}",
+               f"{len(kinds)} kinds",
+               f"at least {20 if every == 1 else len(chosen)} points, all resume; {NOTHING_LOST}",
                f"{len(chosen) - len(wrong)} of {len(chosen)} did; {old} went on from the old checkpoint, "
                f"{len(chosen) - len(wrong) - old} from the new one" + _first(wrong),
                not wrong and (every > 1 or len(chosen) >= 20))

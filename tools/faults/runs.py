@@ -173,7 +173,8 @@ class Lab:
     @staticmethod
     def logs(folder: Path) -> list[Path]:
         """What rank 0 said, start by start."""
-        return sorted(folder.with_name(f"{folder.name} logs").glob("rank-0.*.log"), key=lambda p: int(p.suffixes[-2][1:]))
+        found = folder.with_name(f"{folder.name} logs").glob("rank-0.*.log")
+        return sorted(found, key=lambda path: int(path.suffixes[-2][1:]))
 
     def start(self, folder: Path, kind: Kind, trouble: Callable[[int, Rank], None] = lambda rank, hooks: None,
               who: int = 0) -> Attempt:
