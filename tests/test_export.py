@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import TINY
 
-from unimm import cli
+from unimm.cli import main as cli
 from unimm.checkpoint.manifest import CheckpointError, verify
 from unimm.checkpoint.pieces import Piece
 from unimm.checkpoint.write import Saver
