@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny import TINY
 
-from unimm.cli import main as cli
 from unimm.checkpoint.manifest import CheckpointError, verify
 from unimm.checkpoint.pieces import Piece
 from unimm.checkpoint.write import Saver
+from unimm.cli import main as cli
 from unimm.config.check import ConfigError
 from unimm.disk import DiskError
 from unimm.images.tokenizer import build_tokenizer, fingerprint, save_tokenizer

@@ -10,8 +10,8 @@ import torch
 from convert.releases import config, plain, recipe_file, recipe_of, unified, write_text
 from safetensors.torch import load_file, save_file
 
-from unimm.cli import main as cli
 from unimm.checkpoint import tensors
+from unimm.cli import main as cli
 from unimm.convert import write
 from unimm.errors import UserError
 
