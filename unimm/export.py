@@ -16,7 +16,6 @@ from unimm.checkpoint.read import newest, read_state, read_weights
 from unimm.checkpoint.tensors import write_weights
 from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken
 from unimm.disk import Digest, copy_file, new_folder, write_file
 from unimm.recipe import load_recipe
 
@@ -41,7 +40,7 @@ def export_run(run: Path, out: Path, stage: str | None = None, step: int | None 
 
 def _source(recipe: Recipe, run: Path, stage: str | None, step: int | None) -> Path:
     """The verified checkpoint to export."""
-    stages = [name for name, s in recipe.stages.items() if isinstance(s, NextToken)]
+    stages = list(recipe.language)
     if stage is not None and stage not in stages:
         raise ConfigError(f"no language stage {stage!r} in {run}; it has: {', '.join(stages)}")
     if step is None:

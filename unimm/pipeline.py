@@ -208,8 +208,8 @@ def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: li
     if only is not None and only not in recipe.data:
         raise ConfigError(f"no data {only!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.data)}")
     tokenizer = load_tokenizer(folder / system.TOKENIZER_FOLDER).to(ranks.device())
-    needed = [use.data for name, stage in recipe.stages.items() if isinstance(stage, NextToken)
-              and (stages is None or name in stages) for use in stage.mix]
+    needed = [use.data for name, stage in recipe.language.items() if stages is None or name in stages
+              for use in stage.mix]
     for name in [only] if only else dict.fromkeys(needed):
         _encode(recipe, folder, name, tokenizer)
     ranks.barrier()
@@ -240,8 +240,8 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
 
 def _seen(recipe: Recipe, name: str) -> tuple:
     """How the pictures of a dataset are kept: where the model reads features, and some stage has it read them."""
-    reads = any(use.data == name and use.task in ("caption", "as_is") for stage in recipe.stages.values()
-                if isinstance(stage, NextToken) for use in stage.mix)
+    reads = any(use.data == name and use.task in ("caption", "as_is")
+                for stage in recipe.language.values() for use in stage.mix)
     how = recipe.image_in
     return (how.image, list(how.background)) if isinstance(how, VisionFeatures) and reads else ()
 
