@@ -20,16 +20,9 @@ from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct, learned
 from unimm.config.tokens import SentencePieceText
 from unimm.disk import replace_file
+from unimm.images import tokenizer as codec
 from unimm.images.prepare import as_seen, prepare
 from unimm.images.reconstruct import Reconstruction
-from unimm.images.tokenizer import (
-    fingerprint,
-    first_tokenizer,
-    is_released,
-    load_tokenizer,
-    save_tokenizer,
-    to_codes,
-)
 from unimm.recipe import recipe_from_json, recipe_to_json
 from unimm.sample import Text
 from unimm.show import batch_in_words
@@ -155,7 +148,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
         teller()(f"{name}: already done, {target}")
         return
     torch.manual_seed(stage.seed)
-    tokenizer = first_tokenizer(recipe.image_tokenizer).train()
+    tokenizer = codec.first_tokenizer(recipe.image_tokenizer).train()
     check_codebook(recipe, tokenizer.size)
     datasets = []
     for use in stage.mix:
@@ -169,8 +162,8 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
                 recipe=json.loads(recipe_to_json(recipe)), flops=lambda: flops_of_images(recipe, stage, name))
     run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
     if ranks.rank() == 0:
-        save_tokenizer(tokenizer, target)
-        teller()(f"{name}: image tokenizer {fingerprint(tokenizer)[:12]} -> {target}")
+        codec.save_tokenizer(tokenizer, target)
+        teller()(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {target}")
     ranks.barrier()
 
 
@@ -178,12 +171,13 @@ def _adopt_tokenizer(recipe: Recipe, folder: Path) -> None:
     """Bring a published tokenizer that no stage trains into the run's folder, which needs the release no more."""
     trained = any(isinstance(stage, Reconstruct) for stage in recipe.stages.values())
     target = folder / system.TOKENIZER_FOLDER
-    if is_released(recipe.image_tokenizer) and not trained and ranks.rank() == 0 and not target.is_dir():
+    if codec.is_released(recipe.image_tokenizer) and not trained and ranks.rank() == 0 and not target.is_dir():
         with timed(folder, "adopt"):
-            tokenizer = first_tokenizer(recipe.image_tokenizer)
+            tokenizer = codec.first_tokenizer(recipe.image_tokenizer)
             check_codebook(recipe, tokenizer.size)
-            save_tokenizer(tokenizer, target)
-            teller()(f"image tokenizer: {recipe.image_tokenizer.weights}, {fingerprint(tokenizer)[:12]} -> {target}")
+            codec.save_tokenizer(tokenizer, target)
+            teller()(f"image tokenizer: {recipe.image_tokenizer.weights}, {codec.fingerprint(tokenizer)[:12]} "
+                     f"-> {target}")
     ranks.barrier()
 
 
@@ -207,7 +201,7 @@ def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: li
         raise ConfigError(f"{folder}: no trained image tokenizer yet; {remedy} first: unimm train {folder}")
     if only is not None and only not in recipe.data:
         raise ConfigError(f"no data {only!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.data)}")
-    tokenizer = load_tokenizer(folder / system.TOKENIZER_FOLDER).to(ranks.device())
+    tokenizer = codec.load_tokenizer(folder / system.TOKENIZER_FOLDER).to(ranks.device())
     needed = [use.data for name, stage in recipe.language.items() if stages is None or name in stages
               for use in stage.mix]
     for name in [only] if only else dict.fromkeys(needed):
@@ -217,7 +211,7 @@ def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: li
 
 def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
     source = recipe.data[name]
-    plan = Plan(source=json.loads(recipe_to_json(recipe))["data"][name], fingerprint=fingerprint(tokenizer),
+    plan = Plan(source=json.loads(recipe_to_json(recipe))["data"][name], fingerprint=codec.fingerprint(tokenizer),
                 size=tokenizer.size, pixels=recipe.image_tokenizer.image, seen=_seen(recipe, name))
     told = [time.monotonic()]
 
@@ -228,7 +222,7 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
             teller()(f"encode {name}: {p.rows:,} rows, {p.rate:,.0f} rows/s{left}")
 
     target = folder / "codes" / name
-    manifest = encode(open_source(source), lambda images: to_codes(tokenizer, images), plan, target,
+    manifest = encode(open_source(source), lambda images: codec.to_codes(tokenizer, images), plan, target,
                       prepare=lambda array: prepare(recipe.image_tokenizer, array, recipe.layout.sizes),
                       see=(lambda array: as_seen(recipe.image_in, array)) if plan.seen else None,
                       rank=ranks.rank(), world=ranks.world(), total=getattr(source, "count", None), progress=report)
@@ -256,7 +250,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     from unimm.model.multiplied import multiplied
     from unimm.previews import preview_drawings
 
-    tokenizer = load_tokenizer(folder / system.TOKENIZER_FOLDER).eval()
+    tokenizer = codec.load_tokenizer(folder / system.TOKENIZER_FOLDER).eval()
     check_codebook(recipe, tokenizer.size)
     layout = system.layout_of(recipe, system.text_of(recipe, folder))
     torch.manual_seed(stage.seed)
@@ -274,7 +268,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
         compile_layers(model.backbone, stage.recompute)
     if stage.recompute:
         recompute_layers(model.backbone, reentrant=stage.zero == 3)
-    shards = {use.data: open_shards(folder / "codes" / use.data, fingerprint(tokenizer)) for use in stage.mix}
+    shards = {use.data: open_shards(folder / "codes" / use.data, codec.fingerprint(tokenizer)) for use in stage.mix}
     tokenizer.to(ranks.device())  # for previews; once its code vectors are in the model
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
     around = system.System(recipe, folder, layout, tokenizer, model, folder)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from unimm.config.stages import Stage
 from unimm.losses import Losses
 from unimm.train import ranks
-from unimm.train.optimizer import build_optimizer
 from unimm.train.pieces import Masters, held_whole
 from unimm.train.update import Autocast, Engine, TrainError, clip
 
@@ -28,11 +27,8 @@ class PlainEngine(Engine):
                  undecayed: Collection[str] = ()):
         if ranks.world() > 1:
             raise TrainError(f"{ranks.world()} processes need DeepSpeed; install it, or start one process")
-        self.module = module
-        self.trained = [p for p in module.parameters() if p.requires_grad]
-        self.limit = stage.optimizer.clip
+        super().__init__(module, stage, rates, undecayed)
         self.forward = Autocast(module, stage)
-        self.optimizer = build_optimizer(module, stage.optimizer, rates, undecayed)
         held = list(held_whole(module, self.optimizer).values())
         self.masters = Masters(module, self.optimizer, held, stage.ema, shared=True)
 

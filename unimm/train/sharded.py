@@ -20,7 +20,6 @@ from unimm.config.stages import Stage
 from unimm.losses import Losses
 from unimm.train import ranks
 from unimm.train.muon import Exchange, MuonAdamW
-from unimm.train.optimizer import build_optimizer
 from unimm.train.pieces import Held, Masters, Read, held_whole, own_parameters
 from unimm.train.shares import shares
 from unimm.train.update import Autocast, Engine, NotFinite, clip
@@ -62,11 +61,8 @@ class DeepSpeedEngine(Engine):
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it, at ZeRO-3 in every step, launcher or not
         deepspeed = _import_deepspeed()
         ranks.start(alone=True)
-        self.module = module
+        super().__init__(module, stage, rates, undecayed)
         self.zero, self.whole = stage.zero, stage.zero < 3
-        self.trained = [p for p in module.parameters() if p.requires_grad]
-        self.limit = stage.optimizer.clip
-        self.optimizer = build_optimizer(module, stage.optimizer, rates, undecayed)
         whole = held_whole(module, self.optimizer)
         parameters = sum(p.numel() for p in module.parameters())
         self.engine, *_ = deepspeed.initialize(

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from unimm.config.stages import Stage
 from unimm.errors import UserError
 from unimm.losses import Losses
 from unimm.train import ranks
+from unimm.train.optimizer import build_optimizer
 from unimm.train.pieces import Masters, Read
 
 
@@ -54,10 +55,14 @@ class Engine:
     `module` is the caller's own module, never a wrapper. `whole` says whether it holds whole weights.
     """
 
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
     masters: Masters
     whole = True
+
+    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None,
+                 undecayed: Collection[str]):
+        self.module, self.limit = module, stage.optimizer.clip
+        self.trained = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(module, stage.optimizer, rates, undecayed)
 
     def __call__(self, batch, last: bool = True) -> Losses:
         """One forward; `last` in the last one of a step."""
