@@ -176,6 +176,13 @@ def trained_language(recipe: Recipe, folder: Path) -> Path | None:
     return next((path for name in reversed([CONVERTED, *recipe.language]) if (path := newest(folder / name))), None)
 
 
+def language_of(recipe: Recipe, folder: Path) -> Path:
+    """`trained_language`, or ConfigError where there is none."""
+    if found := trained_language(recipe, folder):
+        return found
+    raise ConfigError(f"{folder}: no language model yet; continue with: unimm train {folder}")
+
+
 def stage_of(checkpoint: Path) -> str:
     """The stage whose weights a checkpoint, or an exported folder, holds."""
     exported = checkpoint / EXPORT_FILE
@@ -247,9 +254,7 @@ def open_run(folder: str | Path) -> System:
     if not (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder}: not a run (no {RECIPE_FILE}); give a folder that `unimm train` wrote: runs/demo")
     recipe = load_recipe(folder)
-    found = trained_language(recipe, folder)
-    if found is None:
-        raise ConfigError(f"{folder}: no language model yet; continue with: unimm train {folder}")
+    found = language_of(recipe, folder)
     layout = layout_of(recipe, text_of(recipe, folder))
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
     model = new_model(recipe, layout, tokenizer, shapes=folder)

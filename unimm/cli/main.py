@@ -53,10 +53,9 @@ def run(arguments: list[str]) -> int:
         case commands.Status(run=folder, json=as_json):
             return _status(folder, as_json)
         case commands.Encode(run=folder, data=data):
-            recipe = load(folder, [])
             from unimm.pipeline import encode_run
 
-            encode_run(recipe, folder, data)
+            encode_run(load(folder, []), folder, data)
         case commands.Sample():
             from unimm.serve.files import sample_to_files
 

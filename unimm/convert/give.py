@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from unimm import system
 from unimm.checkpoint.tensors import DTYPES, files_of
-from unimm.config.check import ConfigError
 from unimm.config.model import FreshBackbone
 from unimm.config.recipe import Recipe
 from unimm.config.trains import Lora
@@ -83,9 +82,7 @@ def give(folder: Path, out: Path, adapters: Adapters = "merged", dtype: Types = 
 
 def _opened(folder: Path) -> Run:
     recipe = load_recipe(folder)
-    found = system.trained_language(recipe, folder)
-    if found is None:
-        raise ConfigError(f"{folder}: no language model yet; continue with: unimm train {folder}")
+    found = system.language_of(recipe, folder)
     untouched = system.stage_of(found) == system.CONVERTED
     lora = None if untouched else recipe.stages[system.stage_of(found)].train.lora
     codes = folder / system.TOKENIZER_FOLDER
