@@ -155,9 +155,9 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
         images, skipped = images_of(open_source(recipe.data[use.data]), recipe.image_tokenizer.image)
         teller()(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
         datasets.append(images)
-    batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(), ranks.world())
-    work = Work(Reconstruction(tokenizer), batches,
-                preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
+    batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
+                           ranks.world())
+    work = Work(Reconstruction(tokenizer), batches, preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
                 recipe=json.loads(recipe_to_json(recipe)), flops=lambda: flops_of_images(recipe, stage, name))
     run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
     if ranks.rank() == 0:
