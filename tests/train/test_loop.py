@@ -1,6 +1,8 @@
 """One loop, in this process, with the plain engine."""
 
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +15,7 @@ from unimm.checkpoint.manifest import CheckpointError
 from unimm.checkpoint.read import read_state
 from unimm.config.guards import Guards
 from unimm.train.loop import Work, run_stage
+from unimm.train.signals import Interrupted
 from unimm.train.update import NotFinite, TrainError
 
 DROPOUT = {"objective": "regression", "dropout": 0.3, "log_every": 5}
@@ -157,3 +160,9 @@ def test_a_folder_that_can_not_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(TrainError, match="can't write into .*file/run"):
         train(tmp_path / "file" / "run")
+
+
+def test_a_signal_that_comes_while_a_batch_is_awaited_ends_the_run_with_that_step(tmp_path):
+    with pytest.raises(Interrupted) as stopped:
+        train(tmp_path, at=lambda i: os.kill(os.getpid(), signal.SIGTERM) if i == 5 else None)
+    assert stopped.value.path.name == "step-00000006"

@@ -52,25 +52,25 @@ class Unequal(AssertionError):
 def faster(claim: str, peer: str, ours: float, theirs: float, unit: str, at_least: float) -> Row:
     """Less is better (seconds, bytes): theirs / ours must be `at_least`."""
     ratio = theirs / ours if ours else math.inf
-    return Row(claim, peer, ours, theirs, unit, ratio, f">= {at_least:g}x", ratio >= at_least)
+    return Row(claim, peer, ours, theirs, unit, ratio, f">= {at_least:g}x", bool(ratio >= at_least))
 
 
 def at_most(claim: str, peer: str, ours: float, theirs: float, unit: str, limit: float) -> Row:
     """What is given up for something else: ours / theirs must stay below `limit`."""
     ratio = ours / theirs if theirs else math.inf
-    return Row(claim, peer, ours, theirs, unit, ratio, f"<= {limit:g}x", ratio <= limit)
+    return Row(claim, peer, ours, theirs, unit, ratio, f"<= {limit:g}x", bool(ratio <= limit))
 
 
 def more(claim: str, peer: str, ours: float, theirs: float, unit: str, at_least: float) -> Row:
     """More is better (tokens per second): ours / theirs must be `at_least`."""
     ratio = ours / theirs if theirs else math.inf
-    return Row(claim, peer, ours, theirs, unit, ratio, f">= {at_least:g}x", ratio >= at_least)
+    return Row(claim, peer, ours, theirs, unit, ratio, f">= {at_least:g}x", bool(ratio >= at_least))
 
 
 def within(claim: str, peer: str, ours: float, theirs: float, unit: str, percent: float) -> Row:
     """The two figures must agree to `percent` of theirs."""
     ratio = ours / theirs if theirs else math.inf
-    return Row(claim, peer, ours, theirs, unit, ratio, f"within {percent:g} %", abs(ratio - 1) * 100 <= percent)
+    return Row(claim, peer, ours, theirs, unit, ratio, f"within {percent:g} %", bool(abs(ratio - 1) * 100 <= percent))
 
 
 def equal(what: str, ours, theirs, tolerance: float = 0.0) -> None:

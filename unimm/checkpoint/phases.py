@@ -154,7 +154,10 @@ class Write:
                         "or choose another folder")
             case OSError(errno=number, strerror=said) if number in FORBIDDEN:
                 return f"{said} ({error.filename}); make the folder writable, or choose another"
+            case OSError(errno=errno.EFBIG, strerror=said):
+                return (f"{said}; it takes {self.needed:,} bytes in all: raise the limit on the size of files "
+                        "(ulimit -f), or choose another folder")
             case OSError(strerror=said) if said:
-                return f"{said} ({error.filename}); repair this, or choose another folder"
+                return f"{said} ({error.filename or self.part}); repair this, or choose another folder"
             case _:
                 return str(error) or type(error).__name__

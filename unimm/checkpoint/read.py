@@ -98,5 +98,17 @@ def load_weights(path: Path, module: nn.Module, ema: bool | None = None) -> None
         module.load_state_dict(tensors, strict=False)
 
 
+def load_buffers(path: Path, module: nn.Module) -> None:
+    """Put back what is no parameter and yet learns, such as a codebook of averages; parameters are left alone.
+
+    For a module whose parameters an engine holds: they come back from pieces.
+    """
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    buffers = {name: t for name, t in module.state_dict().items() if name not in parameters}
+    for tensors in read_tensors(path) if buffers else ():
+        for name in buffers.keys() & tensors.keys():
+            buffers[name].copy_(tensors[name])
+
+
 def _whole(pieces: Pieces, name: str, kind: str, like: Tensor) -> Tensor:
     return pieces(name, 0, like.numel(), only=[kind])[kind].reshape(like.shape).to(like.dtype)

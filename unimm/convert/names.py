@@ -16,7 +16,7 @@ from unimm.convert.source import ConvertError
 
 TOKENIZER = "model.vqmodel."
 
-# "": kept, but no part of our model. `unimm.model.vision_input` and `image_output` name parameters as transformers does.
+# "": kept, but no part of our model. `unimm.model.vision_input` and `image_output` keep transformers' names.
 PARTS = {
     "chameleon": (("", "backbone."),),
     "emu3": (("model.text_model.", "backbone.model."), ("", "backbone.")),

@@ -174,8 +174,13 @@ def class_of(folder: Path) -> nn.Module:
     Raises ConvertError where the configuration is not one.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM, ChameleonForConditionalGeneration
-    from transformers import Emu3ForConditionalGeneration, JanusForConditionalGeneration
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        ChameleonForConditionalGeneration,
+        Emu3ForConditionalGeneration,
+        JanusForConditionalGeneration,
+    )
 
     try:
         config = AutoConfig.from_pretrained(folder)

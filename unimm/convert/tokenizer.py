@@ -1,4 +1,4 @@
-"""The text tokenizer of an exported model: the run's own, markers and codes as tokens at the ids that they have there."""
+"""The text tokenizer of an exported model: the run's own, markers and codes as tokens at their ids."""
 
 import json
 from pathlib import Path

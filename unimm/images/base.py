@@ -36,7 +36,8 @@ class ImageTokenizer(nn.Module):
     `size` codes of `dim` channels, `patch` pixels to a code each way, so that the grid of an image of (H, W)
     pixels is (H / patch, W / patch). `grid` is that of the configuration's own image size; where `any_size` is
     False it is the only one, otherwise an image may have any size of whole patches, and `decode` is to be told
-    the grid wherever it isn't that. One that lacks its decoder does not `draws`. `encode` and `decode` are the same in training and in eval mode.
+    the grid wherever it isn't that. `draws` is False where it lacks its decoder. `encode` and `decode` are the same in
+    training and in eval mode.
     Pictures become such images by `unimm.images.prepare.prepare` and `to_tensor`.
     """
 

@@ -95,6 +95,7 @@ def try_packed(backbone) -> None:
     ids = torch.arange(12)[None] % len(table.weight)
     spans = (slice(0, 5), slice(5, 12))
     own = backbone.config._attn_implementation
+    backbone.set_attn_implementation("eager")  # the one that has whatever a model asks for
     logits = torch.cat([backbone(input_ids=ids[:, span], use_cache=False).logits for span in spans], 1)
     use_packed_attention(backbone)
     document = torch.tensor([[1] * 5 + [2] * 7])

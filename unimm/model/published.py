@@ -16,7 +16,6 @@ from unimm.config.check import ConfigError
 from unimm.config.model import FreshVision, PretrainedVision, VisionEncoder
 from unimm.errors import UserError
 
-
 HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".py")
 
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from unimm.checkpoint.manifest import CheckpointError
 from unimm.checkpoint.phases import Peers
-from unimm.checkpoint.read import load_weights, open_pieces, read_recipe, read_state, take_up
+from unimm.checkpoint.read import load_buffers, load_weights, open_pieces, read_recipe, read_state, take_up
 from unimm.checkpoint.write import Saver
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.hardware import peak_flops
@@ -123,7 +123,7 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
     run.begin()
     with run, Signals() as signals:
         while run.step < stage.steps:
-            stop = run.one_step(signals.received)
+            stop = run.one_step(signals)
             done = run.step == stage.steps
             due = done or stop or run.step % stage.save_every == 0
             if due:
@@ -175,7 +175,7 @@ class _Run:
         if self.status:
             self.status.at(stage=self.name, step=self.step, steps=self.stage.steps, checkpoint=str(self.saved or ""))
 
-    def one_step(self, received: int) -> int:
+    def one_step(self, signals: Signals) -> int:
         """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0.
 
         Raises NotFinite where too many steps were refused, and CheckpointError where the save behind has failed.
@@ -187,7 +187,7 @@ class _Run:
             batch = self.guards.draw(self.step + 1, self.work.batches)
         slots = self.shares.slots(batch, ranks.rank())
         self._at("collective")
-        stop, weight = self._agree(slots.values(), received)
+        stop, weight = self._agree(slots.values(), signals)
         losses = [self._learn(slot, number, weight, last=number == max(slots)) for number, slot in slots.items()]
         self._at("update")
         self.step += 1
@@ -210,7 +210,7 @@ class _Run:
         done = where in ("preview", "save", "end")  # or in the step that will be the next one
         self.watchdog.beat(self.step if done else self.step + 1, where)
 
-    def _agree(self, slots: Iterable, received: int) -> tuple[int, float]:
+    def _agree(self, slots: Iterable, signals: Signals) -> tuple[int, float]:
         """The step's one collective: the signal to stop, and the weight of its slots on all ranks.
 
         The loss of the step before goes with it: it is known by now, and nothing waits for it.
@@ -218,7 +218,7 @@ class _Run:
         weights = [self.work.module.weigh(slot) for slot in slots]
         learned, read, failed, loss, *asked = ranks.total([
             float(sum(w.learned for w in weights)), float(sum(w.read for w in weights)), float(self.saver.failed),
-            self.unjudged[1] if self.unjudged else 0.0, *votes(received)])
+            self.unjudged[1] if self.unjudged else 0.0, *votes(signals.received)])
         if failed:
             self.saver.wait()
         self._judged(loss)
@@ -246,6 +246,7 @@ class _Run:
         self.guards.condemn(read_state(found)["guards"])
         self.unjudged = None
         self.restore(found)
+        load_buffers(found, self.work.module)
         if self.log:
             self.log.close()
             self.log = Log(self.folder, self.step)

@@ -1,5 +1,6 @@
 """What a run tells: the table before step 1, metrics.jsonl and TensorBoard, the progress line."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unimm.disk import writing
 from unimm.train import ranks
 
 MOST_KEPT = 10_000
@@ -76,13 +78,14 @@ class Log:
     """metrics.jsonl, one flat object a line, and TensorBoard where it is installed."""
 
     def __init__(self, folder: Path, step: int):
-        """Continue at `step`: lines of later steps, written before a crash, are dropped."""
+        """Continue at `step`: lines of later steps, written before a crash, are dropped. Raises DiskError."""
         self.path = folder / "metrics.jsonl"
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         part = self.path.with_name("metrics.jsonl.part")
-        part.write_text("".join(kept))
-        os.replace(part, self.path)
+        with writing(self.path):
+            part.write_text("".join(kept))
+            os.replace(part, self.path)
         self.board = None
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
@@ -90,18 +93,21 @@ class Log:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        with open(self.path, "a") as file:
+        """Add a line. Raises DiskError."""
+        with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
         if self.board:
             from tensorboard.compat.proto.summary_pb2 import Summary
 
             # One event a line: one a value costs as much as a small model's step.
             scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-            self.board.file_writer.add_summary(Summary(value=scalars), step)
+            with writing(self.path.with_name("tensorboard")):
+                self.board.file_writer.add_summary(Summary(value=scalars), step)
 
     def close(self) -> None:
-        if self.board:
-            self.board.close()
+        with contextlib.suppress(OSError):  # a full disk: metrics.jsonl has said so, and holds every line
+            if self.board:
+                self.board.close()
 
 
 class Progress:
