@@ -76,9 +76,9 @@ def content(name: str, rng: np.random.Generator, learn: bool):
         case "janus" if not learn:
             return Latents(rng.standard_normal((9, 6)).astype(np.float32), (3, 3))
         case "seed_llama":
-            return Codes.of_line(rng.integers(40, size=8))
+            return Codes((Level(rng.integers(40, size=(8, 1))),))
         case "lavit":
-            return Codes.of_line(rng.integers(40, size=rng.integers(2, 8)))
+            return Codes((Level(rng.integers(40, size=(rng.integers(2, 8), 1))),))
         case "illume_plus":
             return Codes((level(0, h, w), level(1, 2 * h, 2 * w)))
         case "ett":

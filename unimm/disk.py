@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,3 +106,27 @@ def read_sealed(path: Path) -> dict | None:
 
 def _seal(facts: dict) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def new_folder(out: Path, refusal: type[UserError], work: str) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` at the end; where anything fails, nothing of it stays.
+
+    Raises `refusal` where `out` is there and not empty, or what an interrupted `work` left is; DiskError.
+    """
+    part = out.with_name(out.name + ".part")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise refusal(f"{out} is there already; choose another folder, or delete it")
+    if part.exists():
+        raise refusal(f"{part} is in the way, perhaps left by an interrupted {work}; delete it")
+    with writing(out):
+        part.mkdir(parents=True)
+        try:
+            yield part
+            sync_folder(part)
+            if out.exists():
+                out.rmdir()
+            part.rename(out)
+            sync_folder(out.resolve().parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)

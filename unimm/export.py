@@ -7,27 +7,17 @@
 """
 
 import json
-import shutil
 from pathlib import Path
 
+from unimm import system
 from unimm.checkpoint.folders import final_of
 from unimm.checkpoint.manifest import CheckpointError, verify, write_manifest
 from unimm.checkpoint.read import newest, read_state, read_weights
 from unimm.checkpoint.tensors import write_weights
 from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken
-from unimm.disk import Digest, copy_file, sync_folder, write_file, writing
+from unimm.disk import Digest, copy_file, new_folder, write_file
 from unimm.recipe import load_recipe
-from unimm.system import (
-    BACKBONE_FOLDER,
-    EXPORT_FILE,
-    RECIPE_FILE,
-    TEXT_FILE,
-    TOKENIZER_FOLDER,
-    VISION_FOLDER,
-    trained_language,
-)
 
 
 def export_run(run: Path, out: Path, stage: str | None = None, step: int | None = None,
@@ -38,35 +28,23 @@ def export_run(run: Path, out: Path, stage: str | None = None, step: int | None 
     as in `read_weights`. Raises ConfigError, CheckpointError, DiskError; `out` then does not exist.
     """
     recipe = load_recipe(run)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already; choose another folder, or delete it")
-    part = out.with_name(out.name + ".part")
-    if part.exists():
-        raise ConfigError(f"{part} is in the way, perhaps left by an interrupted export; delete it")
-    source = _source(recipe, run, stage, step)
-    weights = {name: t for tensors in read_weights(source, ema) for name, t in tensors.items()}
-    state = read_state(source)
-    about = {"run": run.resolve().name, "stage": state["stage"], "step": state["step"],
-             "weights": {None: "as the stage left them", True: "averaged", False: "trained on"}[ema]}
-    with writing(out):
-        part.mkdir(parents=True)
-        try:
-            write_manifest(part, _copied(run, part) | write_weights(part, weights)
-                           | {EXPORT_FILE: write_file(part / EXPORT_FILE, [json.dumps(about, indent=1).encode()])})
-            sync_folder(part)
-            part.rename(out)
-            sync_folder(out.parent)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    with new_folder(out, ConfigError, "export") as part:
+        source = _source(recipe, run, stage, step)
+        weights = {name: t for tensors in read_weights(source, ema) for name, t in tensors.items()}
+        state = read_state(source)
+        about = {"run": run.resolve().name, "stage": state["stage"], "step": state["step"],
+                 "weights": {None: "as the stage left them", True: "averaged", False: "trained on"}[ema]}
+        said = write_file(part / system.EXPORT_FILE, [json.dumps(about, indent=1).encode()])
+        write_manifest(part, _copied(run, part) | write_weights(part, weights) | {system.EXPORT_FILE: said})
 
 
 def _source(recipe: Recipe, run: Path, stage: str | None, step: int | None) -> Path:
     """The verified checkpoint to export."""
-    stages = [name for name, s in recipe.stages.items() if isinstance(s, NextToken)]
+    stages = list(recipe.language)
     if stage is not None and stage not in stages:
         raise ConfigError(f"no language stage {stage!r} in {run}; it has: {', '.join(stages)}")
     if step is None:
-        found = newest(run / stage) if stage else trained_language(recipe, run)
+        found = newest(run / stage) if stage else system.trained_language(recipe, run)
     else:
         found = next((p for name in reversed(stages) if stage in (None, name)
                       if (p := final_of(run / name, step)).is_dir()), None)
@@ -79,9 +57,9 @@ def _source(recipe: Recipe, run: Path, stage: str | None, step: int | None) -> P
 def _copied(run: Path, part: Path) -> dict[str, Digest]:
     """The run's small parts, copied; the manifest's paths are relative to the folder."""
     digests = {}
-    folders = (TOKENIZER_FOLDER, BACKBONE_FOLDER, VISION_FOLDER)
+    folders = (system.TOKENIZER_FOLDER, system.BACKBONE_FOLDER, system.VISION_FOLDER)
     inside = [file for name in folders for file in sorted((run / name).rglob("*"))]
-    for file in (run / RECIPE_FILE, run / TEXT_FILE, *inside):
+    for file in (run / system.RECIPE_FILE, run / system.TEXT_FILE, *inside):
         if file.is_file():
             name = file.relative_to(run)
             (part / name).parent.mkdir(parents=True, exist_ok=True)

@@ -52,12 +52,12 @@ def write_png(path: Path, image: np.ndarray) -> None:
     replace_file(path, to_png(image))
 
 
-def to_png(image: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) as a file's bytes, lossless."""
+def to_png(image: np.ndarray, optimize: bool = False) -> bytes:
+    """uint8 (H, W, 3) as a file's bytes, lossless; `optimize` takes time to make it smaller."""
     from PIL import Image
 
     data = io.BytesIO()
-    Image.fromarray(image).save(data, "png")
+    Image.fromarray(image).save(data, "png", optimize=optimize)
     return data.getvalue()
 
 

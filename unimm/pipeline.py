@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from unimm import system
 from unimm.checkpoint.folders import candidates
 from unimm.checkpoint.manifest import MANIFEST
 from unimm.checkpoint.read import newest
@@ -19,16 +20,9 @@ from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct, learned
 from unimm.config.tokens import SentencePieceText
 from unimm.disk import replace_file
+from unimm.images import tokenizer as codec
 from unimm.images.prepare import as_seen, prepare
 from unimm.images.reconstruct import Reconstruction
-from unimm.images.tokenizer import (
-    fingerprint,
-    first_tokenizer,
-    is_released,
-    load_tokenizer,
-    save_tokenizer,
-    to_codes,
-)
 from unimm.recipe import recipe_from_json, recipe_to_json
 from unimm.sample import Text
 from unimm.show import batch_in_words
@@ -39,20 +33,6 @@ from unimm.stream.mixture import Mixture
 from unimm.stream.pixel_batches import PixelBatches, images_of
 from unimm.stream.shards import Shards, open_shards
 from unimm.stream.sources import open_source
-from unimm.system import (
-    CONVERTED,
-    RECIPE_FILE,
-    TEXT_FILE,
-    TOKENIZER_FOLDER,
-    System,
-    keep_shapes,
-    layout_of,
-    load_converted,
-    load_stage,
-    new_model,
-    new_rows,
-    text_of,
-)
 from unimm.text import train_sentencepiece
 from unimm.train import ranks
 from unimm.train.loop import Work, run_stage
@@ -113,7 +93,7 @@ def timed(folder: Path, name: str):
 
 def _begin(recipe: Recipe, folder: Path) -> None:
     """Claim the folder for this recipe. Raises ConfigError where it can't be written or holds another one."""
-    path = folder / RECIPE_FILE
+    path = folder / system.RECIPE_FILE
     if (folder / MANIFEST).is_file():
         raise ConfigError(f"{folder} was exported, without its training state; train into another folder with --out")
     if ranks.rank() == 0:
@@ -139,7 +119,7 @@ def _learned(recipe: Recipe) -> dict:
 
 def _text_tokenizer(recipe: Recipe, folder: Path) -> None:
     """Train the text tokenizer on the first texts of every dataset, evenly."""
-    path = folder / TEXT_FILE
+    path = folder / system.TEXT_FILE
     if ranks.rank() == 0 and not path.is_file():
         share = -(-recipe.text.texts // len(recipe.data))
         texts: list[str] = []
@@ -163,40 +143,40 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     from unimm.plan.measure import flops_of_images
     from unimm.previews import preview_reconstructions
 
-    target = folder / TOKENIZER_FOLDER
+    target = folder / system.TOKENIZER_FOLDER
     if (target / "config.json").is_file():
         teller()(f"{name}: already done, {target}")
         return
     torch.manual_seed(stage.seed)
-    tokenizer = first_tokenizer(recipe.image_tokenizer).train()
+    tokenizer = codec.first_tokenizer(recipe.image_tokenizer).train()
     check_codebook(recipe, tokenizer.size)
     datasets = []
     for use in stage.mix:
         images, skipped = images_of(open_source(recipe.data[use.data]), recipe.image_tokenizer.image)
         teller()(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
         datasets.append(images)
-    weights = [use.weight for use in stage.mix]
-    batches = PixelBatches(datasets, weights, stage.batch, stage.seed, ranks.rank(), ranks.world())
-    work = Work(Reconstruction(tokenizer), batches,
-                preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
+    batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
+                           ranks.world())
+    work = Work(Reconstruction(tokenizer), batches, preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
                 recipe=json.loads(recipe_to_json(recipe)), flops=lambda: flops_of_images(recipe, stage, name))
     run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
     if ranks.rank() == 0:
-        save_tokenizer(tokenizer, target)
-        teller()(f"{name}: image tokenizer {fingerprint(tokenizer)[:12]} -> {target}")
+        codec.save_tokenizer(tokenizer, target)
+        teller()(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {target}")
     ranks.barrier()
 
 
 def _adopt_tokenizer(recipe: Recipe, folder: Path) -> None:
     """Bring a published tokenizer that no stage trains into the run's folder, which needs the release no more."""
     trained = any(isinstance(stage, Reconstruct) for stage in recipe.stages.values())
-    target = folder / TOKENIZER_FOLDER
-    if is_released(recipe.image_tokenizer) and not trained and ranks.rank() == 0 and not target.is_dir():
+    target = folder / system.TOKENIZER_FOLDER
+    if codec.is_released(recipe.image_tokenizer) and not trained and ranks.rank() == 0 and not target.is_dir():
         with timed(folder, "adopt"):
-            tokenizer = first_tokenizer(recipe.image_tokenizer)
+            tokenizer = codec.first_tokenizer(recipe.image_tokenizer)
             check_codebook(recipe, tokenizer.size)
-            save_tokenizer(tokenizer, target)
-            teller()(f"image tokenizer: {recipe.image_tokenizer.weights}, {fingerprint(tokenizer)[:12]} -> {target}")
+            codec.save_tokenizer(tokenizer, target)
+            teller()(f"image tokenizer: {recipe.image_tokenizer.weights}, {codec.fingerprint(tokenizer)[:12]} "
+                     f"-> {target}")
     ranks.barrier()
 
 
@@ -214,15 +194,15 @@ def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: li
     """Encode the datasets that language stages read (all of them, those of some stages, or one)."""
     ranks.start()
     _adopt_tokenizer(recipe, folder)
-    if not (folder / TOKENIZER_FOLDER).is_dir():
+    if not (folder / system.TOKENIZER_FOLDER).is_dir():
         published = isinstance(recipe.image_tokenizer, Published)
         remedy = "name a release's weights in image_tokenizer.weights, or train it" if published else "train it"
         raise ConfigError(f"{folder}: no trained image tokenizer yet; {remedy} first: unimm train {folder}")
     if only is not None and only not in recipe.data:
         raise ConfigError(f"no data {only!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.data)}")
-    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER).to(ranks.device())
-    needed = [use.data for name, stage in recipe.stages.items() if isinstance(stage, NextToken)
-              and (stages is None or name in stages) for use in stage.mix]
+    tokenizer = codec.load_tokenizer(folder / system.TOKENIZER_FOLDER).to(ranks.device())
+    needed = [use.data for name, stage in recipe.language.items() if stages is None or name in stages
+              for use in stage.mix]
     for name in [only] if only else dict.fromkeys(needed):
         _encode(recipe, folder, name, tokenizer)
     ranks.barrier()
@@ -230,7 +210,7 @@ def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: li
 
 def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
     source = recipe.data[name]
-    plan = Plan(source=json.loads(recipe_to_json(recipe))["data"][name], fingerprint=fingerprint(tokenizer),
+    plan = Plan(source=json.loads(recipe_to_json(recipe))["data"][name], fingerprint=codec.fingerprint(tokenizer),
                 size=tokenizer.size, pixels=recipe.image_tokenizer.image, seen=_seen(recipe, name))
     told = [time.monotonic()]
 
@@ -241,7 +221,7 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
             teller()(f"encode {name}: {p.rows:,} rows, {p.rate:,.0f} rows/s{left}")
 
     target = folder / "codes" / name
-    manifest = encode(open_source(source), lambda images: to_codes(tokenizer, images), plan, target,
+    manifest = encode(open_source(source), lambda images: codec.to_codes(tokenizer, images), plan, target,
                       prepare=lambda array: prepare(recipe.image_tokenizer, array, recipe.layout.sizes),
                       see=(lambda array: as_seen(recipe.image_in, array)) if plan.seen else None,
                       rank=ranks.rank(), world=ranks.world(), total=getattr(source, "count", None), progress=report)
@@ -253,8 +233,8 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
 
 def _seen(recipe: Recipe, name: str) -> tuple:
     """How the pictures of a dataset are kept: where the model reads features, and some stage has it read them."""
-    reads = any(use.data == name and use.task in ("caption", "as_is") for stage in recipe.stages.values()
-                if isinstance(stage, NextToken) for use in stage.mix)
+    reads = any(use.data == name and use.task in ("caption", "as_is")
+                for stage in recipe.language.values() for use in stage.mix)
     how = recipe.image_in
     return (how.image, list(how.background)) if isinstance(how, VisionFeatures) and reads else ()
 
@@ -269,31 +249,31 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     from unimm.model.multiplied import multiplied
     from unimm.previews import preview_drawings
 
-    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER).eval()
+    tokenizer = codec.load_tokenizer(folder / system.TOKENIZER_FOLDER).eval()
     check_codebook(recipe, tokenizer.size)
-    layout = layout_of(recipe, text_of(recipe, folder))
+    layout = system.layout_of(recipe, system.text_of(recipe, folder))
     torch.manual_seed(stage.seed)
     started = previous is not None or len(candidates(folder / name)) > 0
-    begin = None if started else ranks.from_first(newest(folder / CONVERTED) if ranks.rank() == 0 else None)
-    model = new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss,
+    begin = None if started else ranks.from_first(newest(folder / system.CONVERTED) if ranks.rank() == 0 else None)
+    model = system.new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss,
                       folder if started or begin else None)
     if begin:
-        load_converted(begin, model, recipe, layout, tokenizer)
+        system.load_converted(begin, model, recipe, layout, tokenizer)
     if ranks.rank() == 0:
-        keep_shapes(recipe, folder, model)
+        system.keep_shapes(recipe, folder, model)
     if previous is not None:
-        load_stage(previous[0], model, previous[1])
+        system.load_stage(previous[0], model, previous[1])
     if stage.compile:
         compile_layers(model.backbone, stage.recompute)
     if stage.recompute:
         recompute_layers(model.backbone, reentrant=stage.zero == 3)
-    shards = {use.data: open_shards(folder / "codes" / use.data, fingerprint(tokenizer)) for use in stage.mix}
+    shards = {use.data: open_shards(folder / "codes" / use.data, codec.fingerprint(tokenizer)) for use in stage.mix}
     tokenizer.to(ranks.device())  # for previews; once its code vectors are in the model
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
-    system = System(recipe, folder, layout, tokenizer, model, folder)
-    preview = preview_drawings(system, _prompts(shards, stage), folder / name) if tokenizer.draws else None
+    around = system.System(recipe, folder, layout, tokenizer, model, folder)
+    preview = preview_drawings(around, _prompts(shards, stage), folder / name) if tokenizer.draws else None
     work = Work(model, batches, preview,
-                new_rows=new_rows(recipe, layout, model), parts=model.parts(),
+                new_rows=system.new_rows(recipe, layout, model), parts=model.parts(),
                 recipe=json.loads(recipe_to_json(recipe)), show=lambda batch: {"rows": batch_in_words(layout, batch)},
                 flops=lambda: (found := multiplied(model)) and found.flops,
                 codes={r.name: (r.start, r.stop) for r in layout.vocab.ranges.values() if r.depth == 1})

@@ -84,11 +84,6 @@ class Codes:
         ids = np.asarray(ids)
         return Codes((Level(ids.reshape(-1, 1), (int(ids.shape[0]), int(ids.shape[1]))),))
 
-    @staticmethod
-    def of_line(ids) -> "Codes":
-        """Codes of one level and depth 1 without a grid, from a (positions,) array."""
-        return Codes((Level(np.asarray(ids).reshape(-1, 1)),))
-
 
 @dataclass(frozen=True, eq=False)
 class Latents:

@@ -105,10 +105,7 @@ def sizes(recipe: Recipe, layout: Layout) -> str:
 
 def examples(recipe: Recipe, layout: Layout) -> Iterator[tuple[str, Sample]]:
     """One sample for each dataset and task that a stage of the language model uses."""
-    seen = {}
-    for stage in recipe.stages.values():
-        for use in stage.mix if stage.objective == "next_token" else ():
-            seen.setdefault((use.data, use.task), None)
+    seen = dict.fromkeys((use.data, use.task) for stage in recipe.language.values() for use in stage.mix)
     for data, task in seen:
         made = as_task(task, data, _first(recipe.data[data], layout))
         yield f"{data}, {task}", Sample(tuple(

@@ -112,10 +112,9 @@ def code_of(status: dict) -> int:
 def describe(folder: Path, status: dict) -> list[str]:
     """The status as a person reads it."""
     place = f", stage {status['stage']}, step {status['step']:,}" if "step" in status else ""
-    saved = status.get("checkpoint")
     lines = [f"{folder}: {status['state']}{place}, as of "
              f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(status['time']))}",
-             f"newest checkpoint: {saved or 'none yet'}"]
+             f"newest checkpoint: {status.get('checkpoint') or 'none yet'}"]
     lines += [f"exit code {status['code']}: {status['message'] or 'no error'}"] if "code" in status else []
     lines += [f"rank {e['rank']} on {e['host']}, step {e['step']}: {e['message']}" for e in status["errors"]]
     if status["state"] == "running":

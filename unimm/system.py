@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, assert_never
 from unimm.config.check import ConfigError
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken, Stage
+from unimm.config.stages import Stage
 from unimm.config.tokens import PretrainedText, SentencePieceText
 from unimm.disk import copy_file
 from unimm.layout import Layout
@@ -79,8 +79,8 @@ def _taken(recipe: Recipe) -> set[int]:
 def layout_of(recipe: Recipe, text: TextTokenizer) -> Layout:
     """The recipe's layout. Raises ConfigError where an image of it is longer than a stage's rows."""
     layout = Layout(recipe.layout, text, recipe.codebooks, recipe.continuous, recipe.special_ids)
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, NextToken) and stage.too_long == "refuse":
+    for name, stage in recipe.language.items():
+        if stage.too_long == "refuse":
             longest = max(recipe.layout.sizes, key=layout.tokens)
             if layout.tokens(longest) > stage.seq_len:
                 raise ConfigError(f"stage {name!r} has rows of {stage.seq_len:,} tokens, but an image of {longest[0]} "
@@ -173,8 +173,14 @@ def trained_language(recipe: Recipe, folder: Path) -> Path | None:
     if (folder / MANIFEST).is_file():
         verify(folder)
         return folder
-    stages = [CONVERTED, *(name for name, stage in recipe.stages.items() if isinstance(stage, NextToken))]
-    return next((path for name in reversed(stages) if (path := newest(folder / name))), None)
+    return next((path for name in reversed([CONVERTED, *recipe.language]) if (path := newest(folder / name))), None)
+
+
+def language_of(recipe: Recipe, folder: Path) -> Path:
+    """`trained_language`, or ConfigError where there is none."""
+    if found := trained_language(recipe, folder):
+        return found
+    raise ConfigError(f"{folder}: no language model yet; continue with: unimm train {folder}")
 
 
 def stage_of(checkpoint: Path) -> str:
@@ -248,9 +254,7 @@ def open_run(folder: str | Path) -> System:
     if not (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder}: not a run (no {RECIPE_FILE}); give a folder that `unimm train` wrote: runs/demo")
     recipe = load_recipe(folder)
-    found = trained_language(recipe, folder)
-    if found is None:
-        raise ConfigError(f"{folder}: no language model yet; continue with: unimm train {folder}")
+    found = language_of(recipe, folder)
     layout = layout_of(recipe, text_of(recipe, folder))
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
     model = new_model(recipe, layout, tokenizer, shapes=folder)

@@ -11,7 +11,7 @@ from unimm.images.ibq import IndexBackpropagation
 from unimm.images.llamagen import UnitCodebook
 from unimm.images.tokenizer import TokenizerError, build_tokenizer, to_codes, to_pixels
 from unimm.images.vqgan import Codebook, SpatialNorm
-from unimm.sample import Codes
+from unimm.sample import Codes, Level
 
 
 def book(kind, size=30, dim=5):
@@ -121,7 +121,7 @@ def test_each_kind_codes_and_draws_grids_of_several_shapes(kind):
     assert torch.equal(found.ids, tokenizer.encode(tensor(pictures[1])))
     assert torch.allclose(found.images, tokenizer.decode(found.ids, (4, 10)), atol=1e-4)
     assert torch.equal(tokenizer.train().encode(tensor(pictures[1])), found.ids)
-    line = Codes.of_line(codes[0].levels[0].ids[:, 0])  # codes without a grid are on the configuration's own
+    line = Codes((Level(codes[0].levels[0].ids),))  # codes without a grid are on the configuration's own
     assert np.array_equal(to_pixels(tokenizer, [line])[0], to_pixels(tokenizer, codes[:1])[0])
 
 

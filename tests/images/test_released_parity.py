@@ -104,20 +104,6 @@ def test_codes_decode_to_the_same_pixels(pair):
     assert (got - want).abs().max() <= 1e-4
 
 
-@torch.no_grad()
-def test_emu3_codes_video_as_transformers_does(tmp_path):
-    model = theirs("emu3")
-    model.save_pretrained(tmp_path)
-    tokenizer = first_tokenizer(Emu3(**SIZES, size=96, weights=str(tmp_path)))
-    frames = torch.cat([tensor(image[:64, x : x + 96]) for image in photographs()[:2] for x in (0, 10, 30, 60)])[None]
-    want = model.encode(frames, image_sizes=torch.tensor([[64, 96]])).last_hidden_state
-    z = model.quant_conv(want.transpose(1, 2)).transpose(1, 2)
-    want = model.quantize(z)
-    got = tokenizer.encode_video(frames)
-    assert got.shape == (1, 2, 8, 12) and torch.equal(got, want)
-    assert (tokenizer.decode_video(got) - model.decode(want)).abs().max() <= 1e-4
-
-
 @pytest.mark.parametrize("kind", ["chameleon", "emu3", "llamagen"])
 def test_at_the_released_sizes_names_and_shapes_are_transformers(kind):
     match kind:

@@ -1,7 +1,7 @@
 """Tensors on disk: safetensors files hashed while they are written, large sets split with transformers' index."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,12 +16,10 @@ CHUNK = 1 << 24
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # https://huggingface.co/docs/safetensors: the format's names of types.
-DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.bool: "BOOL",
-    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64",
-}
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.bool: "BOOL",
+          torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
+          torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64"}
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
@@ -39,18 +37,32 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], limit: int = SPLIT) -> dict[str, Digest]:
     """Write a model's weights as one file, or as several of at most `limit` bytes (a larger tensor has its own)."""
-    sets: list[dict[str, Tensor]] = [{}]
-    for name, t in tensors.items():
-        if sets[-1] and size_of(sets[-1] | {name: t}) > limit:
-            sets.append({})
-        sets[-1][name] = t
-    if len(sets) == 1:
-        return {WEIGHTS: write_tensors(folder / WEIGHTS, tensors)}
-    names = [f"model-{i + 1:05d}-of-{len(sets):05d}.safetensors" for i in range(len(sets))]
-    index = {"metadata": {"total_size": size_of(tensors)},
-             "weight_map": {name: file for file, part in zip(names, sets) for name in part}}
-    digests = {file: write_tensors(folder / file, part) for file, part in zip(names, sets)}
-    return digests | {INDEX: write_file(folder / INDEX, [json.dumps(index, indent=1).encode()])}
+    return write_split(folder, {name: size_of({name: t}) for name, t in tensors.items()}, tensors.__getitem__, limit)
+
+
+def write_split(folder: Path, sizes: Mapping[str, int], read: Callable[[str], Tensor], limit: int = SPLIT,
+                first: str = WEIGHTS, told: Callable[[int, str], None] = lambda size, file: None) -> dict[str, Digest]:
+    """Write tensors of these `sizes` in bytes as one file, `first`, or as several of at most `limit` with an index.
+
+    They are read a file at a time; `told` hears the bytes and the name of each that was written.
+    """
+    sets, filled = [[]], 0
+    for name, size in sizes.items():
+        if sets[-1] and filled + size > limit:
+            sets, filled = [*sets, []], 0
+        sets[-1].append(name)
+        filled += size
+    stem = first.removesuffix(".safetensors")
+    files = [f"{stem}-{i + 1:05d}-of-{len(sets):05d}.safetensors" for i in range(len(sets))]
+    digests = {}
+    for file, names in zip(files if len(sets) > 1 else [first], sets):
+        digests[file] = write_tensors(folder / file, {name: read(name) for name in names})
+        told(sum(sizes[name] for name in names), file)
+    if len(sets) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())},
+                 "weight_map": {name: file for file, names in zip(files, sets) for name in names}}
+        digests[INDEX] = write_file(folder / INDEX, [json.dumps(index, indent=1).encode()])
+    return digests
 
 
 def read_tensors(folder: Path) -> Iterator[dict[str, Tensor]]:

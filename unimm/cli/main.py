@@ -7,22 +7,7 @@ from pathlib import Path
 from typing import assert_never
 
 from unimm.arguments import read_arguments
-from unimm.cli.commands import (
-    Chat,
-    Checkpoint,
-    CheckpointExport,
-    CheckpointList,
-    CheckpointVerify,
-    Command,
-    Convert,
-    Encode,
-    Eval,
-    Plan,
-    Sample,
-    Show,
-    Status,
-    Train,
-)
+from unimm.cli import commands
 from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe
 from unimm.errors import UserError
@@ -56,52 +41,46 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Do one command; the exit code."""
     command, rest = parse(arguments)
+    if rest and not isinstance(command, commands.Show | commands.Plan | commands.Train):
+        raise ConfigError(f"unknown option {rest[0]}; see --help for what this command takes")
     match command:
-        case Show(recipe=path, json=as_json):
+        case commands.Show(recipe=path, json=as_json):
             return _show(load(path, rest), as_json)
-        case Plan():
+        case commands.Plan():
             _plan(command, rest)
-        case Train():
+        case commands.Train():
             return _train(command, rest)
-        case Status(run=folder, json=as_json):
-            _none(rest)
+        case commands.Status(run=folder, json=as_json):
             return _status(folder, as_json)
-        case Encode(run=folder, data=data):
-            _none(rest)
-            recipe = load(folder, [])
+        case commands.Encode(run=folder, data=data):
             from unimm.pipeline import encode_run
 
-            encode_run(recipe, folder, data)
-        case Sample():
+            encode_run(load(folder, []), folder, data)
+        case commands.Sample():
             from unimm.serve.files import sample_to_files
 
-            _none(rest)
             sample_to_files(command.run, command.prompts, command.n, command.seed, command.out, command.sampling.said())
-        case Chat():
+        case commands.Chat():
             from unimm.serve.terminal import chat_in_terminal
 
-            _none(rest)
             chat_in_terminal(command.run, command.seed, command.out)
-        case Eval(run=folder, count=count, seed=seed):
+        case commands.Eval(run=folder, count=count, seed=seed):
             from unimm.evaluate.run import evaluate
             from unimm.system import open_run
 
-            _none(rest)
             evaluate(open_run(folder), count=count, seed=seed)
-        case Checkpoint(do=do):
-            _none(rest)
+        case commands.Checkpoint(do=do):
             _checkpoint(do)
-        case Convert():
-            _none(rest)
+        case commands.Convert():
             _convert(command)
         case _:
             assert_never(command)
     return 0
 
 
-def parse(arguments: list[str]) -> tuple[Command, list[str]]:
+def parse(arguments: list[str]) -> tuple[commands.Command, list[str]]:
     """The command, and the options that it does not know: overrides of the recipe."""
-    return read_arguments(Command, arguments or ["--help"], "unimm", return_unknown_args=True,
+    return read_arguments(commands.Command, arguments or ["--help"], "unimm", return_unknown_args=True,
                           description="Train and run language models that read and write images as tokens.")
 
 
@@ -109,11 +88,6 @@ def load(path: Path, overrides: list[str]) -> Recipe:
     from unimm.recipe import apply_overrides, load_recipe
 
     return apply_overrides(load_recipe(path), overrides, f"unimm train {path}")
-
-
-def _none(rest: list[str]) -> None:
-    if rest:
-        raise ConfigError(f"unknown option {rest[0]}; see --help for what this command takes")
 
 
 def _show(recipe: Recipe, as_json: bool) -> int:
@@ -129,18 +103,18 @@ def _show(recipe: Recipe, as_json: bool) -> int:
     return 0
 
 
-def _checkpoint(do: CheckpointList | CheckpointVerify | CheckpointExport) -> None:
+def _checkpoint(do: commands.CheckpointList | commands.CheckpointVerify | commands.CheckpointExport) -> None:
     match do:
-        case CheckpointList(run=run, quick=quick):
+        case commands.CheckpointList(run=run, quick=quick):
             from unimm.checkpoint.listing import table
 
             print(*table(run, every_byte=not quick), sep="\n")
-        case CheckpointVerify(path=path):
+        case commands.CheckpointVerify(path=path):
             from unimm.checkpoint.listing import check_all
 
             for line in check_all(path):
                 print(line)
-        case CheckpointExport(run=run, out=out, stage=stage, step=step, ema=ema, trained=trained):
+        case commands.CheckpointExport(run=run, out=out, stage=stage, step=step, ema=ema, trained=trained):
             from unimm.export import export_run
 
             if ema and trained:
@@ -159,7 +133,7 @@ def _status(folder: Path, as_json: bool) -> int:
     return code_of(status)
 
 
-def _plan(command: Plan, rest: list[str]) -> None:
+def _plan(command: commands.Plan, rest: list[str]) -> None:
     recipe = load(command.recipe, rest)
     from unimm.hardware import gpu_named
     from unimm.plan.plan import Cluster, plan
@@ -172,7 +146,7 @@ def _plan(command: Plan, rest: list[str]) -> None:
     print(to_json(found) if command.json else "\n".join(table(found)))
 
 
-def _convert(command: Convert) -> None:
+def _convert(command: commands.Convert) -> None:
     from unimm.convert.bring import bring
     from unimm.convert.give import give
     from unimm.convert.source import ConvertError, is_run
@@ -191,7 +165,7 @@ def _convert(command: Convert) -> None:
     print(f"converted: {command.out}\nnext: unimm sample {command.out} \"a prompt\", unimm train {command.out}")
 
 
-def _train(command: Train, rest: list[str]) -> int:
+def _train(command: commands.Train, rest: list[str]) -> int:
     recipe = load(command.recipe, rest)
     from unimm.pipeline import train_run
     from unimm.train.signals import Interrupted

@@ -64,6 +64,11 @@ class Recipe:
     judge: Literal["none", "shapes", "emoji"] = "none"
     """Which scores `unimm eval` computes beside losses."""
 
+    @property
+    def language(self) -> dict[str, NextToken]:
+        """The stages of the language model."""
+        return {name: stage for name, stage in self.stages.items() if isinstance(stage, NextToken)}
+
     def __post_init__(self):
         for name, stage in self.stages.items():
             for use in stage.mix:

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from unimm import system
 from unimm.checkpoint.tensors import DTYPES, files_of
-from unimm.config.check import ConfigError
 from unimm.config.model import FreshBackbone
 from unimm.config.recipe import Recipe
 from unimm.config.trains import Lora
@@ -32,16 +32,6 @@ from unimm.layout import Layout
 from unimm.model.backbone import fresh_backbone
 from unimm.model.lora import is_adapter, plain_name
 from unimm.recipe import load_recipe, recipe_to_json
-from unimm.system import (
-    BACKBONE_FOLDER,
-    CONVERTED,
-    RECIPE_FILE,
-    TOKENIZER_FOLDER,
-    layout_of,
-    stage_of,
-    text_of,
-    trained_language,
-)
 
 Adapters = Literal["merged", "kept"]
 Types = Literal["as_is", "float32", "bfloat16", "float16"]
@@ -64,7 +54,7 @@ class Run:
 
     @property
     def kept(self) -> Path:
-        return self.folder / BACKBONE_FOLDER
+        return self.folder / system.BACKBONE_FOLDER
 
 
 def give(folder: Path, out: Path, adapters: Adapters = "merged", dtype: Types = "as_is", split: str = "5GB",
@@ -92,22 +82,21 @@ def give(folder: Path, out: Path, adapters: Adapters = "merged", dtype: Types = 
 
 def _opened(folder: Path) -> Run:
     recipe = load_recipe(folder)
-    found = trained_language(recipe, folder)
-    if found is None:
-        raise ConfigError(f"{folder}: no language model yet; continue with: unimm train {folder}")
-    untouched = stage_of(found) == CONVERTED
-    lora = None if untouched else recipe.stages[stage_of(found)].train.lora
-    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER) if (folder / TOKENIZER_FOLDER).is_dir() else None
-    layout = layout_of(recipe, text_of(recipe, folder))
-    kept = folder / BACKBONE_FOLDER
+    found = system.language_of(recipe, folder)
+    untouched = system.stage_of(found) == system.CONVERTED
+    lora = None if untouched else recipe.stages[system.stage_of(found)].train.lora
+    codes = folder / system.TOKENIZER_FOLDER
+    tokenizer = load_tokenizer(codes) if codes.is_dir() else None
+    layout = system.layout_of(recipe, system.text_of(recipe, folder))
+    kept = folder / system.BACKBONE_FOLDER
     if isinstance(recipe.backbone, FreshBackbone):
         with torch.device("meta"):
             model = fresh_backbone(recipe.backbone, layout.vocab.rows)
     elif (kept / "config.json").is_file():
         model = class_of(kept)
     else:
-        raise ConvertError(f"{folder}: the configuration of its backbone is not kept in {BACKBONE_FOLDER}/; copy "
-                           f"config.json and the tokenizer's files of {recipe.backbone.path} there")
+        raise ConvertError(f"{folder}: the configuration of its backbone is not kept in {system.BACKBONE_FOLDER}/; "
+                           f"copy config.json and the tokenizer's files of {recipe.backbone.path} there")
     if (kept / MAP).is_file():
         places = {name: Place(**{**about, "shape": tuple(about["shape"])}) for name, about in
                   read_json(kept / MAP).items()}
@@ -250,11 +239,11 @@ def _write_recipe(part: Path, run: Run) -> None:
     vocab = run.layout.vocab
     books = tuple(replace(b, start=vocab.ranges[b.name].start) for b in run.recipe.codebooks)
     stated = replace(run.recipe, special_ids=vocab.special, codebooks=books)
-    write_file(part / RECIPE_FILE, [recipe_to_json(stated).encode()])
+    write_file(part / system.RECIPE_FILE, [recipe_to_json(stated).encode()])
     if run.tokenizer is not None:
-        (part / TOKENIZER_FOLDER).mkdir()
-        for file in sorted((run.folder / TOKENIZER_FOLDER).iterdir()):
-            copy_file(file, part / TOKENIZER_FOLDER / file.name)
+        (part / system.TOKENIZER_FOLDER).mkdir()
+        for file in sorted((run.folder / system.TOKENIZER_FOLDER).iterdir()):
+            copy_file(file, part / system.TOKENIZER_FOLDER / file.name)
 
 
 def _write_adapters(folder: Path, run: Run, low: Mapping[str, Stored], progress: Progress) -> None:

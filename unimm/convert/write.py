@@ -1,18 +1,17 @@
 """Writing what was converted: planned from headers, one file in memory at a time, aside, then renamed."""
 
-import json
 import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unimm.checkpoint.tensors import INDEX, SPLIT, WEIGHTS, write_tensors
+from unimm.checkpoint.tensors import SPLIT, WEIGHTS, write_split
 from unimm.convert.source import ConvertError, Stored
-from unimm.disk import Digest, sync_folder, write_file, writing
+from unimm.disk import Digest, new_folder
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -53,35 +52,17 @@ class Progress:
                      f"{rate / 1e6:,.0f} MB/s, {left} left")
 
 
-@contextmanager
-def aside(out: Path, source: Path | None, needed: int) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` at the end; where anything fails, nothing of it stays.
-
-    Raises ConvertError where `out` can't be made or the disk lacks `needed` bytes.
-    """
-    part = out.with_name(out.name + ".part")
-    target, inside = out.resolve(), source.resolve() if source else None
-    if inside and (inside in target.parents or target in inside.parents or target == inside):
+def aside(out: Path, source: Path, needed: int) -> AbstractContextManager[Path]:
+    """`new_folder` for what is made of `source`. Raises ConvertError where the disk lacks `needed` bytes, too."""
+    target, inside = out.resolve(), source.resolve()
+    if inside in target.parents or target in inside.parents or target == inside:
         raise ConvertError(f"{out} and its source {source} lie one inside the other; choose another folder")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConvertError(f"{out} is there already; choose another folder, or delete it")
-    if part.exists():
-        raise ConvertError(f"{part} is in the way, perhaps left by an interrupted conversion; delete it")
     disk = next(folder for folder in target.parents if folder.is_dir())
     free = shutil.disk_usage(disk).free
     if free < needed:
         raise ConvertError(f"{out} needs {needed / 1e9:,.1f} GB, but {disk} has {free / 1e9:,.1f} GB free; free the "
                            "disk or choose another folder")
-    with writing(out):
-        part.mkdir(parents=True)
-        try:
-            yield part
-            if out.exists():
-                out.rmdir()
-            part.rename(out)
-            sync_folder(out.resolve().parent)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    return new_folder(out, ConvertError, "conversion")
 
 
 def write_stored(folder: Path, tensors: Mapping[str, Stored], progress: Progress, limit: int = SPLIT,
@@ -90,30 +71,8 @@ def write_stored(folder: Path, tensors: Mapping[str, Stored], progress: Progress
 
     No more than one file is in memory.
     """
-    sets = _sets(tensors, limit)
-    stem = first.removesuffix(".safetensors")
-    names = [f"{stem}-{i + 1:05d}-of-{len(sets):05d}.safetensors" for i in range(len(sets))]
-    names = [first] if len(sets) == 1 else names
-    digests = {}
-    for name, some in zip(names, sets):
-        digests[name] = write_tensors(folder / name, {n: stored.read() for n, stored in some.items()})
-        progress.add(sum(stored.bytes for stored in some.values()), name)
-    if len(sets) > 1:
-        index = {"metadata": {"total_size": sum(stored.bytes for stored in tensors.values())},
-                 "weight_map": {n: name for name, some in zip(names, sets) for n in some}}
-        digests[INDEX] = write_file(folder / INDEX, [json.dumps(index, indent=1).encode()])
-    return digests
-
-
-def _sets(tensors: Mapping[str, Stored], limit: int) -> list[dict[str, Stored]]:
-    sets, size = [{}], 0
-    for name, stored in tensors.items():
-        if sets[-1] and size + stored.bytes > limit:
-            sets.append({})
-            size = 0
-        sets[-1][name] = stored
-        size += stored.bytes
-    return sets
+    return write_split(folder, {name: stored.bytes for name, stored in tensors.items()},
+                       lambda name: tensors[name].read(), limit, first, progress.add)
 
 
 def total(tensors: Iterable[Stored]) -> int:

@@ -4,12 +4,13 @@ Colours are CSS variables of the page (`report.css`), so the charts follow light
 """
 
 import base64
-import io
 import math
 from collections.abc import Sequence as Many
 from html import escape
 
 import numpy as np
+
+from unimm.pictures import to_png
 
 Curve = tuple[str, Many[float], Many[float]]
 """(colour variable, x, y)"""
@@ -17,11 +18,7 @@ Curve = tuple[str, Many[float], Many[float]]
 
 def png(picture: np.ndarray, alt: str) -> str:
     """An <img> that holds the picture, uint8 (height, width, 3), itself."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", optimize=True)
-    data = base64.b64encode(file.getvalue()).decode()
+    data = base64.b64encode(to_png(picture, optimize=True)).decode()
     return (f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" width="{picture.shape[1]}" '
             f'height="{picture.shape[0]}">')
 

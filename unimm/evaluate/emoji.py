@@ -12,12 +12,10 @@ from unimm.evaluate.scores import Bar, Scores, Shown, add_reconstructions, answe
 from unimm.sample import Image, Pixels, Text
 from unimm.system import System
 
-BARS = (
-    Bar("emoji.nearest", "Draws the emoji that is named", "pictures nearest to the named emoji", 0.70),
-    Bar("emoji.caption", "Names the emoji it is shown", "names that match exactly", 0.70),
-    Bar("tokenizer.nearest", "Gives a picture back", "reconstructions nearest to their original"),
-    Bar("seconds.total", "In little time", "seconds in all", 1200, "at_most"),
-)
+BARS = (Bar("emoji.nearest", "Draws the emoji that is named", "pictures nearest to the named emoji", 0.70),
+        Bar("emoji.caption", "Names the emoji it is shown", "names that match exactly", 0.70),
+        Bar("tokenizer.nearest", "Gives a picture back", "reconstructions nearest to their original"),
+        Bar("seconds.total", "In little time", "seconds in all", 1200, "at_most"))
 
 
 def score(system: System, count: int, seed: int) -> Scores:

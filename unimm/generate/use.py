@@ -10,7 +10,6 @@ import numpy as np
 
 from unimm.config.model import VisionFeatures
 from unimm.config.recipe import Sampling
-from unimm.config.stages import NextToken
 from unimm.errors import UserError
 from unimm.generate.decode import Request, decode, image_request
 from unimm.images.prepare import as_seen, prepare
@@ -107,7 +106,7 @@ def reply(system: System, parts: Many[Part], sampling: Sampling | None = None, s
 
 
 def _check_lengths(system: System, requests: list[Request]) -> None:
-    longest = max(s.seq_len for s in system.recipe.stages.values() if isinstance(s, NextToken))
+    longest = max(s.seq_len for s in system.recipe.language.values())
     for request in requests:
         if len(request.prompt) >= longest:
             raise PromptError(f"the prompt is {len(request.prompt)} tokens long, but the model was trained on at most "

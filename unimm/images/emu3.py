@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.config.images import Emu3
-from unimm.images.base import TokenizerError
 from unimm.images.vqgan import VQGAN, Decoder, Encoder, Spelling
 
 
@@ -96,8 +95,6 @@ class Emu3Decoder(Decoder):
 
 
 class Emu3Tokenizer(VQGAN):
-    """Also codes video: `encode_video` and `decode_video`, beside what every image tokenizer offers."""
-
     def __init__(self, config: Emu3):
         super().__init__(config, context=config.dim)
         self.encoder = Emu3Encoder(config)
@@ -121,29 +118,7 @@ class Emu3Tokenizer(VQGAN):
         return self.quant_conv(self.encoder.through_time(frames))[:, :, 0]
 
     def drawn(self, vectors: Tensor) -> Tensor:
-        return self._frames(vectors[:, :, None], first=True)
-
-    def _frames(self, vectors: Tensor, first: bool = False) -> Tensor:
-        """(B, dim, t, h, w) -> every frame (B T, 3, H, W), or the first of each video alone."""
-        both = self.decoder.through_time(torch.cat([self.post_quant_conv(vectors), vectors]))
-        both = both[:, :, :1] if first else both
-        z, context = both.transpose(1, 2).chunk(2)
-        return self.decoder(z.flatten(0, 1), context.flatten(0, 1))
-
-    @torch.no_grad()
-    def encode_video(self, frames: Tensor) -> Tensor:
-        """float32 (B, T, 3, H, W) in [-1, 1] -> ids int64 (B, T / frames, h, w). T is a multiple of `frames`."""
-        if frames.ndim != 5 or frames.shape[1] % self.config.frames or not frames.shape[1]:
-            raise TokenizerError(f"a video is (B, T, 3, H, W) with T a multiple of {self.config.frames}, "
-                                 f"got {tuple(frames.shape)}; repeat its last frame or leave some out")
-        grids = self.encoder(self.checked(frames.flatten(0, 1)))
-        grids = grids.unflatten(0, frames.shape[:2]).transpose(1, 2)
-        z = self.quant_conv(self.encoder.through_time(grids))  # (B, dim, t, h, w)
-        ids = self.quantize.ids_of(z.transpose(1, 2).flatten(0, 1))
-        return ids.view(len(z), z.shape[2], *z.shape[3:])
-
-    def decode_video(self, ids: Tensor) -> Tensor:
-        """ids int64 (B, t, h, w) -> float32 (B, t * frames, 3, H, W)"""
-        vectors = self.quantize.codes_to_vectors(ids).permute(0, 4, 1, 2, 3)
-        found = self._frames(vectors.to(self.encoder.conv_in.weight.dtype)).float()
-        return found.unflatten(0, (len(ids), -1))
+        """The first frame of each video of `frames`."""
+        vectors = vectors[:, :, None]
+        both = self.decoder.through_time(torch.cat([self.post_quant_conv(vectors), vectors]))[:, :, 0]
+        return self.decoder(*both.chunk(2))

@@ -5,16 +5,8 @@ from typing import assert_never
 
 from torch import nn
 
+from unimm.config import model as config
 from unimm.config.check import ConfigError
-from unimm.config.model import (
-    ImageIn,
-    ImageOut,
-    PretrainedVision,
-    SeparateHead,
-    SharedSoftmax,
-    SharedTable,
-    VisionFeatures,
-)
 from unimm.grammar import Plan
 from unimm.layout import Layout
 from unimm.model.image_input import ImageInput
@@ -24,51 +16,51 @@ from unimm.model.vision_input import VisionInput
 from unimm.vocab import Range
 
 
-def image_input(config: ImageIn, layout: Layout, width: int, kept: Path | None = None,
+def image_input(wanted: config.ImageIn, layout: Layout, width: int, kept: Path | None = None,
                 weights: bool = True) -> ImageInput | VisionInput:
     """What reads images into `width` channels. `kept` holds a published encoder's config.json, for `weights` False.
 
     Raises ConfigError where the layout has images in another form than this reads.
     """
     plans = [*layout.write_plans.values(), *layout.read_plans.values()]
-    match config:
-        case SharedTable(places=places):
+    match wanted:
+        case config.SharedTable(places=places):
             if strange := [*layout.continuous, *(r.name for r in layout.vocab.ranges.values() if not r.shared)]:
                 raise ConfigError(f"image_in is a shared table, which does not read {strange[0]!r}; make that a shared "
                                   "codebook, or set image_in to VisionFeatures")
             most = max(sum(plan.lengths(level)[1] for level in range(len(plan.grids))) for plan in plans)
             if 0 < places < most:
                 raise ConfigError(f"image_in.places is {places}, but an image of this layout has {most} codes")
-            return ImageInput(config, layout.vocab, sorted({plan.header[0] for plan in plans}), width)
-        case VisionFeatures(encoder=encoder, image=image, dim=dim, depth=depth):
+            return ImageInput(wanted, layout.vocab, sorted({plan.header[0] for plan in plans}), width)
+        case config.VisionFeatures(encoder=encoder, image=image, dim=dim, depth=depth):
             space = _read_space(layout)
             if kept:
-                encoder = PretrainedVision(path=str(kept))
+                encoder = config.PretrainedVision(path=str(kept))
             seeing = vision(encoder, image, weights)
             _check_features(layout, space, seeing.config)
             return VisionInput(seeing, space, image, own_range(layout), dim, depth, width)
         case _:
-            assert_never(config)
+            assert_never(wanted)
 
 
-def image_output(config: ImageOut, layout: Layout, width: int) -> ImageHead | None:
+def image_output(wanted: config.ImageOut, layout: Layout, width: int) -> ImageHead | None:
     """What writes the codes that are no rows of the language model's; None where it writes all.
 
     Raises ConfigError where the layout has no such codes, or has them and nothing writes them.
     """
-    match config:
-        case SharedSoftmax():
+    match wanted:
+        case config.SharedSoftmax():
             if own := [r.name for r in layout.vocab.ranges.values() if not r.shared]:
                 raise ConfigError(f"codebook {own[0]!r} has shared=False, but image_out is the shared softmax; set "
                                   "image_out to SeparateHead, or shared to True")
             return None
-        case SeparateHead(width=inner):
+        case config.SeparateHead(width=inner):
             if layout.config.write.levels[0].shape.kind == "up_to":
                 raise ConfigError("image_out is a separate head, which can't say that an image ends, but the layout's "
                                   "images end by the model's choice; give them a fixed length")
             return ImageHead(own_range(layout), width, inner or width)
         case _:
-            assert_never(config)
+            assert_never(wanted)
 
 
 def own_range(layout: Layout) -> Range:

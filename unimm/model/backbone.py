@@ -64,23 +64,18 @@ def fresh_backbone(config: FreshBackbone, rows: int):
         tie_word_embeddings=False, use_cache=False, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     match config.family:
-        case "qwen3":
-            return tf.Qwen3ForCausalLM(tf.Qwen3Config(**shape, head_dim=head, rope_parameters=rope))
+        case "qwen3" | "llama" | "mistral":
+            kind, more = config.family, {"head_dim": head}
         case "qwen2":
-            return tf.Qwen2ForCausalLM(tf.Qwen2Config(**shape, rope_parameters=rope))
-        case "llama":
-            return tf.LlamaForCausalLM(tf.LlamaConfig(**shape, head_dim=head, rope_parameters=rope))
-        case "mistral":
-            return tf.MistralForCausalLM(tf.MistralConfig(**shape, head_dim=head, rope_parameters=rope))
+            kind, more = "qwen2", {}
         case "gemma2":
-            return tf.Gemma2ForCausalLM(tf.Gemma2Config(**shape, head_dim=head, query_pre_attn_scalar=head,
-                                                        rope_parameters=rope))
+            kind, more = "gemma2", {"head_dim": head, "query_pre_attn_scalar": head}
         case "gemma3":
-            both = {"full_attention": rope, "sliding_attention": rope}
-            return tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**shape, head_dim=head, query_pre_attn_scalar=head,
-                                                            rope_parameters=both))
+            kind, more = "gemma3_text", {"head_dim": head, "query_pre_attn_scalar": head}
+            rope = {"full_attention": rope, "sliding_attention": rope}
         case _:
             assert_never(config.family)
+    return tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(kind, **shape, **more, rope_parameters=rope))
 
 
 @torch.no_grad()

@@ -88,13 +88,13 @@ class _Fused(torch.autograd.Function):
         return out
 
 
-class Saved:
+class Saved(saved_tensors_hooks):
     """Bytes that autograd saves inside `with`, storage by storage, but for those of `module`'s own parameters."""
 
     def __init__(self, module: nn.Module):
+        super().__init__(self._pack, lambda tensor: tensor)
         self.own = {p.untyped_storage()._cdata for p in module.parameters()}
         self.kept: dict[int, torch.UntypedStorage] = {}
-        self.hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -107,11 +107,8 @@ class Saved:
         return sum(storage.nbytes() for storage in self.kept.values())
 
     def __enter__(self) -> "Saved":
-        self.hooks.__enter__()
+        super().__enter__()
         return self
-
-    def __exit__(self, *error) -> None:
-        self.hooks.__exit__(*error)
 
 
 def measure(recipe: Recipe, layout: Layout, stage: NextToken | Reconstruct, name: str,

@@ -251,8 +251,7 @@ def _checkpoint(counts: Counts, at: Settings) -> int:
 
 def _data(recipe: Recipe, layout: Layout, images: int) -> list[DataPlan]:
     """Codes of the datasets that language stages read."""
-    used = dict.fromkeys(use.data for stage in recipe.stages.values() if isinstance(stage, NextToken)
-                         for use in stage.mix)
+    used = dict.fromkeys(use.data for stage in recipe.language.values() for use in stage.mix)
     each = max(sum(_level_bytes(recipe, layout, p, n) for n in range(len(p.grids)))
                for p in layout.write_plans.values())
     known = {name: _images(recipe.data[name]) for name in used}

@@ -93,19 +93,10 @@ class _Tally:
         self.report(Progress(self.rows, self.total, self.samples, self.images, self.skipped, seconds, rate, eta))
 
 
-def encode(
-    items: Iterable[Item],
-    to_codes: Callable[[list[np.ndarray]], list[Codes]],
-    plan: Plan,
-    folder: str | Path,
-    *,
-    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
-    see: Callable[[np.ndarray], bytes] | None = None,
-    rank: int = 0,
-    world: int = 1,
-    total: int | None = None,
-    progress: Callable[[Progress], None] = lambda _: None,
-) -> dict | None:
+def encode(items: Iterable[Item], to_codes: Callable[[list[np.ndarray]], list[Codes]], plan: Plan, folder: str | Path,
+           *, prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+           see: Callable[[np.ndarray], bytes] | None = None, rank: int = 0, world: int = 1, total: int | None = None,
+           progress: Callable[[Progress], None] = lambda _: None) -> dict | None:
     """Encode a source's items into `folder`; start it again after any interruption and it goes on.
 
     Every rank passes over all items; those of shards that are done, or another rank's, are not decoded.
@@ -242,9 +233,7 @@ def _finish(folder: Path, plan: Plan, shards: int, rank: int) -> dict | None:
         first = f"; the first: {problems[0]['why']}" if problems else ""
         raise ShardError(f"the source has no usable row among {counts['rows']}{first}")
     listed = ("file", "bytes", "sha256", "samples", "images", "codes")
-    manifest = {
-        **plan.facts(), "finished": True, "counts": counts, "problems": problems,
-        "shards": [{name: side[name] for name in listed} for side in sides],
-    }  # fmt: skip
+    manifest = {**plan.facts(), "finished": True, "counts": counts, "problems": problems,
+                "shards": [{name: side[name] for name in listed} for side in sides]}
     write_sealed(folder / "manifest.json", manifest, f"{rank}.")
     return manifest

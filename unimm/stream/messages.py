@@ -11,8 +11,7 @@ import numpy as np
 from unimm.errors import UserError
 from unimm.sample import Image, Part, Pixels, Role, Text
 from unimm.stream.pixels import load_pixels
-
-ROLES = ("system", "user", "assistant")
+from unimm.turns import ROLES
 
 
 class RowError(UserError):

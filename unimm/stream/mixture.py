@@ -67,10 +67,8 @@ def random_order(lengths: Sequence[int], weights: Sequence[float], seed: int):
 
     # Hashed: grain adds the epoch to the seed, so neighbouring seeds would repeat each other's epochs.
     window_seed, *seeds = (np.random.SeedSequence(seed).generate_state(1 + len(lengths)) >> 1).tolist()
-    uses = [
-        grain.MapDataset.source(_Rows(use, length)).shuffle(use_seed).repeat()
-        for use, (length, use_seed) in enumerate(zip(lengths, seeds, strict=True))
-    ]
+    uses = [grain.MapDataset.source(_Rows(use, length)).shuffle(use_seed).repeat()
+            for use, (length, use_seed) in enumerate(zip(lengths, seeds, strict=True))]
     if len(uses) == 1:
         return uses[0]
     return WindowShuffleMapDataset(grain.MapDataset.mix(uses, list(weights)), window_size=WINDOW, seed=window_seed)

@@ -113,10 +113,8 @@ def write_shard(path: Path, rows: list[tuple[str, Sample]], size: int) -> dict:
         writer.write_batch(batch)
     content = sink.getvalue()
     replace_file(path, content)
-    return {
-        "file": path.name, "bytes": content.size, "sha256": file_digest(path),
-        "samples": len(rows), "images": images, "codes": code_ends[-1],
-    }  # fmt: skip
+    return {"file": path.name, "bytes": content.size, "sha256": file_digest(path),
+            "samples": len(rows), "images": images, "codes": code_ends[-1]}
 
 
 class _Shard:
@@ -205,10 +203,8 @@ def open_shards(folder: str | Path, fingerprint: str, verify: bool = True) -> Sh
         started = (folder / "plan.json").exists()
         raise ShardError(f"{folder} holds {'an unfinished encode' if started else 'no encoded dataset'}; {again}")
     if manifest["fingerprint"] != fingerprint:
-        raise ShardError(
-            f"{folder} was encoded by tokenizer {manifest['fingerprint']}, this one is {fingerprint}; "
-            "use that tokenizer, or encode the data with this one into a new folder"
-        )
+        raise ShardError(f"{folder} was encoded by tokenizer {manifest['fingerprint']}, this one is {fingerprint}; "
+                         "use that tokenizer, or encode the data with this one into a new folder")
     for shard in manifest["shards"]:
         if problem := problem_of(folder, shard, verify):
             raise ShardError(f"{problem}; {again}")

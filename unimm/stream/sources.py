@@ -18,19 +18,9 @@ from typing import Any, assert_never
 
 from unimm.config.data import ChatJsonl, Emoji, ImageFolder, ParquetFiles, Shapes, Source, WebDatasetTars
 from unimm.sample import Image, Pixels, Sample, SampleError, Text, sample
+from unimm.stream import rows as on_disk
 from unimm.stream.messages import RowError, parts_of, pixels_of, text_of
 from unimm.stream.pixels import ImageError
-from unimm.stream.rows import (
-    MissingColumn,
-    Row,
-    SourceError,
-    find_files,
-    json_rows,
-    missing,
-    parquet_columns,
-    parquet_rows,
-    tar_rows,
-)
 
 IMAGES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
 
@@ -75,15 +65,15 @@ def open_source(source: Source) -> Iterator[Item]:
         case Shapes() | Emoji():
             return _built_in(source)
         case ImageFolder(path=path):
-            return _items(json_rows([_metadata(path)]), _metadata_row)
+            return _items(on_disk.json_rows([_metadata(path)]), _metadata_row)
         case ChatJsonl(path=path):
-            return _items(json_rows(find_files(path, (".jsonl",))), _jsonl_row)
+            return _items(on_disk.json_rows(on_disk.find_files(path, (".jsonl",))), _jsonl_row)
         case ParquetFiles(path=path):
-            files = find_files(path, (".parquet",))
-            rows = parquet_rows(files, _parquet_columns(source, files[0]))
+            files = on_disk.find_files(path, (".parquet",))
+            rows = on_disk.parquet_rows(files, _parquet_columns(source, files[0]))
             return _items(rows, lambda row: _parquet_row(row, source))
         case WebDatasetTars(path=path, text=text):
-            rows = tar_rows(find_files(path, (".tar", ".tar.gz", ".tgz")))
+            rows = on_disk.tar_rows(on_disk.find_files(path, (".tar", ".tar.gz", ".tgz")))
             return _items(rows, lambda row: _tar_row(row, text))
         case _:
             assert_never(source)
@@ -106,17 +96,17 @@ def _built_in(source: Shapes | Emoji) -> Iterator[Item]:
             assert_never(source)
 
 
-def _items(rows: Iterator[Row], read: Callable[[Row], Sample]) -> Iterator[Item]:
+def _items(rows: Iterator[on_disk.Row], read: Callable[[on_disk.Row], Sample]) -> Iterator[Item]:
     """A column missing from the first row is missing from the dataset; from a later row, that row's problem."""
     for number, row in enumerate(rows):
-        outcome = partial(_outcome, row, read, MissingColumn if number else ())
+        outcome = partial(_outcome, row, read, on_disk.MissingColumn if number else ())
         item = Item(row.key, read=outcome)
         if number == 0:
             _ = item.sample
         yield item
 
 
-def _outcome(row: Row, read: Callable[[Row], Sample], forgiven: type[Exception] | tuple[()]) -> Outcome:
+def _outcome(row: on_disk.Row, read: Callable[[on_disk.Row], Sample], forgiven: type[Exception] | tuple[()]) -> Outcome:
     try:
         return read(row), None
     except forgiven as why:
@@ -129,20 +119,21 @@ def _metadata(path: str) -> Path:
     folder = Path(path).expanduser()
     file = folder / "metadata.jsonl"
     if not folder.is_dir():
-        raise SourceError(f"{path}: {'a file, not a folder of images' if folder.is_file() else 'not found'}")
+        raise on_disk.SourceError(f"{path}: {'a file, not a folder of images' if folder.is_file() else 'not found'}")
     if not file.is_file():
-        raise SourceError(f'{path}: no metadata.jsonl; write one line {{"file_name": "1.png", "text": "..."}} an image')
+        raise on_disk.SourceError(f"{path}: no metadata.jsonl; write one line "
+                                  '{"file_name": "1.png", "text": "..."} an image')
     return file
 
 
-def _metadata_row(row: Row) -> Sample:
+def _metadata_row(row: on_disk.Row) -> Sample:
     for column in ("file_name", "text"):
         if column not in row.value:
-            raise missing(column, row.value, row.key)
+            raise on_disk.missing(column, row.value, row.key)
     return _pair(row.value["file_name"], row.value["text"], row)
 
 
-def _jsonl_row(row: Row) -> Sample:
+def _jsonl_row(row: on_disk.Row) -> Sample:
     match row.value:
         case {"messages": messages}:
             return _chat(messages, row.value.get("images"), row)
@@ -151,22 +142,22 @@ def _jsonl_row(row: Row) -> Sample:
         case {"text": text}:
             return Sample((Text(text_of(text), learn=True),))
         case _:
-            raise missing("messages", row.value, row.key)
+            raise on_disk.missing("messages", row.value, row.key)
 
 
 def _parquet_columns(source: ParquetFiles, file: Path) -> list[str]:
     """The columns to read: a chat and its images, or a pair, or text alone where `image` is ''."""
-    present = parquet_columns(file)
+    present = on_disk.parquet_columns(file)
     if "messages" in present:
         return [column for column in ("messages", "images") if column in present]
     wanted = [column for column in (source.image, source.text) if column]
     for column in wanted:
         if column not in present:
-            raise missing(column, present, str(file))
+            raise on_disk.missing(column, present, str(file))
     return wanted
 
 
-def _parquet_row(row: Row, source: ParquetFiles) -> Sample:
+def _parquet_row(row: on_disk.Row, source: ParquetFiles) -> Sample:
     match row.value:
         case {"messages": messages}:
             return _chat(messages, row.value.get("images"), row)
@@ -176,12 +167,12 @@ def _parquet_row(row: Row, source: ParquetFiles) -> Sample:
             return Sample((Text(text_of(row.value[source.text]), learn=True),))
 
 
-def _tar_row(row: Row, extension: str) -> Sample:
+def _tar_row(row: on_disk.Row, extension: str) -> Sample:
     members = {name: data for name, data in row.value.items() if name != "__key__"}
     stem = row.value["__key__"]
     image = next((name for name in IMAGES if name in members), None)
     if extension not in members:
-        raise missing(extension, members, f"{row.key} ({stem})", what="member with the extension")
+        raise on_disk.missing(extension, members, f"{row.key} ({stem})", what="member with the extension")
     if image is None:
         raise RowError(f"{stem} has no image; it has: {', '.join(members)}")
     try:
@@ -194,12 +185,12 @@ def _tar_row(row: Row, extension: str) -> Sample:
     return _pair({"bytes": members[image], "path": f"{stem}.{image}"}, found, row)
 
 
-def _pair(image: Any, text: Any, row: Row) -> Sample:
+def _pair(image: Any, text: Any, row: on_disk.Row) -> Sample:
     text = text_of(text)  # before the image, which costs more
     return Sample((Image(Pixels(pixels_of(image, row.file.parent))), Text(text)))
 
 
-def _chat(messages: Any, images: Any, row: Row) -> Sample:
+def _chat(messages: Any, images: Any, row: on_disk.Row) -> Sample:
     parts = parts_of(messages, images, row.file.parent)
     if not any(part.learn for part in parts):
         raise RowError("the assistant says nothing, so there is nothing to learn")

@@ -13,7 +13,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from unimm.config.guards import Guards as Limits
 from unimm.disk import read_sealed, write_sealed
@@ -24,10 +24,6 @@ from unimm.train.update import NotFinite
 
 MOST_FILES = 20
 """Skipped batches that each rank keeps for inspection; the one that stops the run is kept in any case."""
-
-
-class Stream(Protocol):
-    def next(self): ...
 
 
 class Spikes:
@@ -74,7 +70,7 @@ class Guards:
     def _file(self) -> Path:
         return self.folder / "rollbacks.json"
 
-    def draw(self, step: int, stream: Stream):
+    def draw(self, step: int, stream):
         """The batch for `step`: the stream's next one that no rollback condemned."""
         while any(first <= self.drawn <= last for first, last in self.condemned):
             stream.next()

@@ -6,7 +6,6 @@ skips a step that is not finite. Plain bf16 weights at stage 0 are never used: D
 there at initialisation.
 """
 
-import contextlib
 import dataclasses
 import logging
 import math
@@ -17,15 +16,13 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from unimm.checkpoint.pieces import Piece
 from unimm.config.stages import Stage
 from unimm.losses import Losses
 from unimm.train import ranks
 from unimm.train.muon import Exchange, MuonAdamW
-from unimm.train.optimizer import build_optimizer
 from unimm.train.pieces import Held, Masters, Read, held_whole, own_parameters
 from unimm.train.shares import shares
-from unimm.train.update import Autocast, NotFinite, clip, set_rate
+from unimm.train.update import Autocast, Engine, NotFinite, clip
 
 
 def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
@@ -55,8 +52,8 @@ def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
     return config
 
 
-class DeepSpeedEngine:
-    """See `unimm.train.engine.Engine`."""
+class DeepSpeedEngine(Engine):
+    """See `Engine`."""
 
     def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None,
                  undecayed: Collection[str] = ()):
@@ -64,11 +61,8 @@ class DeepSpeedEngine:
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it, at ZeRO-3 in every step, launcher or not
         deepspeed = _import_deepspeed()
         ranks.start(alone=True)
-        self.module = module
-        self.zero = stage.zero
-        self.trained = [p for p in module.parameters() if p.requires_grad]
-        self.limit = stage.optimizer.clip
-        self.optimizer = build_optimizer(module, stage.optimizer, rates, undecayed)
+        super().__init__(module, stage, rates, undecayed)
+        self.zero, self.whole = stage.zero, stage.zero < 3
         whole = held_whole(module, self.optimizer)
         parameters = sum(p.numel() for p in module.parameters())
         self.engine, *_ = deepspeed.initialize(
@@ -146,18 +140,9 @@ class DeepSpeedEngine:
         self.masters.updated()
         return norm
 
-    def set_rate(self, factor: float) -> None:
-        set_rate(self.optimizer, factor)
-
-    def pieces(self) -> list[Piece]:
-        return self.masters.pieces()
-
-    def scalars(self) -> dict[str, int]:
-        return {"updates": self.masters.updates}
-
     @torch.no_grad()
     def restore(self, read: Read, scalars: Mapping[str, int]) -> None:
-        self.masters.restore(read, scalars["updates"])
+        super().restore(read, scalars)
         sharded = self.engine.optimizer
         match self.zero:
             case 1 | 2:
@@ -168,12 +153,6 @@ class DeepSpeedEngine:
                     sharded._reassign_or_swap_out_partitioned_parameters(group)
                 if sharded.persistent_parameters:
                     sharded.persistent_parameters[0].all_gather(sharded.persistent_parameters)
-
-    def weights(self) -> dict[str, Tensor]:
-        return self.masters.weights(whole=self.zero < 3)
-
-    def shown(self) -> contextlib.AbstractContextManager:
-        return self.masters.shown(whole=self.zero < 3)
 
     def close(self) -> None:
         self.engine.destroy()

@@ -1,14 +1,19 @@
 """What every engine does in a step, and how it fails."""
 
+import contextlib
 import math
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from unimm.checkpoint.pieces import Piece
 from unimm.config.stages import Stage
 from unimm.errors import UserError
 from unimm.losses import Losses
 from unimm.train import ranks
+from unimm.train.optimizer import build_optimizer
+from unimm.train.pieces import Masters, Read
 
 
 class TrainError(UserError):
@@ -44,6 +49,60 @@ def clip(gradients: list[Tensor], limit: float) -> float:
     return norm
 
 
-def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
+class Engine:
+    """What the loop needs; the methods that raise here are those in which engines differ.
+
+    `module` is the caller's own module, never a wrapper. `whole` says whether it holds whole weights.
+    """
+
+    masters: Masters
+    whole = True
+
+    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None,
+                 undecayed: Collection[str]):
+        self.module, self.limit = module, stage.optimizer.clip
+        self.trained = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(module, stage.optimizer, rates, undecayed)
+
+    def __call__(self, batch, last: bool = True) -> Losses:
+        """One forward; `last` in the last one of a step."""
+        raise NotImplementedError
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss` to that of the step; the sum over ranks is what moves the weights."""
+        raise NotImplementedError
+
+    def step(self) -> float:
+        """Clip, update, clear; the gradient norm before clipping, over all ranks.
+
+        Raises NotFinite, on all ranks alike, with weights and optimizer unmoved and the gradients cleared.
+        """
+        raise NotImplementedError
+
+    def set_rate(self, factor: float) -> None:
+        """Set every group's learning rate to `factor` times its highest."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def pieces(self) -> list[Piece]:
+        """This rank's part of the training state."""
+        return self.masters.pieces()
+
+    def scalars(self) -> dict[str, int]:
+        """What else it takes to continue, the same on every rank, as small JSON."""
+        return {"updates": self.masters.updates}
+
+    def restore(self, read: Read, scalars: Mapping[str, int]) -> None:
+        """Continue from a state saved at any world size and ZeRO stage; the module's weights follow from it."""
+        self.masters.restore(read, scalars["updates"])
+
+    def weights(self) -> dict[str, Tensor]:
+        """What the stage would leave now, whole, in rank 0's host memory; {} elsewhere. Every rank calls it."""
+        return self.masters.weights(self.whole)
+
+    def shown(self) -> contextlib.AbstractContextManager:
+        """Inside, rank 0's module holds those weights. Every rank enters it."""
+        return self.masters.shown(self.whole)
+
+    def close(self) -> None:
+        """Let go of the module. Its weights may then be empty: load what the stage saved."""
