@@ -111,8 +111,8 @@ def test_the_kernel_follows_what_there_is():
     assert choose(everything, whole, 4096, 128, False) == "flex (torch)"
     assert choose(frozenset(), whole, 4096, 128, False) == "documents"
     assert choose(frozenset(), half, 256, 128, True) == "mask"
-    assert choose(frozenset(), whole, 256, 128, True) == "documents"
-    assert choose(frozenset(), whole, 128, 128, True) == "mask"
+    assert choose(frozenset(), whole, 256, 128, True) == "mask"
+    assert choose(frozenset(), half, 512, 128, True) == "documents"
 
 
 @pytest.mark.parametrize("kernel", ON_CPU)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from unimm.checkpoint.folders import NAME, step_of
 from unimm.checkpoint.manifest import MANIFEST, CheckpointError, faults, read_manifest
+from unimm.words import columns, size
 
 HEAD = ("stage", "step", "written (UTC)", "size", "ranks", "zero", "state")
 
@@ -26,14 +27,9 @@ def checkpoints_in(path: Path) -> list[Path]:
     return sorted(found, key=lambda p: (_written(p), p.name))
 
 
-def table(path: Path, every_byte: bool = True) -> Iterator[str]:
+def table(path: Path, every_byte: bool = True) -> list[str]:
     """Lines of a table of all checkpoints in a run's folder; `every_byte` is read, or else only sizes are compared."""
-    rows = [HEAD, *(_row(p, every_byte) for p in checkpoints_in(path))]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    for row in rows:
-        left, *middle, state = [cell.ljust(w) if i in (0, 2) else cell.rjust(w)
-                                for i, (cell, w) in enumerate(zip(row[:-1], widths))] + [row[-1]]
-        yield "  ".join([left, *middle, state])
+    return columns([HEAD, *(_row(p, every_byte) for p in checkpoints_in(path))], left=(0, 2, 6))
 
 
 def check_all(path: Path) -> Iterator[str]:
@@ -45,17 +41,17 @@ def check_all(path: Path) -> Iterator[str]:
             wrong += found
             if not found:
                 files = read_manifest(folder)
-                yield f"{folder}: whole, {len(files)} files, {_size(sum(f['bytes'] for f in files.values()))}"
+                yield f"{folder}: whole, {len(files)} files, {size(sum(f['bytes'] for f in files.values()))}"
     if wrong:
         raise CheckpointError("; ".join(wrong))
 
 
 def _row(path: Path, every_byte: bool) -> tuple[str, ...]:
     state = _state(path)
-    size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    total = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
     step = f"{step_of(path):,}" if NAME.match(path.name) else f"{state.get('step', 0):,}"
     when = _written(path)[:16].replace("T", " ")
-    return (path.parent.name, step, when, _size(size), str(state.get("world", "?")), str(state.get("zero", "?")),
+    return (path.parent.name, step, when, size(total), str(state.get("world", "?")), str(state.get("zero", "?")),
             _condition(path, every_byte))
 
 
@@ -80,11 +76,3 @@ def _state(path: Path) -> dict:
 def _written(path: Path) -> str:
     said = _state(path).get("written")
     return str(said) if said else datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"

@@ -14,6 +14,7 @@ import numpy as np
 from unimm.evaluate.charts import curves, meter, ranked, stacked
 from unimm.evaluate.gallery import hero, mark, section, sections
 from unimm.evaluate.scores import Bar, Metrics, Scores, interval, look_up
+from unimm.words import count, span
 
 COLOURS = ("c1", "c2", "c3", "c4", "c6", "c5")
 HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}: a unimm run</title>
@@ -29,24 +30,6 @@ def page(report: dict, bars: tuple[Bar, ...], scores: Scores, metrics: Metrics) 
             _codes(report, scores), _time(report), _repeat(report)]
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     return HEAD.format(title=escape(report["name"]), style=style, body="".join(body))
-
-
-def span(seconds: float) -> str:
-    """Seconds in words: 8.4 s, 8 min 41 s, 10 min, 3 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s"
-    large, small, names = (whole // 60, whole % 60, ("min", "s")) if whole < 3600 else (
-        whole // 3600, whole // 60 % 60, ("h", "min"))
-    return f"{large} {names[0]}" + (f" {small} {names[1]}" if small else "")
-
-
-def size(number: float) -> str:
-    """A count in words: 812, 41 k, 2.0 M, 1.5 B."""
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.{int(number < 10 * limit)}f} {unit}"
-    return f"{number:g}"
 
 
 def _terms(style: str, terms: Iterable[tuple[str, str]]) -> str:
@@ -69,10 +52,10 @@ def _head(report: dict, bars: tuple[Bar, ...], scores: Scores) -> str:
         facts.append(("Bars met", f"{met}<small>{under}</small>"))
     where = f"on {machine['cores']} cores, {machine['processor']}"
     facts.append(("Total time", f"{span(report['seconds']['total'])}<small>{where}</small>"))
-    beside = f"parameters, and {size(parameters['image_tokenizer'])} in the image tokenizer"
-    facts.append(("Language model", f"{size(parameters['language_model'])}<small>{beside}</small>"))
+    beside = f"parameters, and {count(parameters['image_tokenizer'])} in the image tokenizer"
+    facts.append(("Language model", f"{count(parameters['language_model'])}<small>{beside}</small>"))
     for name, rate in list(report["tokens_per_second"].items())[-1:]:
-        facts.append(("Training speed", f"{size(rate)}<small>tokens a second in {escape(name)}</small>"))
+        facts.append(("Training speed", f"{count(rate)}<small>tokens a second in {escape(name)}</small>"))
     return (f'<header><p class="eyebrow">unimm run, {report["date"][:16].replace("T", ", ")}</p>'
             f'<h1>{escape(report["name"])}</h1><p class="lede">{escape(report["about"])}</p>'
             f'{_terms("facts", facts)}{hero(scores)}</header>')
@@ -124,7 +107,7 @@ def _training(report: dict, metrics: Metrics) -> str:
     rows = [_row(("Stage", "Steps", "Read", "Time", "Speed"), "th")]
     for name, stage in report["stages"].items():
         unit = "tokens" if "tokens" in stage else "images"
-        rows.append(_row((escape(name), f"{stage['steps']:,}", f"{size(stage[unit])} {unit}", span(stage["seconds"]),
+        rows.append(_row((escape(name), f"{stage['steps']:,}", f"{count(stage[unit])} {unit}", span(stage["seconds"]),
                           f"{report[f'{unit}_per_second'][name]:,.0f} {unit}/s")))
     return section("Training", "Each reading faint, its average strong, on a logarithmic axis.",
                    f'<div class="two">{"".join(charts)}</div><table class="plain">{"".join(rows)}</table>')

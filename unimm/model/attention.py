@@ -20,9 +20,9 @@ NAME = "unimm_packed"
 
 Kernel = Literal["flash-attn 4", "flash-attn 2", "varlen (torch)", "flex (torch)", "mask", "documents"]
 
-LONGEST_MASKED_ROW = {torch.float32: 128, torch.bfloat16: 256}
-"""Up to here rows of documents of 40 under one mask beat a loop over them on a CPU; at twice as much they lose
-(tools/bench/attention.py)."""
+LONGEST_MASKED_ROW = 256
+"""Up to here rows of documents of 40 under one mask beat a loop over them on a CPU, 1.2 times in float32 and 3 times in
+bfloat16 (tools/bench/attention.py); at 512 they lose."""
 
 
 class Documents:
@@ -103,7 +103,7 @@ def choose(found: frozenset[str], dtype: torch.dtype, row: int, width: int, capp
             return "flash-attn 2"
         if "varlen (torch)" in found and not capped:
             return "varlen (torch)"
-    if row <= LONGEST_MASKED_ROW.get(dtype, 128):
+    if row <= LONGEST_MASKED_ROW:
         return "mask"
     return "flex (torch)" if "flex (torch)" in found and width >= 16 else "documents"
 

@@ -4,10 +4,10 @@ import dataclasses
 import json
 
 from unimm.plan.plan import DataPlan, Plan, StagePlan, TokenizerPlan
+from unimm.words import count, size, span
 
 LAUNCHES = 0.02
 """Seconds; ours: hundreds of kernels at some 10 microseconds each way, and a reduction between nodes."""
-UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 def to_json(plan: Plan) -> str:
@@ -34,7 +34,7 @@ def table(plan: Plan) -> list[str]:
 
 def _tokenizer(tokenizer: TokenizerPlan) -> str:
     side, codes = tokenizer.image, tokenizer.codes
-    return (f"image tokenizer {tokenizer.kind}: {amount(tokenizer.elements)} parameters, {codes} x {codes} codes of "
+    return (f"image tokenizer {tokenizer.kind}: {count(tokenizer.elements)} parameters, {codes} x {codes} codes of "
             f"{side} x {side} pixels, {tokenizer.source}")
 
 
@@ -52,14 +52,14 @@ def _stage(stage: StagePlan, plan: Plan) -> list[str]:
         lines.append(f"    {'host memory':<12} {gib(stage.host):>12} a rank, for what is offloaded")
     if stage.with_recompute < stage.without_recompute:
         lines.append(f"    activations: {gib(stage.without_recompute)} kept, {gib(stage.with_recompute)} recomputed")
-    lines += ["", f"  {stage.steps:,} steps, {amount(stage.total)} {stage.unit}, {stage.rate:,.0f} {stage.unit}/s, "
-              f"{duration(stage.seconds)}, {stage.seconds * plan.gpus / 3600:,.1f} GPU hours, "
+    lines += ["", f"  {stage.steps:,} steps, {count(stage.total)} {stage.unit}, {stage.rate:,.0f} {stage.unit}/s, "
+              f"{span(stage.seconds)}, {stage.seconds * plan.gpus / 3600:,.1f} GPU hours, "
               f"MFU {stage.model_mfu:.0%}",
               f"  reads up to {size(stage.read_rate)}/s, {size(stage.read_rate / plan.nodes)}/s a node; checkpoints of "
               f"{size(stage.checkpoint)}, {stage.kept} kept: {size(stage.checkpoint * stage.kept)}"]
     step = stage.seconds / stage.steps
     if step < LAUNCHES:
-        lines.append(f"  too small for this cluster: a step of {duration(step)} is less than its launches and "
+        lines.append(f"  too small for this cluster: a step of {span(step)} is less than its launches and "
                      "reductions take, so it will run far longer than this")
     return lines + [f"  PROBLEM: {problem}" for problem in stage.problems]
 
@@ -68,7 +68,7 @@ def _totals(plan: Plan) -> list[str]:
     seconds = sum(stage.seconds for stage in plan.stages)
     disk = sum(stage.checkpoint * stage.kept for stage in plan.stages) + sum(data.bytes for data in plan.data)
     return ["codes, as typed integers:", *[f"  {_data(data)}" for data in plan.data], "",
-            f"together {duration(seconds)}, {seconds * plan.gpus / 3600:,.1f} GPU hours, {size(disk)} on disk"]
+            f"together {span(seconds)}, {seconds * plan.gpus / 3600:,.1f} GPU hours, {size(disk)} on disk"]
 
 
 def _data(data: DataPlan) -> str:
@@ -79,28 +79,3 @@ def _data(data: DataPlan) -> str:
 
 def gib(number: float) -> str:
     return f"{number / 2**30:,.2f} GiB" if number >= 2**30 / 10 else f"{number / 2**20:,.2f} MiB"
-
-
-def size(number: float) -> str:
-    """Bytes in decimal units, as disks and networks are sold."""
-    for unit in UNITS:
-        if number < 1000 or unit == UNITS[-1]:
-            return f"{number:,.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
-        number /= 1000
-
-
-def amount(number: float) -> str:
-    for unit, name in ((1e12, " trillion"), (1e9, " billion"), (1e6, " million")):
-        if number >= unit:
-            return f"{number / unit:,.2f}{name}"
-    return f"{number:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    if seconds >= 86400:
-        return f"{seconds / 86400:,.1f} days"
-    if seconds >= 3600:
-        return f"{seconds / 3600:,.1f} hours"
-    if seconds >= 60:
-        return f"{seconds / 60:,.1f} minutes"
-    return f"{seconds:,.1f} s" if seconds >= 1 else f"{seconds * 1000:,.2f} ms"

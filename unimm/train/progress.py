@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unimm.disk import writing
 from unimm.train import ranks
+from unimm.words import span
 
 MOST_KEPT = 10_000
 """Values that a window keeps before it adds them up."""
@@ -129,16 +130,9 @@ class Progress:
         rate = (step - self.start) / max(now - self.began, 1e-9)
         losses = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name.startswith("loss"))
         line = (f"{self.name} {step}/{self.steps}  {losses}  {values['tokens_per_second']:,.0f} {self.unit}/s  "
-                f"{rate:.2f} steps/s  {clock((self.steps - step) / max(rate, 1e-9))} left")
+                f"{rate:.2f} steps/s  {span((self.steps - step) / max(rate, 1e-9))} left")
         end = "" if self.live and step < self.steps else "\n"
         print(f"\r\033[K{line}" if self.live else line, end=end, flush=True)
-
-
-def clock(seconds: float) -> str:
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-    return f"{whole // 60}:{whole % 60:02d}"
 
 
 def teller() -> Callable[[str], None]:

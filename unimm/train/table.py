@@ -15,6 +15,7 @@ from unimm.train.footprint import PERSIST, Footprint, footprint
 from unimm.train.optimizer import build_optimizer
 from unimm.train.shares import Shares, shares
 from unimm.train.trains import Trained
+from unimm.words import columns
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,9 @@ def lines(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, w
     for r in found:
         memory = [f"{value / scale:,.2f}" for value in (r.weights, r.gradients, r.optimizer)]
         cells.append((r.part, f"{r.parameters:,}", f"{r.trained:,}" if r.trained else "-", r.how, r.lr, *memory))
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    left = (0, 3, 4)
-    table = ["  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
-             for row in cells]
     who = f"each of {world} ranks" if world > 1 else "one process"
     where = ", gradients and optimizer in host memory" if stage.offload else ""
-    return table + [f"{who} holds {sum(sums[2:]) / scale:,.2f} {unit} of these at zero {stage.zero} in "
+    return columns(cells, left=(0, 3, 4)) + [f"{who} holds {sum(sums[2:]) / scale:,.2f} {unit} of these at zero {stage.zero} in "
                     f"{stage.precision}{where}, and activations"]
 
 
