@@ -7,7 +7,7 @@ def span(seconds: float) -> str:
     """20.00 ms, 8.4 s, 8 min 41 s, 10 min, 3 h 5 min, 12.5 days."""
     whole = round(seconds)
     if whole < 60:
-        return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.2f} ms" if seconds else "0 s"
+        return f"{seconds:.1f} s" if seconds >= 1 or not seconds else f"{seconds * 1000:.2f} ms"
     if whole >= 86400:
         return f"{seconds / 86400:,.1f} days"
     large, small, names = (whole // 60, whole % 60, ("min", "s")) if whole < 3600 else (

@@ -32,10 +32,9 @@ def table(plan: Plan) -> list[str]:
     return lines + ["", *_totals(plan)]
 
 
-def _tokenizer(tokenizer: TokenizerPlan) -> str:
-    side, codes = tokenizer.image, tokenizer.codes
-    return (f"image tokenizer {tokenizer.kind}: {count(tokenizer.elements)} parameters, {codes} x {codes} codes of "
-            f"{side} x {side} pixels, {tokenizer.source}")
+def _tokenizer(t: TokenizerPlan) -> str:
+    return (f"image tokenizer {t.kind}: {count(t.elements)} parameters, {t.codes} x {t.codes} codes of "
+            f"{t.image} x {t.image} pixels, {t.source}")
 
 
 def _stage(stage: StagePlan, plan: Plan) -> list[str]:

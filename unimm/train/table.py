@@ -72,9 +72,8 @@ def lines(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, w
         cells.append((r.part, f"{r.parameters:,}", f"{r.trained:,}" if r.trained else "-", r.how, r.lr, *memory))
     who = f"each of {world} ranks" if world > 1 else "one process"
     where = ", gradients and optimizer in host memory" if stage.offload else ""
-    told = (f"{who} holds {sum(sums[2:]) / scale:,.2f} {unit} of these at zero {stage.zero} in {stage.precision}{where}, "
-            "and activations")
-    return [*columns(cells, left=(0, 3, 4)), told]
+    held = f"{who} holds {sum(sums[2:]) / scale:,.2f} {unit} of these at zero {stage.zero} in {stage.precision}{where}"
+    return [*columns(cells, left=(0, 3, 4)), f"{held}, and activations"]
 
 
 def _how(members: dict[str, nn.Parameter], trained: Trained) -> str:
