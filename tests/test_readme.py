@@ -68,8 +68,8 @@ def test_the_table_of_axes_names_every_choice_and_no_other():
     named = set(re.findall(r"`([A-Z]\w+)`", table))
     image_tokenizer, quantizer = get_args(images.ImageTokenizer), get_args(images.Quantizer)
     choices = {kind.__name__ for kind in (*image_tokenizer, *quantizer, *get_args(tokens.TextTokenizer),
-                                          *get_args(model.Backbone), *get_args(model.ImageIn), *get_args(model.ImageOut),
-                                          *get_args(data.Source))}
+                                          *get_args(model.Backbone), *get_args(model.ImageIn),
+                                          *get_args(model.ImageOut), *get_args(data.Source))}
     assert named == choices | {"Layout", "Trains", "Lora", "AdamW", "Muon"}
 
 
