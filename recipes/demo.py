@@ -7,7 +7,8 @@ ten minutes on two CPU cores suffice.
 from unimm.config.data import Shapes, Use
 from unimm.config.images import VQ, ConvTokenizer
 from unimm.config.model import FreshBackbone, SharedTable
-from unimm.config.recipe import Recipe, Sampling
+from unimm.config.recipe import Recipe
+from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, Muon, NextToken, Reconstruct, Schedule
 from unimm.config.tokens import Codebook, ImageLayout, Layout, LevelLayout, SentencePieceText
 
@@ -48,6 +49,6 @@ recipe = Recipe(
             steps=4200, step_tokens=14 * 160, seq_len=160, precision="bf16", optimizer=Muon(lr=0.02, adamw_lr=4e-3),
             schedule=Schedule(warmup=0.0, anneal=0.4), seed=1),
     },
-    sampling=Sampling(guidance=1.5, temperature=0.3),
+    sampling=Sampling(image=Choice(temperature=0.3), guidance=1.5),
     judge="shapes",
 )

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from recipes import demo
 from unimm.config.data import Emoji, Use
-from unimm.config.recipe import Sampling
+from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import Schedule
 from unimm.config.tokens import SentencePieceText
 
@@ -29,6 +29,6 @@ recipe = replace(
         "pretrain": replace(demo.recipe.stages["pretrain"], mix=PAIRS, steps=2200, drop_context=0.0,
                             schedule=Schedule(anneal=0.5)),
     },
-    sampling=Sampling(guidance=1.0, temperature=0.0),
+    sampling=Sampling(image=Choice(temperature=0.0), guidance=1.0),
     judge="emoji",
 )

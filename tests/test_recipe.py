@@ -21,7 +21,7 @@ from dataclasses import replace
 from tiny import TINY
 from unimm.config.stages import AdamW, NextToken
 from unimm.config.data import Use
-from unimm.config.recipe import Sampling
+from unimm.config.sampling import Choice, Sampling
 """
 
 EVERY_KIND = replace(
@@ -95,7 +95,7 @@ def test_a_recipe_file_is_read_from_any_folder(write, monkeypatch, tmp_path):
         ("Sampling(guidence=2)", "Sampling has no field 'guidence'; did you mean 'guidance'?"),
         ("replace(TINY, sampeling=Sampling())", "Recipe has no field 'sampeling'; did you mean 'sampling'?"),
         ("AdamW(lr=0)", "AdamW.lr is 0; it must be greater than 0"),
-        ("Sampling(top_p=1.5)", "Sampling.top_p is 1.5; it must be above 0 and at most 1"),
+        ("Choice(top_p=1.5)", "Choice.top_p is 1.5; it must be above 0 and at most 1"),
         ("Use(data='x', weight=-1)", "Use.weight is -1"),
         ("NextToken(steps=3)", "missing 1 required keyword-only argument: 'mix'"),
         ("NextToken(mix=(), steps=3)", "NextToken.mix is (); it must be at least one Use"),

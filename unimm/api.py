@@ -9,7 +9,6 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +22,17 @@ from unimm.system import System, open_run
 __all__ = ["chat", "evaluate", "open_run", "sample"]
 
 
-def sample(run: System, prompt: str, n: int = 4, seed: int = 0, **sampling: float) -> list[np.ndarray]:
+def sample(run: System, prompt: str, n: int = 4, seed: int = 0, **sampling: float | str) -> list[np.ndarray]:
     """`n` pictures of a prompt, uint8 (height, width, 3), with seeds `seed`, `seed` + 1, ...
 
-    `sampling` changes fields of the run's own settings: guidance, temperature, top_k, top_p.
+    `sampling` changes the run's own settings, as `unimm sample` does: guidance, temperature, top_k, negative, ...
     Raises PromptError where there is nothing to draw, ConfigError for a setting out of range.
     """
     if not prompt.strip():
         raise PromptError('no prompt; say what to draw, such as "a red circle"')
     if n < 1:
         raise PromptError(f"n is {n}; ask for at least one picture")
-    settings = replace(run.recipe.sampling, **sampling)
+    settings = run.recipe.sampling.changed(**sampling)
     return draw(run, [[Text(prompt)]] * n, range(seed, seed + n), settings)
 
 

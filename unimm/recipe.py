@@ -8,9 +8,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from unimm.arguments import read_arguments
-from unimm.config import data, guards, images, model, stages, tokens, trains
+from unimm.config import data, guards, images, model, sampling, stages, tokens, trains
 from unimm.config.check import ConfigError
-from unimm.config.recipe import Recipe, Sampling
+from unimm.config.recipe import Recipe
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -63,8 +63,9 @@ def _explained(message: str) -> str:
 
 
 def _config_classes() -> list[type]:
-    here = [v for module in (data, guards, images, model, stages, tokens, trains) for v in vars(module).values()]
-    return [Recipe, Sampling] + [v for v in here if isinstance(v, type) and is_dataclass(v)]
+    here = [v for module in (data, guards, images, model, sampling, stages, tokens, trains)
+            for v in vars(module).values()]
+    return [Recipe] + [v for v in here if isinstance(v, type) and is_dataclass(v)]
 
 
 def apply_overrides(recipe: Recipe, arguments: list[str], command: str) -> Recipe:

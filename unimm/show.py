@@ -87,7 +87,8 @@ def axes(recipe: Recipe, layout: Layout) -> dict[str, str]:
         "decoder": "the image tokenizer's own",
         "backbone": described(recipe.backbone),
         "text": described(recipe.text),
-        "sampling": " ".join(f"{name}={value!r}" for name, value in vars(recipe.sampling).items() if value != ""),
+        "sampling": " ".join(f"{name}={value!r}".replace("Choice", "") for name, value in vars(recipe.sampling).items()
+                             if value != ""),
         "vocabulary": f"{layout.vocab.rows:,} rows: {layout.vocab.text_size:,} text, "
                       f"{len(layout.vocab.special)} markers; {codes}",
     }

@@ -8,6 +8,7 @@ from dataclasses import replace
 from recipes.own_data import DRAWN_IN_CHAT, PAIRS
 from recipes.systems import chameleon_7b
 from unimm.config.model import PretrainedBackbone
+from unimm.config.sampling import Choice
 from unimm.config.stages import AdamW, NextToken, Schedule
 from unimm.config.tokens import PretrainedText
 from unimm.config.trains import Trains
@@ -29,5 +30,5 @@ recipe = replace(
             drop_context=0.0, precision="bf16", zero=2),  # ds_config.json; its precision is not stated
     },
     # chameleon/inference/chameleon.py, Options: as Chameleon's but for the text's temperature.
-    sampling=replace(chameleon_7b.recipe.sampling, text_temperature=1.0),
+    sampling=replace(chameleon_7b.recipe.sampling, text=Choice()),
 )

@@ -7,7 +7,8 @@ check what is said to be its section 3.2.
 from recipes.own_data import CHATS, CHATTED
 from unimm.config.images import Chameleon
 from unimm.config.model import PretrainedBackbone
-from unimm.config.recipe import Recipe, Sampling
+from unimm.config.recipe import Recipe
+from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, NextToken, Schedule
 from unimm.config.tokens import Chat, Codebook, ImageLayout, Layout, LevelLayout, PretrainedText
 
@@ -39,5 +40,6 @@ recipe = Recipe(
     },
     # chameleon.py, Options. Its third branch, guided by the context's images alone with 1.2, matters only where there
     # are some; its penalty of 1.2 on repeated words is left out.
-    sampling=Sampling(guidance=3.0, temperature=0.7, top_p=0.9, text_temperature=0.7, text_length=1024),
+    sampling=Sampling(image=Choice(temperature=0.7, top_p=0.9), text=Choice(temperature=0.7),
+                      guidance=3.0, text_length=1024),
 )

@@ -10,7 +10,7 @@ from recipes.own_data import CHATS, CHATTED, DRAWN_IN_CHAT, PAIRS
 from recipes.systems import emu3_gen
 from unimm.config.images import IBQ
 from unimm.config.model import PretrainedBackbone
-from unimm.config.recipe import Sampling
+from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import NextToken
 from unimm.config.tokens import Chat, Codebook, ImageLayout, LevelLayout, PretrainedText
 
@@ -40,5 +40,5 @@ recipe = replace(
         mix=(DRAWN_IN_CHAT, CHATTED), steps=10_000, step_tokens=64 * 8192, seq_len=8192,
         precision="bf16", zero=3, recompute=True)},
     # configs/example_config_t2i.py; its top 1024 and top-p 0.9 of text are left out.
-    sampling=Sampling(guidance=5.0, temperature=1.0, top_k=5120, text_temperature=1.0, text_length=5120),
+    sampling=Sampling(image=Choice(top_k=5120), text=Choice(), guidance=5.0, text_length=5120),
 )

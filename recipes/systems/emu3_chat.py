@@ -9,7 +9,7 @@ from recipes.own_data import CHATS, CHATTED
 from recipes.systems import emu3_gen
 from unimm.config.images import Emu3
 from unimm.config.model import PretrainedBackbone
-from unimm.config.recipe import Sampling
+from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, NextToken, Schedule
 from unimm.config.tokens import PretrainedText
 
@@ -28,5 +28,5 @@ recipe = replace(
             optimizer=AdamW(lr=1e-5, weight_decay=0.1), schedule=Schedule(warmup=0.03, anneal=0.97, shape="cosine"),
             drop_context=0.0, precision="bf16", zero=3, recompute=True),
     },
-    sampling=Sampling(guidance=3.0, temperature=1.0, top_k=2048, text_length=1024),  # multimodal_understanding.py
+    sampling=Sampling(image=Choice(top_k=2048), guidance=3.0, text_length=1024),  # multimodal_understanding.py
 )

@@ -6,7 +6,8 @@ Files are those of baaivision/Emu3 (commit f6ea9aa).
 from recipes.own_data import DRAWN, PAIRS
 from unimm.config.images import Emu3
 from unimm.config.model import PretrainedBackbone
-from unimm.config.recipe import Recipe, Sampling
+from unimm.config.recipe import Recipe
+from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, NextToken, Schedule
 from unimm.config.tokens import Chat, Codebook, ImageLayout, Layout, LevelLayout, PretrainedText
 
@@ -41,7 +42,7 @@ recipe = Recipe(
             drop_context=0.05, precision="bf16", zero=3, recompute=True),
     },
     sampling=Sampling(  # image_generation.py
-        guidance=3.0, temperature=1.0, top_k=2048, text_length=1024,
+        image=Choice(top_k=2048), guidance=3.0, text_length=1024,
         positive=" masterpiece, film grained, best quality.",
         negative="lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, "
                  "worst quality, low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."),

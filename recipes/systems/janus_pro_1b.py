@@ -8,7 +8,8 @@ from dataclasses import replace
 from recipes.own_data import CHATS, CHATTED, DRAWN_IN_CHAT, PAIRS, READ, TEXT
 from unimm.config.images import LlamaGen
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
-from unimm.config.recipe import Recipe, Sampling
+from unimm.config.recipe import Recipe
+from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, NextToken, Schedule
 from unimm.config.tokens import Chat, Codebook, Continuous, ImageLayout, Layout, LevelLayout, PretrainedText
 from unimm.config.trains import Trains
@@ -56,5 +57,5 @@ recipe = Recipe(
             ROWS, mix=(replace(CHATTED, weight=5), READ, replace(DRAWN_IN_CHAT, weight=4)), steps=80_000,
             step_tokens=128 * 4096, optimizer=AdamW(lr=4e-5), schedule=Schedule(warmup=0.0, anneal=0.0)),
     },
-    sampling=Sampling(guidance=5.0, temperature=1.0, text_length=512),  # generation_inference.py, inference.py
+    sampling=Sampling(image=Choice(), guidance=5.0, text_length=512),  # generation_inference.py, inference.py
 )

@@ -8,7 +8,8 @@ from dataclasses import replace
 from recipes.own_data import CAPTIONED, DRAWN, PAIRS, READ, TEXT
 from unimm.config.images import Chameleon
 from unimm.config.model import PretrainedBackbone, SharedTable
-from unimm.config.recipe import Recipe, Sampling
+from unimm.config.recipe import Recipe
+from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, NextToken, Schedule
 from unimm.config.tokens import Chat, Codebook, ImageLayout, Layout, LevelLayout, PretrainedText
 
@@ -47,5 +48,5 @@ recipe = Recipe(
             precision="bf16", zero=3, recompute=True),
     },
     # evaluation/inference_t2i.py
-    sampling=Sampling(guidance=7.0, temperature=0.99, top_k=4096, top_p=0.96, text_length=1024),
+    sampling=Sampling(image=Choice(temperature=0.99, top_k=4096, top_p=0.96), guidance=7.0, text_length=1024),
 )

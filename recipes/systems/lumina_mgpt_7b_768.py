@@ -9,7 +9,7 @@ from recipes.lumina_sizes import SIZES_768
 from recipes.own_data import CHATS, CHATTED, DRAWN_IN_CHAT, PAIRS
 from recipes.systems import chameleon_7b
 from unimm.config.model import PretrainedBackbone
-from unimm.config.recipe import Sampling
+from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, NextToken, Schedule
 from unimm.config.tokens import Chat, ImageLayout, LevelLayout, PretrainedText
 
@@ -42,5 +42,5 @@ recipe = replace(
             precision="bf16", zero=3, recompute=True),
     },
     # README, inference: temperature 1, cfg 4, image_top_k 2000. Its top 10 of text is left out.
-    sampling=Sampling(guidance=4.0, temperature=1.0, top_k=2000, text_temperature=1.0, text_length=1024),
+    sampling=Sampling(image=Choice(top_k=2000), text=Choice(), guidance=4.0, text_length=1024),
 )

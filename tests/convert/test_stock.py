@@ -13,7 +13,7 @@ from convert.runs import FRESH, LORA, on_release, saved
 from safetensors.torch import load_file
 
 from unimm.cli import main as cli
-from unimm.config.recipe import Sampling
+from unimm.config.sampling import Choice, Sampling
 from unimm.config.tokens import PretrainedText
 from unimm.convert.source import ConvertError
 from unimm.generate.decode import decode, image_request
@@ -65,7 +65,7 @@ def ours(run) -> tuple[list[int], torch.Tensor, list[int], dict]:
     hidden = system.model.hidden(ids, torch.arange(ids.shape[1])[None], torch.ones_like(ids))
     automaton = layout.automaton()
     request = image_request(layout, automaton, (Text(PROMPT),), None, False, 0)
-    decode(system.model, layout, automaton, [request], Sampling(guidance=1.0, temperature=0.0))
+    decode(system.model, layout, automaton, [request], Sampling(image=Choice(temperature=0.0), guidance=1.0))
     book = vocab.ranges["visual"]
     codes = [i for i in request.ids if book.start <= i < book.stop]
     asked = {"prompt": f"<s>{PROMPT}<boi>", "first": book.start, "stop": book.stop, "codes": len(codes),

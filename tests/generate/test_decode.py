@@ -7,7 +7,7 @@ from model.families import FAMILIES, tiny
 from ten_systems import TEN
 
 from unimm.config.model import FreshBackbone, SharedTable
-from unimm.config.recipe import Sampling
+from unimm.config.sampling import Choice, Sampling
 from unimm.generate.choose import choose
 from unimm.generate.decode import Request, decode, image_request
 from unimm.grammar import Automaton
@@ -19,7 +19,7 @@ from unimm.sample import Text
 
 LAYOUT = TEN["emu3"].build()
 AUTOMATON = LAYOUT.automaton()
-GREEDY = Sampling(temperature=0.0, guidance=1.0)
+GREEDY = Sampling(image=Choice(temperature=0.0), guidance=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +58,10 @@ def slow(model, request: Request, sampling: Sampling) -> list[int]:
         else:
             u, c = logits(request.unconditional), logits(request.prompt)
             scores = (u + sampling.guidance * (c - u))[torch.as_tensor(allowed)]
-            if sampling.temperature == 0:
+            if sampling.image.temperature == 0:
                 pick = allowed[int(scores.argmax())]
             else:
-                p = torch.softmax(scores.double() / sampling.temperature, -1).detach().numpy()
+                p = torch.softmax(scores.double() / sampling.image.temperature, -1).detach().numpy()
                 pick = allowed[int(np.searchsorted(p.cumsum(), rng.random() * p.sum(), side="right"))]
         written.append(int(pick))
         state = int(AUTOMATON.advance(np.array([state]), np.array([pick]))[0])
@@ -71,7 +71,7 @@ def slow(model, request: Request, sampling: Sampling) -> list[int]:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_guided_rows_equal_two_passes_without_cache_each_row_alone(model, temperature):
     """Defect 14: decoding constrained by row 0 only; defect 15: guidance as two forwards."""
-    sampling = Sampling(guidance=2.5, temperature=temperature)
+    sampling = Sampling(image=Choice(temperature=temperature), guidance=2.5)
     requests = images(6)
     decode(model, LAYOUT, AUTOMATON, requests, sampling)
     for request in requests:
@@ -83,7 +83,7 @@ def test_windows_and_soft_caps_hold_over_the_cache_as_in_transformers_own_attent
     backbone = tiny(family, vocab_size=LAYOUT.vocab.rows, sliding_window=4)
     image_input = ImageInput(SharedTable(), LAYOUT.vocab, [], 32)
     model = UnifiedModel(backbone, LAYOUT.vocab, image_input).eval()
-    requests, sampling = images(4), Sampling(guidance=2.0, temperature=0.0)
+    requests, sampling = images(4), Sampling(image=Choice(temperature=0.0), guidance=2.0)
     use_packed_attention(backbone)
     decode(model, LAYOUT, AUTOMATON, requests, sampling)
     assert backbone.config._attn_implementation == NAME
@@ -108,7 +108,7 @@ def test_text_equals_transformers_own_greedy_generation(model):
 
 
 def test_a_seed_gives_the_same_image_at_any_batch_size(model):
-    sampling = Sampling(guidance=2.0, temperature=1.0, top_k=20, top_p=0.9)
+    sampling = Sampling(image=Choice(top_k=20, top_p=0.9), guidance=2.0)
     together, alone = images(7), images(7)
     decode(model, LAYOUT, AUTOMATON, together, sampling)
     decode(model, LAYOUT, AUTOMATON, alone, sampling, batch=1)
@@ -121,7 +121,7 @@ def test_a_seed_gives_the_same_image_at_any_batch_size(model):
 def test_text_stops_at_its_limit_at_its_end_and_where_an_image_begins(model):
     begin = LAYOUT.vocab.special["<|image start|>"]
     requests = [Request(LAYOUT.prompt((Text(t),)), seed=k, limit=9) for k, t in enumerate("abcdefgh" * 8)]
-    decode(model, LAYOUT, AUTOMATON, requests, Sampling(text_temperature=8.0))
+    decode(model, LAYOUT, AUTOMATON, requests, Sampling(text=Choice(temperature=8.0)))
     enders = {LAYOUT.eos, LAYOUT.vocab.special["<end>"], begin}
     for r in requests:
         assert 1 <= len(r.ids) <= 9
@@ -133,11 +133,11 @@ def test_text_stops_at_its_limit_at_its_end_and_where_an_image_begins(model):
 def test_chosen_ids_follow_the_distribution_within_top_k_and_top_p():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(4000, 4)
     uniform = (np.arange(4000) + 0.5) / 4000
-    found = np.bincount(choose(logits, uniform, 1.0), minlength=4) / 4000
+    found = np.bincount(choose(logits, uniform, Choice()), minlength=4) / 4000
     np.testing.assert_allclose(found, [0.5, 0.3, 0.15, 0.05], atol=1e-3)
-    assert set(choose(logits, uniform, 1.0, top_k=2)) == {0, 1}
-    assert set(choose(logits, uniform, 1.0, top_p=0.79)) == {0, 1}
-    assert set(choose(logits, uniform, 1.0, top_p=0.81)) == {0, 1, 2}
-    assert set(choose(logits, uniform, 1.0, top_p=0.01)) == {0}
-    assert set(choose(logits, uniform, 0.0)) == {0}
-    assert choose(logits[:1], np.array([1.0 - 1e-12]), 1.0)[0] == 3
+    assert set(choose(logits, uniform, Choice(top_k=2))) == {0, 1}
+    assert set(choose(logits, uniform, Choice(top_p=0.79))) == {0, 1}
+    assert set(choose(logits, uniform, Choice(top_p=0.81))) == {0, 1, 2}
+    assert set(choose(logits, uniform, Choice(top_p=0.01))) == {0}
+    assert set(choose(logits, uniform, Choice(temperature=0.0))) == {0}
+    assert choose(logits[:1], np.array([1.0 - 1e-12]), Choice())[0] == 3

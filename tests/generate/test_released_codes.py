@@ -6,7 +6,7 @@ import torch
 import transformers
 from model.released import ROWS, NoTokenizer, layout_of, logits_of, recipe_of, theirs
 
-from unimm.config.recipe import Sampling
+from unimm.config.sampling import Choice, Sampling
 from unimm.generate.decode import Request, decode, image_request
 from unimm.pictures import to_png
 from unimm.sample import Codes, Image, Text
@@ -33,7 +33,7 @@ def pairs(tmp_path_factory):
 def drawn(ours, layout, guidance: float) -> list[Request]:
     automaton = layout.automaton()
     requests = [image_request(layout, automaton, (Text(t),), guided=guidance != 1) for t in TEXTS]
-    decode(ours, layout, automaton, requests, Sampling(guidance=guidance, temperature=0.0))
+    decode(ours, layout, automaton, requests, Sampling(image=Choice(temperature=0.0), guidance=guidance))
     return requests
 
 
@@ -100,7 +100,7 @@ def test_janus_answers_about_its_pictures_as_its_own_class_does(pairs):
     requests = [Request(layout.prompt((Image(unread, seen=to_png(p)), Text(t))), limit=5)
                 for p, t in zip(pictures, TEXTS)]
     automaton = layout.automaton()
-    decode(ours, layout, automaton, requests, Sampling(temperature=0.0))
+    decode(ours, layout, automaton, requests, Sampling(image=Choice(temperature=0.0)))
     allowed = torch.from_numpy(automaton.sets[automaton.set_of[0]])
     for request, picture in zip(requests, pictures):
         ids, pixels = request.prompt.ids.tolist(), torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1

@@ -77,11 +77,22 @@ class SamplingChange:
     """Differences from the sampling settings that the run was saved with."""
 
     guidance: float | None = None
+    image_guidance: float | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    adaptive_k: int | None = None
+    text_temperature: float | None = None
+    text_top_k: int | None = None
+    text_top_p: float | None = None
+    text_min_p: float | None = None
+    text_length: int | None = None
+    positive: str | None = None
+    negative: str | None = None
+    window: int | None = None
 
-    def said(self) -> dict[str, float]:
+    def said(self) -> dict[str, float | str]:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 

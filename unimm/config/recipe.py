@@ -7,37 +7,13 @@ its own with a `kind`, so that JSON, the command line and `match` agree on what 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from unimm.config.check import ConfigError, check, positive
+from unimm.config.check import ConfigError
 from unimm.config.data import Source
 from unimm.config.images import ConvTokenizer, ImageTokenizer
 from unimm.config.model import Backbone, FreshBackbone, ImageIn, ImageOut, SharedSoftmax, SharedTable
+from unimm.config.sampling import Sampling
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.config.tokens import Codebook, Continuous, Layout, SentencePieceText, TextTokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Defaults of sampling, saved with every run: a score reproduces only with these."""
-
-    guidance: float = 1.5
-    temperature: float = 0.3
-    top_k: int = 0
-    """0: all allowed ids."""
-    top_p: float = 1.0
-    text_temperature: float = 0.0
-    text_length: int = 64
-    """The most text tokens of an answer."""
-    positive: str = ""
-    """Words added to a prompt for an image (Emu3)."""
-    negative: str = ""
-    """Words that the unconditional branch reads in place of the form that it had in training (Emu3)."""
-
-    def __post_init__(self):
-        check(self, self.temperature >= 0, "temperature", "0 (greedy) or more")
-        check(self, self.text_temperature >= 0, "text_temperature", "0 (greedy) or more")
-        check(self, self.top_k >= 0, "top_k", "0 (off) or more")
-        check(self, 0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
-        positive(self, "text_length")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,7 @@ def _score_table(report: dict, bars: tuple[Bar, ...]) -> str:
     sampling = report["sampling"]
     unseen = "On scenes and prompts that training never saw. " if "leakage" in report else ""
     note = (f"{unseen}The upright line is the bar to reach, the pale end the 95&nbsp;% interval, the gap what guessing "
-            f"would give. Guidance {sampling['guidance']:g}, temperature {sampling['temperature']:g}, "
+            f"would give. Guidance {sampling['guidance']:g}, temperature {sampling['image']['temperature']:g}, "
             f"seed {sampling['seed']}.")
     head = _row(("Score", "", "Reached", "Bar", "", "Of"), "th")
     return section("Scores", note, f'<table class="scores"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>')
@@ -163,6 +163,10 @@ def _time(report: dict) -> str:
     return section("Where the time went", note, stacked(parts), f'<div class="legend">{legend}</div>')
 
 
+def _words(value) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
 def _repeat(report: dict) -> str:
     inside = []
     if leaks := report.get("leakage"):
@@ -173,7 +177,7 @@ def _repeat(report: dict) -> str:
                       "was made again in full for this, and compared as pixels and as strings.</p>")
     inside.append(f"<h3>Commands</h3><pre>{escape(chr(10).join(report['reproduce']))}</pre>")
     for title, settings in (("Sampling", report["sampling"]), ("Machine", report["machine"])):
-        terms = ((escape(name.replace("_", " ")), escape(str(value))) for name, value in settings.items())
+        terms = ((escape(name.replace("_", " ")), escape(_words(value))) for name, value in settings.items())
         inside.append(f"<h3>{title}</h3>{_terms('settings', terms)}")
     recipe = escape(json.dumps(report["recipe"], indent=2))
     inside.append(f"<details><summary>The exact recipe</summary><pre>{recipe}</pre></details>")

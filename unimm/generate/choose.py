@@ -1,7 +1,9 @@
-"""From logits to one id a row: temperature, top-k, top-p, and a random stream of each row's own."""
+"""From logits to one id a row: temperature, filters, and a random stream of each row's own."""
 
 import numpy as np
 import torch
+
+from unimm.config.sampling import Choice
 
 
 class RowRandom:
@@ -20,23 +22,38 @@ def guided(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float)
     return unconditional + scale * (conditional - unconditional)
 
 
-def choose(logits: torch.Tensor, uniform: np.ndarray, temperature: float, top_k: int = 0,
-           top_p: float = 1.0) -> np.ndarray:
+def adaptive_top_k(logits: torch.Tensor, most: int) -> torch.Tensor:
+    """How many ids each row of logits (B, V) keeps, int64 (B,), between 1 and `most`: more where it is less certain.
+
+    `1 + (most - 1) sigmoid(H - 5)`, H being the entropy of the guided logits in nats (PURE, arXiv:2503.11073; in
+    nonwhy/PURE, commit 4fb5553, pure/inference_solver.py, `_calculate_dynamic_top_k`, where `most` is 2000).
+    """
+    entropy = torch.distributions.Categorical(logits=logits.double()).entropy().clamp(0, 10)
+    return (1 + (most - 1) * torch.sigmoid(entropy - 5)).round().long()
+
+
+def choose(logits: torch.Tensor, uniform: np.ndarray, how: Choice) -> np.ndarray:
     """The chosen column of each row of logits (B, V), int64 (B,); greedy at temperature 0.
 
     `uniform` (B,) decides by inverting the cumulative distribution over columns.
     """
-    if temperature == 0:
+    if how.temperature == 0:
         return logits.argmax(-1).numpy(force=True)
-    logits = logits.double() / temperature
-    if 0 < top_k < logits.shape[-1]:
-        floor = logits.topk(top_k, -1).values[:, -1:]
+    if how.adaptive_k:
+        keep = adaptive_top_k(logits, min(how.adaptive_k, logits.shape[-1]))
+        floor = logits.sort(-1, descending=True).values.gather(-1, keep[:, None] - 1)
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    logits = logits.double() / how.temperature
+    if 0 < how.top_k < logits.shape[-1]:
+        floor = logits.topk(how.top_k, -1).values[:, -1:]
         logits = logits.masked_fill(logits < floor, -torch.inf)
     probabilities = logits.softmax(-1)
-    if top_p < 1:
+    if how.min_p:
+        probabilities = probabilities.masked_fill(probabilities < how.min_p * probabilities.amax(-1, True), 0.0)
+    if how.top_p < 1:
         ordered, order = probabilities.sort(-1, descending=True)
         before = ordered.cumsum(-1) - ordered  # the first column always stays
-        ordered = ordered.masked_fill(before >= top_p, 0.0)
+        ordered = ordered.masked_fill(before >= how.top_p, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
     cumulative = probabilities.cumsum(-1)
     mark = torch.as_tensor(uniform, dtype=cumulative.dtype, device=cumulative.device)[:, None] * cumulative[:, -1:]

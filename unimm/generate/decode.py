@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from unimm.config.recipe import Sampling
+from unimm.config.check import ConfigError
+from unimm.config.sampling import Sampling
 from unimm.generate.choose import RowRandom, choose, guided
 from unimm.grammar import Automaton
 from unimm.layout import Layout
@@ -53,6 +54,8 @@ def decode(model: UnifiedModel, layout: Layout, automaton: Automaton, requests: 
 
     A request with an unconditional form is guided by `sampling.guidance` at image positions.
     """
+    if sampling.image_guidance or sampling.window > 1:
+        raise ConfigError("three-way guidance and speculative decoding are not built yet")
     model.eval()
     for guides in (True, False):
         same = [r for r in requests if (r.unconditional is not None and sampling.guidance != 1) == guides]
@@ -133,9 +136,8 @@ class _Rows:
             logits = self._logits(hidden[index], allowed)
             if self.guides and not text:
                 logits = guided(logits, self._logits(hidden[index + n], allowed), self.sampling.guidance)
-            s = self.sampling
-            how = (s.text_temperature,) if text else (s.temperature, s.top_k, s.top_p)
-            chosen[rows] = allowed[choose(logits, self.random.uniform(rows), *how)]
+            how = self.sampling.text if text else self.sampling.image
+            chosen[rows] = allowed[choose(logits, self.random.uniform(rows), how)]
         return chosen
 
     def _logits(self, hidden: torch.Tensor, allowed: np.ndarray) -> torch.Tensor:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from unimm.config.model import VisionFeatures
-from unimm.config.recipe import Sampling
+from unimm.config.sampling import Sampling
 from unimm.errors import UserError
 from unimm.generate.decode import Request, decode, image_request
 from unimm.images.prepare import as_seen, prepare

@@ -1,7 +1,6 @@
 """`unimm sample`: prompts in, a labelled grid and single PNGs out."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from unimm.generate.use import PromptError, draw
@@ -11,10 +10,10 @@ from unimm.system import open_run
 
 
 def sample_to_files(run: Path, prompts: tuple[str, ...], n: int, seed: int, out: Path | None,
-                    changes: dict[str, float]) -> Path:
+                    changes: dict[str, float | str]) -> Path:
     """Draw every prompt `n` times (seeds `seed`, `seed` + 1, ...) and write the pictures; returns the grid's path.
 
-    `changes` are fields of the run's own sampling settings.
+    `changes` are flat changes of the run's own sampling settings, see `Sampling.changed`.
 
     Raises PromptError where there is nothing to draw, OSError where the folder can't be written.
     """
@@ -27,7 +26,7 @@ def sample_to_files(run: Path, prompts: tuple[str, ...], n: int, seed: int, out:
     system = open_run(run)
     labels = [prompt for prompt in prompts for _ in range(n)]
     seeds = [seed + k for _ in prompts for k in range(n)]
-    pictures = draw(system, [[Text(label)] for label in labels], seeds, replace(system.recipe.sampling, **changes))
+    pictures = draw(system, [[Text(label)] for label in labels], seeds, system.recipe.sampling.changed(**changes))
     for label, number, picture in zip(labels, seeds, pictures):
         write_png(out / f"{file_name(label)}-{number}.png", picture)
     path = out / f"{file_name(prompts[0])}-grid.png"

@@ -1,0 +1,68 @@
+"""How ids are chosen from logits, and how images are guided."""
+
+from dataclasses import dataclass, fields, replace
+
+from unimm.config.check import ConfigError, check, fraction, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How one id is chosen. Each filter keeps at least the likeliest id; all of them hold at once."""
+
+    temperature: float = 1.0
+    """0: the likeliest id."""
+    top_k: int = 0
+    """The most ids; 0: all allowed ones."""
+    top_p: float = 1.0
+    """The fewest likeliest ids whose probabilities add up to this."""
+    min_p: float = 0.0
+    """The least share of the likeliest id's probability that another one may have."""
+    adaptive_k: int = 0
+    """The most ids where top-k follows the logits' entropy (PURE, arXiv:2503.11073); 0: off."""
+
+    def __post_init__(self):
+        check(self, self.temperature >= 0, "temperature", "0 (greedy) or more")
+        check(self, self.top_k >= 0, "top_k", "0 (off) or more")
+        check(self, 0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
+        fraction(self, "min_p")
+        check(self, self.adaptive_k >= 0, "adaptive_k", "0 (off) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Defaults of sampling, saved with every run: a score reproduces only with these."""
+
+    image: Choice = Choice(temperature=0.3)
+    text: Choice = Choice(temperature=0.0)
+    guidance: float = 1.5
+    """How far an image is moved from the form without a context towards the prompt; 1: not guided."""
+    image_guidance: float = 0.0
+    """How far towards the context's images alone, where it has some (three-way guidance); 0: not apart."""
+    text_length: int = 64
+    """The most text tokens of an answer."""
+    positive: str = ""
+    """Words added to a prompt for an image (Emu3)."""
+    negative: str = ""
+    """Words that the unconditional branch reads in place of the form that it had in training (Emu3)."""
+    window: int = 1
+    """The most ids that a row reads in a step; above 1: speculative Jacobi decoding of images."""
+
+    def __post_init__(self):
+        check(self, self.guidance >= 0, "guidance", "0 or more; 1 is unguided")
+        check(self, self.image_guidance >= 0, "image_guidance", "0 (off) or more")
+        positive(self, "text_length", "window")
+
+    def changed(self, **changes) -> "Sampling":
+        """The settings with flat changes: `temperature` and its like are of images, `text_temperature` of text.
+
+        Raises ConfigError for a name that is none.
+        """
+        own, choices = {f.name for f in fields(self)} - {"image", "text"}, {f.name for f in fields(Choice)}
+        for name in changes:
+            if name not in own and name.removeprefix("text_") not in choices:
+                raise ConfigError(f"sampling has no setting {name!r}; it has {', '.join(sorted(own | choices))}, and "
+                                  "what images have with text_ before it for text")
+        image = {name: value for name, value in changes.items() if name in choices}
+        text = {name.removeprefix("text_"): value for name, value in changes.items() if name not in choices | own}
+        return replace(self, image=replace(self.image, **image), text=replace(self.text, **text),
+                       **{name: value for name, value in changes.items() if name in own})
