@@ -54,8 +54,8 @@ def decode(model: UnifiedModel, layout: Layout, automaton: Automaton, requests: 
 
     A request with an unconditional form is guided by `sampling.guidance` at image positions.
     """
-    if sampling.image_guidance or sampling.window > 1:
-        raise ConfigError("three-way guidance and speculative decoding are not built yet")
+    if sampling.window > 1:
+        raise ConfigError("speculative decoding is not built yet")
     model.eval()
     for guides in (True, False):
         same = [r for r in requests if (r.unconditional is not None and sampling.guidance != 1) == guides]
