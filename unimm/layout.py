@@ -80,8 +80,9 @@ class Layout:
         self.text = text
         self.continuous = {c.name: c for c in continuous}
         names = markers(config, continuous)
-        text.keep_apart(names)
         self.vocab: Vocab = build_vocab(text.size, names, special_ids or {}, codebooks, text.id_of, text.controls)
+        apart = [range(r.start, r.stop) for r in self.vocab.ranges.values()]
+        text.keep_apart(set(self.vocab.special.values()).union(*apart))
         spaces = set(self.vocab.ranges) | set(self.continuous)
         for image in (config.write, config.read or config.write):
             for level in image.levels:
