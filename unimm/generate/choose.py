@@ -28,7 +28,7 @@ def adaptive_top_k(logits: torch.Tensor, most: int) -> torch.Tensor:
     `1 + (most - 1) sigmoid(H - 5)`, H being the entropy of the guided logits in nats (PURE, arXiv:2503.11073; in
     nonwhy/PURE, commit 4fb5553, pure/inference_solver.py, `_calculate_dynamic_top_k`, where `most` is 2000).
     """
-    entropy = torch.distributions.Categorical(logits=logits.double()).entropy().clamp(0, 10)
+    entropy = torch.special.entr(logits.double().softmax(-1)).sum(-1).clamp(0, 10)
     return (1 + (most - 1) * torch.sigmoid(entropy - 5)).round().long()
 
 
@@ -40,7 +40,7 @@ def choose(logits: torch.Tensor, uniform: np.ndarray, how: Choice) -> np.ndarray
     if how.temperature == 0:
         return logits.argmax(-1).numpy(force=True)
     if how.adaptive_k:
-        keep = adaptive_top_k(logits, min(how.adaptive_k, logits.shape[-1]))
+        keep = adaptive_top_k(logits, how.adaptive_k).clamp_max(logits.shape[-1])
         floor = logits.sort(-1, descending=True).values.gather(-1, keep[:, None] - 1)
         logits = logits.masked_fill(logits < floor, -torch.inf)
     logits = logits.double() / how.temperature
