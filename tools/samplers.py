@@ -50,6 +50,8 @@ class World:
 
     model: UnifiedModel
     layout: Layout
+    released: nn.Module | None = None
+    """The class of a release, where the weights are its."""
 
     @cached_property
     def automaton(self) -> Automaton:
@@ -57,8 +59,8 @@ class World:
 
     @cached_property
     def peer(self) -> nn.Module:
-        """The stock transformers class over the same weights, with its own attention."""
-        return stock(self.model).to(self.model.device, next(self.model.parameters()).dtype).eval()
+        """The transformers class over the same weights, with its own attention."""
+        return self.released or stock(self.model).to(self.model.device, next(self.model.parameters()).dtype).eval()
 
     def prompt(self, ask: Ask, unconditional: bool = False) -> torch.Tensor:
         """int64 (1, T): what transformers reads."""
@@ -142,22 +144,14 @@ class Prefix:
 
 @torch.inference_mode()
 def image(world: World, ask: Ask) -> list[int]:
-    """`generate` with the processors of Emu3's image_generation.py, greedy: a second forward for the other branch,
-    log-softmax and a mask over the whole vocabulary."""
-    from transformers.generation import (
-        LogitsProcessorList,
-        PrefixConstrainedLogitsProcessor,
-        UnbatchedClassifierFreeGuidanceLogitsProcessor,
-    )
-
-    ids = world.prompt(ask)
-    processors = LogitsProcessorList([
-        UnbatchedClassifierFreeGuidanceLogitsProcessor(ask.guidance, world.peer,
-                                                       unconditional_ids=world.prompt(ask, unconditional=True)),
-        PrefixConstrainedLogitsProcessor(Prefix(world.layout, ask.size), num_beams=1)])
+    """`generate`, greedy, with the guidance and the constraint of Emu3's image_generation.py: a second forward for the
+    other branch, log-softmax and a mask over the whole vocabulary."""
+    ids, free = world.prompt(ask), world.prompt(ask, unconditional=True)
     made = world.peer.generate(
-        ids, attention_mask=torch.ones_like(ids), logits_processor=processors, max_new_tokens=10_000, do_sample=False,
-        use_cache=True, eos_token_id=world.layout.vocab.special["<|image end|>"], pad_token_id=world.layout.pad_id)
+        ids, attention_mask=torch.ones_like(ids), guidance_scale=ask.guidance, negative_prompt_ids=free,
+        negative_prompt_attention_mask=torch.ones_like(free), prefix_allowed_tokens_fn=Prefix(world.layout, ask.size),
+        max_new_tokens=10_000, do_sample=False, use_cache=True, pad_token_id=world.layout.pad_id,
+        eos_token_id=world.layout.vocab.special["<|image end|>"])
     return made[0, ids.shape[1]:].tolist()
 
 
