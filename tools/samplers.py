@@ -78,11 +78,13 @@ def layout(text: int, codes: int, sizes: tuple[tuple[int, int], ...]) -> Layout:
 
 
 def world(shape: FreshBackbone, text: int = 400, codes: int = 64, sizes: tuple[tuple[int, int], ...] = ((4, 4),),
-          draws: bool = True, dtype: torch.dtype = torch.float32, device: str = "cpu") -> World:
+          draws: bool = True, sure: bool = False, dtype: torch.dtype = torch.float32, device: str = "cpu") -> World:
     """A fresh model whose greedy choices are far from ties: as wide a spread as trained weights have.
 
-    One that never draws has a head of nothing at codes and markers: transformers, which no layout keeps from them, then
-    writes text alone too.
+    draws   False: its head is nothing at codes and markers, so that transformers, which no layout keeps from them,
+            writes text alone too
+    sure    what an id is followed by is written into the head, far above what the layers add, so that bfloat16 chooses
+            as float32 does, by whatever kernels
     """
     made = layout(text, codes, sizes)
     torch.manual_seed(0)
@@ -92,9 +94,14 @@ def world(shape: FreshBackbone, text: int = 400, codes: int = 64, sizes: tuple[t
     with torch.no_grad():
         for name, p in backbone.named_parameters():
             if p.ndim > 1:
-                p.normal_(0.0, 1.0 if "embed" in name else p.shape[1] ** -0.5)
+                p.normal_(0.0, 1.0 if "embed" in name else (0.3 if sure else 1.0) * p.shape[1] ** -0.5)
+        head, table = backbone.get_output_embeddings().weight, backbone.get_input_embeddings().weight
         if not draws:
-            backbone.get_output_embeddings().weight[text:] = 0
+            head[text:] = 0
+        if sure:
+            start, markers = made.vocab.ranges["visual"].start, torch.arange(text, made.vocab.ranges["visual"].start)
+            head[start:] = table[start:].roll(1, 0) * shape.width ** -0.5
+            head[start + 7 * (markers - text) % codes] += table[markers] * shape.width ** -0.5
     model = UnifiedModel(backbone, made.vocab, image_input).to(device, dtype).eval()
     return World(model, made)
 
