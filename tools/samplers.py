@@ -16,7 +16,7 @@ from torch import nn
 
 from tools.bench.step import stock
 from unimm.config.model import FreshBackbone, SharedTable
-from unimm.config.recipe import Sampling
+from unimm.config.sampling import Choice, Sampling
 from unimm.config.tokens import Codebook, ImageLayout, LevelLayout
 from unimm.config.tokens import Layout as LayoutConfig
 from unimm.generate.decode import Request, decode, image_request
@@ -32,6 +32,7 @@ from unimm.text import BytesTokenizer
 EMU3 = ImageLayout(begin="<|image start|>{h}*{w}<|image token|>", end="<|image end|>", levels=(
     LevelLayout(space="visual", row_end="<|extra_200|>", row_ends="after", after="<|extra_201|>"),))
 """An image as Emu3 writes it: its size, rows that end, markers behind."""
+GREEDY = Sampling(image=Choice(temperature=0.0), text=Choice(temperature=0.0))
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def greedy(world: World, asks: Sequence[Ask]) -> list[list[int]]:
     """The ids that our loop writes for each, all in one batch."""
     made = [_request(world, ask) for ask in asks]
     guidance = max(ask.guidance for ask in asks)
-    decode(world.model, world.layout, world.automaton, made, Sampling(temperature=0.0, guidance=guidance))
+    decode(world.model, world.layout, world.automaton, made, replace(GREEDY, guidance=guidance))
     return [request.ids for request in made]
 
 
