@@ -14,7 +14,7 @@ from tiny import TINY
 from unimm.config.data import Use
 from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.sampling import Sampling
-from unimm.generate.guidance import guides, untrained
+from unimm.generate.guidance import guides, untrained, warn
 from unimm.layout import LayoutError
 from unimm.model.backbone import build_backbone
 from unimm.model.image_input import ImageInput
@@ -216,3 +216,11 @@ def test_what_a_release_itself_does_is_no_cause_for_a_warning():
     assert [line.split(" is asked")[0] for line in untrained(janus, asked, images=True)] == [
         "image_guidance 1.5", "a negative prompt"]
     assert untrained(recipe("emu3_5_image"), replace(janus.sampling, image_guidance=1.5), images=True) == []
+
+
+def test_a_warning_is_one_line_and_is_said_once(capsys):
+    for _ in range(2):
+        warn(with_stages(TINY, drop_context=0.0), Sampling(guidance=2.75))
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("\n") == 1
+    assert told.err.startswith("unimm: warning: guidance 2.75 is asked for, but no stage of demo")

@@ -7,7 +7,9 @@
     f  the full context   i  its images alone   u  nothing of it, in the layout's own form, or negative words instead
 """
 
+import sys
 from dataclasses import dataclass, replace
+from functools import cache
 
 from unimm.config.model import PretrainedBackbone
 from unimm.config.recipe import Recipe
@@ -53,6 +55,17 @@ def _forgotten(layout: Layout, negative: str, parts: tuple[Part, ...], size, kee
     kept = layout.config.forgets_words_only if keep is None else keep
     shown = tuple(replace(part, role=role) for part in parts if isinstance(part, Image) and kept)
     return layout.prompt((*shown, Text(negative, role=role)), "image", size)
+
+
+def warn(recipe: Recipe, sampling: Sampling, images: bool = False) -> None:
+    """Say on stderr what is `untrained`, each line once in a process."""
+    for line in untrained(recipe, sampling, images):
+        _say(line)
+
+
+@cache
+def _say(line: str) -> None:
+    print(f"unimm: warning: {line}", file=sys.stderr)
 
 
 def untrained(recipe: Recipe, sampling: Sampling, images: bool = False) -> list[str]:

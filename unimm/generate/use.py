@@ -12,6 +12,7 @@ from unimm.config.model import VisionFeatures
 from unimm.config.sampling import Sampling
 from unimm.errors import UserError
 from unimm.generate.decode import Request, decode, image_request
+from unimm.generate.guidance import warn
 from unimm.images.prepare import as_seen, prepare
 from unimm.images.tokenizer import to_codes, to_pixels
 from unimm.sample import Codes, Image, Part, Pixels, Text
@@ -45,6 +46,7 @@ def draw(system: System, contexts: Many[Many[Part]], seeds: Many[int], sampling:
     if any(not parts for parts in contexts):
         raise PromptError("the prompt is empty; say what to draw")
     automaton, sampling = system.layout.automaton(), sampling or system.recipe.sampling
+    warn(system.recipe, sampling, any(isinstance(part, Image) for parts in contexts for part in parts))
     requests = [image_request(system.layout, automaton, _praised(encoded(system, parts), sampling), None, guided, seed,
                               _negative(parts, sampling)) for parts, seed in zip(contexts, seeds, strict=True)]
     _check_lengths(system, requests)
