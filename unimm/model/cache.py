@@ -81,10 +81,14 @@ class RowCache:
                 kept[target, :, :length] = kept[source, :, :length]
 
     def reserve(self, rows: int, capacity: int) -> None:
-        """Make room for at least so many rows and positions; what is held moves along, into other memory."""
-        rows, capacity = max(rows, self.rows), max(capacity, self.capacity)
-        if (rows, capacity) == (self.rows, self.capacity):
+        """Make room for so many rows and positions; what is held moves along, into other memory.
+
+        What grows again grows by a quarter at least, so that it does not at every step.
+        """
+        if rows <= self.rows and capacity <= self.capacity:
             return
+        rows, capacity = (old if new <= old else max(new, old * 5 // 4)
+                          for new, old in ((rows, self.rows), (capacity, self.capacity)))
         for layer, held in self.layers.items():
             more = tuple(kept.new_zeros(rows, kept.shape[1], capacity, kept.shape[3]) for kept in held)
             for kept, new in zip(held, more):

@@ -15,6 +15,11 @@ from unimm.sample import Batch
 from unimm.vocab import Vocab
 
 
+def _weighed(branches: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """float32 (N, C) from (N, branches, C)."""
+    return (branches.float() * weights[..., None]).sum(1)
+
+
 class UnifiedModel(nn.Module):
     """The backbone with what reads and writes images. forward(Batch) -> Losses.
 
@@ -62,20 +67,28 @@ class UnifiedModel(nn.Module):
         return self.backbone.base_model(inputs_embeds=embedded, position_ids=position, documents=documents,
                                         use_cache=False).last_hidden_state
 
-    def logits(self, hidden: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
-        """Float32 logits (N, len(rows)) of some ids, from hidden (N, width).
+    def logits(self, hidden: torch.Tensor, rows: slice | tuple[slice, ...],
+               weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Float32 logits (N, ids) of some runs of ids, from hidden (N, width).
 
+        With weights (N, branches), which add up to 1, their sum over the branches of hidden (N, branches, width).
         Ids of a separate head come alone: no softmax holds both them and the backbone's.
         """
-        if self.image_output is not None:
-            start = self.image_output.start
-            if isinstance(rows, slice) and rows.start >= start:
-                return self.image_output(hidden)[:, rows.start - start:rows.stop - start].float()
-        head = self.backbone.get_output_embeddings()
-        if type(head) is not nn.Linear:  # an adapter: its weight alone does not say what it computes
-            return soft_cap(head(hidden)[:, rows].float(), self.cap)
-        bias = None if head.bias is None else head.bias[rows]
-        return soft_cap(nn.functional.linear(hidden, head.weight[rows], bias).float(), self.cap)
+        runs, head, cap = rows if isinstance(rows, tuple) else (rows,), self.backbone.get_output_embeddings(), self.cap
+        if self.image_output is not None and (runs[0].start or 0) >= (first := self.image_output.start):
+            runs = tuple(slice(run.start - first, run.stop - first) for run in runs)
+            head, cap, hidden = self.image_output.vision_head, None, self.image_output.inner(hidden)
+        plain = type(head) is nn.Linear  # else an adapter: its weight alone does not say what it computes
+        if weights is not None and plain and cap is None:  # a linear head: the sum may as well be taken before it
+            hidden, weights = _weighed(hidden, weights).to(hidden.dtype), None
+        if plain:
+            parts = [nn.functional.linear(hidden, head.weight[run], None if head.bias is None else head.bias[run])
+                     for run in runs]
+        else:
+            every = head(hidden)
+            parts = [every[..., run] for run in runs]
+        logits = soft_cap((parts[0] if len(parts) == 1 else torch.cat(parts, -1)).float(), cap)
+        return logits if weights is None else _weighed(logits, weights)
 
     def read(self, embedded: torch.Tensor, start: np.ndarray, cache: RowCache, first: int = 0) -> torch.Tensor:
         """Read embedded (n, t, width) into rows [first, first + n) of the cache, from `start` int64 (n,) on: hidden
