@@ -19,11 +19,11 @@ from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.sampling import Choice, Sampling
 from unimm.config.tokens import Codebook, ImageLayout, LevelLayout
 from unimm.config.tokens import Layout as LayoutConfig
-from unimm.generate.decode import Request, decode, image_request
-from unimm.grammar import Automaton
+from unimm.generate.decode import decode
+from unimm.generate.request import Request, drawing
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone
-from unimm.model.cache import KVCache
+from unimm.model.cache import RowCache
 from unimm.model.image_input import ImageInput
 from unimm.model.unified import UnifiedModel
 from unimm.sample import Part, Text
@@ -53,10 +53,6 @@ class World:
     layout: Layout
     released: nn.Module | None = None
     """The class of a release, where the weights are its."""
-
-    @cached_property
-    def automaton(self) -> Automaton:
-        return self.layout.automaton()
 
     @cached_property
     def peer(self) -> nn.Module:
@@ -109,16 +105,14 @@ def world(shape: FreshBackbone, text: int = 400, codes: int = 64, sizes: tuple[t
 
 def greedy(world: World, asks: Sequence[Ask]) -> list[list[int]]:
     """The ids that our loop writes for each, all in one batch."""
-    made = [_request(world, ask) for ask in asks]
-    guidance = max(ask.guidance for ask in asks)
-    decode(world.model, world.layout, world.automaton, made, replace(GREEDY, guidance=guidance))
+    made = [_request(ask) for ask in asks]
+    decode(world.model, world.layout, made)
     return [request.ids for request in made]
 
 
-def _request(world: World, ask: Ask) -> Request:
-    if ask.size is None:
-        return Request(world.layout.prompt(ask.parts), limit=ask.limit)
-    return image_request(world.layout, world.automaton, ask.parts, ask.size, ask.guidance != 1)
+def _request(ask: Ask) -> Request:
+    how = replace(GREEDY, guidance=ask.guidance, text_length=ask.limit)
+    return drawing(ask.parts, how, ask.size) if ask.size else Request(ask.parts, how)
 
 
 @torch.inference_mode()
@@ -168,20 +162,21 @@ class Ours:
 
     def __init__(self, world: World, length: int, most: int = 64):
         self.world, self.length = world, length
-        self.cache = KVCache(length + most)
+        self.cache = RowCache(1, length + most, world.model.device)
+        self.read = 0
         with torch.inference_mode():
             self.first = self._read(_context(length))
 
     def _read(self, ids: torch.Tensor) -> int:
-        t, before = ids.shape[1], self.cache.length
-        position = torch.arange(before, before + t)[None]
-        mask = torch.ones(1, 1, t, before + t, dtype=torch.bool).tril(before)
-        hidden, _ = self.world.model.read_on(ids, position, mask, self.cache, None)
-        return int(self.world.model.logits(hidden, slice(0, self.world.layout.vocab.text_size)).argmax())
+        model = self.world.model
+        embedded, _ = model.image_input(model.backbone.get_input_embeddings(), ids)
+        hidden = model.read(embedded, np.array([self.read]), self.cache)
+        self.read += ids.shape[1]
+        return int(model.logits(hidden[:, -1], slice(0, self.world.layout.vocab.text_size)).argmax())
 
     @torch.inference_mode()
     def steps(self, n: int) -> list[int]:
-        self.cache.length, found = self.length, [self.first]
+        self.read, found = self.length, [self.first]
         while len(found) < n:
             found.append(self._read(torch.tensor([[found[-1]]])))
         return found
