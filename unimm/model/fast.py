@@ -1,0 +1,382 @@
+"""Reading on in the fewest operations: the body of a Llama-like language model over a RowCache.
+
+    backbone --fast_body--> FastBody, or the reason why this one runs through its own module
+
+Projections of one input are one tensor, whose memory the module's own parameters then view: nothing is held twice. On a
+GPU a step is compiled, and captured as a CUDA graph over static memory.
+
+    N rows   t positions of each   W width   H heads   G of keys and values   D their width   E keys looked at
+"""
+
+import importlib.util
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unimm.model.attention_kernels import over_cache
+from unimm.model.backbone import KNOWN
+from unimm.model.cache import RowCache, sent
+
+LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+          "mlp.up_proj", "mlp.down_proj")
+NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
+         "self_attn.q_norm", "self_attn.k_norm")
+
+LONGEST_STEP = 64
+"""Positions of a row in what counts as a step, for which a GPU keeps graphs; more is a prompt."""
+
+KEYS_AT_ONCE = 512
+"""A graph looks at a multiple of so many keys: the fewer graphs, the more keys that nobody needs."""
+
+
+class Norm(NamedTuple):
+    """A root-mean-square norm, or with `bias` Chameleon's layer norm of each head.
+
+    weight  (W,), or (heads, D) of heads; Gemma's with its 1 added, in float32
+    """
+
+    weight: Tensor
+    eps: float
+    bias: Tensor | None
+    scaled: Tensor
+    floor: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, eps: float, bias: Tensor | None = None) -> "Norm":
+        width = weight.shape[-1]
+        return cls(weight, eps, bias, weight * width ** 0.5, torch.tensor((width * eps) ** 0.5).to(weight))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.bias is not None:
+            return torch.addcmul(self.bias, F.layer_norm(x, self.weight.shape[-1:], eps=self.eps), self.weight)
+        if x.dtype == torch.float32 and not x.is_cuda:
+            # Half the time of F.rms_norm, which a CPU runs as seven operations: 3.4 instead of 7.0 us up to width 1024.
+            return x.div(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.floor)).mul_(self.scaled)
+        return (F.rms_norm(x.to(self.weight.dtype), self.weight.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
+
+
+class Layer(NamedTuple):
+    """One layer's weights. Norms stand before or after attention and MLP; None where the family has none there."""
+
+    qkv: Tensor  # ((H + 2 G) D, W)
+    qkv_bias: Tensor | None
+    out: Tensor  # (W, H D)
+    out_bias: Tensor | None
+    gate_up: Tensor  # (2 M, W)
+    gate_up_bias: Tensor | None
+    down: Tensor  # (W, M)
+    down_bias: Tensor | None
+    before_attention: Norm | None
+    after_attention: Norm | None
+    before_mlp: Norm | None
+    after_mlp: Norm | None
+    heads: Norm | None  # of queries and keys, (H + G, D)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What all layers share: heads, their scale, a cap on scores (Gemma 2) and the activation."""
+
+    heads: int
+    groups: int
+    width: int
+    scale: float
+    cap: float | None
+    act: Callable[[Tensor], Tensor]
+
+
+def through(x: Tensor, layer: Layer, form: Form, rope: tuple[Tensor, Tensor], place: tuple[Tensor, ...], keys: Tensor,
+            values: Tensor, end: int, seen: tuple[int, Tensor | None], static: bool) -> Tensor:
+    """x (N t, W) through one layer, which stores its keys and values in keys and values (N, G, capacity, D) at `place`.
+
+    `seen` as `RowCache.seen` says it; `static` as `attended` takes it.
+    """
+    h, g, d = form.heads, form.groups, form.width
+    y = x if layer.before_attention is None else layer.before_attention(x)
+    qkv = F.linear(y, layer.qkv, layer.qkv_bias).view(-1, h + 2 * g, d)
+    qk, v = qkv[:, :h + g], qkv[:, h + g:]
+    if layer.heads is not None:
+        qk = layer.heads(qk)
+    cos, sin = rope
+    qk = torch.addcmul(qk * cos, qk.roll(d // 2, -1), sin)
+    n, t = len(keys), len(x) // len(keys)
+    keys.index_put_(place, qk[:, h:].view(n, t, g, d))
+    values.index_put_(place, v.view(n, t, g, d))
+    how = written_out if static else attended
+    y = how(qk[:, :h].view(n, t, h, d), keys[:, :, :end], values[:, :, :end], seen, form)
+    x = added(x, y, layer.out, layer.out_bias, layer.after_attention)
+    y = x if layer.before_mlp is None else layer.before_mlp(x)
+    gate, up = F.linear(y, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+    return added(x, form.act(gate) * up, layer.down, layer.down_bias, layer.after_mlp)
+
+
+def added(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, after: Norm | None) -> Tensor:
+    if bias is None and after is None:
+        return torch.addmm(x, y, weight.t())
+    y = F.linear(y, weight, bias)
+    return x + (y if after is None else after(y))
+
+
+def attended(q: Tensor, keys: Tensor, values: Tensor, seen: tuple[int, Tensor | None], form: Form) -> Tensor:
+    """(N t, H D) from queries (N, t, H, D), keys and values (N, G, E, D)."""
+    n, t, h, d = q.shape
+    if t == 1 and form.cap is None:
+        low, mask = seen  # as in `over_cache`, with less around the one call that it comes to
+        q = q.view(n, form.groups, -1, d)
+        return F.scaled_dot_product_attention(q, keys[:, :, low:], values[:, :, low:], mask,
+                                              scale=form.scale).reshape(n, h * d)
+    return over_cache(q.transpose(1, 2), keys, values, seen, form.scale, form.cap).reshape(n * t, h * d)
+
+
+def written_out(q: Tensor, keys: Tensor, values: Tensor, seen: tuple[int, Tensor], form: Form) -> Tensor:
+    """`attended` in plain products, of which a compiler makes fewer and faster kernels than torch has under a mask."""
+    n, t, h, d = q.shape
+    g, (_, mask) = form.groups, seen
+    q = q.view(n, t, g, h // g, d).permute(0, 2, 3, 1, 4).reshape(n, g, -1, d)
+    scores = (q @ keys.mT).mul(form.scale).view(n, g, h // g, t, -1)
+    if form.cap is not None:
+        scores = (scores / form.cap).tanh() * form.cap
+    weights = scores.masked_fill(~mask[:, :, None], -torch.inf).softmax(-1, dtype=torch.float32).to(q.dtype)
+    out = weights.view(n, g, -1, weights.shape[-1]) @ values
+    return out.view(n, g, h // g, t, d).permute(0, 3, 1, 2, 4).reshape(n * t, h * d)
+
+
+class FastBody:
+    """Reads embedded (N, t, W) behind what rows [first, first + N) of a cache hold: the last hidden states (N, t, W).
+
+    Only for inference, under torch.inference_mode or no_grad: norms' weights are taken as they are when it is built.
+    """
+
+    def __init__(self, body: nn.Module):
+        config, attention = body.config, body.layers[0].self_attn
+        self.form = Form(config.num_attention_heads, config.num_key_value_heads, attention.head_dim, attention.scaling,
+                         config.attn_logit_softcapping if config.model_type == "gemma2" else None,
+                         body.layers[0].mlp.act_fn.forward)
+        self.layers = [layer_of(layer, config) for layer in body.layers]
+        self.norm = norm_of(body.norm, config)
+        self.windows = [window_of(config, n) for n in range(len(self.layers))]
+        self.rotary = body.rotary_emb
+        self.cache: Callable[[], RowCache | None] = lambda: None
+
+    def __call__(self, embedded: Tensor, start: np.ndarray, cache: RowCache, first: int = 0) -> Tensor:
+        n, t = embedded.shape[:2]
+        if self.cache() is not cache or self.room != (cache.rows, cache.capacity):
+            self._take(cache, embedded)
+        again, self.last = t == 1 or t == self.last, t
+        if embedded.is_cuda and first == 0 and t <= LONGEST_STEP and again:
+            return self.step(n, t, int(start.max()) + t, cache)(embedded, start)
+        cache.at(first, start, t)
+        seen = {window: cache.seen(window) for window in set(self.windows)}
+        return self.read(embedded, cache.position, self.memory(cache, first, n), cache.end, seen)
+
+    def _take(self, cache: RowCache, like: Tensor) -> None:
+        """Turn to another cache, or to one that has moved; the graphs of the memory before are no more."""
+        shape = cache.rows, self.form.groups, cache.capacity, self.form.width
+        for n in range(len(self.layers)):
+            if n not in cache.layers:
+                cache.layers[n] = like.new_zeros(shape), like.new_zeros(shape)
+        self.cache, self.room, self.steps, self.last = weakref.ref(cache), (cache.rows, cache.capacity), {}, 0
+        self.tables = {sliding: table(self.rotary, sliding, cache.capacity, like)
+                       for sliding in {window is not None for window in self.windows}}
+
+    def memory(self, cache: RowCache, first: int, n: int) -> list[tuple[Tensor, Tensor]]:
+        return [tuple(held[first:first + n] for held in cache.layers[layer]) for layer in range(len(self.layers))]
+
+    def read(self, embedded: Tensor, position: Tensor, memory: list[tuple[Tensor, Tensor]], end: int, seen: dict,
+             run: Callable = through, static: bool = False) -> Tensor:
+        """The layers and the last norm, for positions int64 (N, t); `seen` by window."""
+        n, t, width = embedded.shape
+        ropes = {sliding: F.embedding(position.view(-1, 1), both).chunk(2, -1) for sliding, both in self.tables.items()}
+        row, head = (torch.arange(k, device=position.device) for k in (n, self.form.groups))
+        place = row[:, None, None], head, position[:, :, None]
+        x = embedded.reshape(n * t, width)
+        for layer, window, (keys, values) in zip(self.layers, self.windows, memory, strict=True):
+            x = run(x, layer, self.form, ropes[window is not None], place, keys, values, end, seen[window], static)
+        return self.norm(x).view(n, t, width)
+
+    def step(self, n: int, t: int, end: int, cache: RowCache) -> "Step":
+        """The forward of static shape that serves n rows which end at `end` or before."""
+        rows = min(1 << (n - 1).bit_length(), cache.rows)
+        end = min(-(-end // KEYS_AT_ONCE) * KEYS_AT_ONCE, cache.capacity)
+        if (rows, t, end) not in self.steps:
+            self.steps[rows, t, end] = Step(self, self.memory(cache, 0, rows), t, end)
+        return self.steps[rows, t, end]
+
+
+class Step:
+    """One forward of a fixed shape over fixed memory, which a GPU captures once and then replays.
+
+    Rows beyond those given write to the beginning of cache rows that nobody uses.
+    """
+
+    def __init__(self, body: FastBody, memory: list[tuple[Tensor, Tensor]], t: int, end: int):
+        weight, rows = body.layers[0].qkv, len(memory[0][0])
+        self.body, self.memory, self.end, self.graph = body, memory, end, None
+        self.embedded = weight.new_zeros(rows, t, weight.shape[1])
+        self.start = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
+
+    def __call__(self, embedded: Tensor, start: np.ndarray) -> Tensor:
+        n = len(embedded)
+        self.embedded[:n] = embedded
+        self.start[:n, 0] = sent(start, self.start.device)
+        self.start[n:] = 0
+        if not self.embedded.is_cuda:
+            return self.run(through)[:n]
+        if self.graph is None:
+            self._capture()
+        self.graph.replay()
+        return self.hidden[:n].clone()  # the next replay writes over it
+
+    def run(self, how: Callable) -> Tensor:
+        position = self.start + torch.arange(self.embedded.shape[1], device=self.start.device)
+        back = position[:, None, :, None] - torch.arange(self.end, device=self.start.device)
+        seen = {window: (0, back >= 0 if window is None else (back >= 0) & (back < window))
+                for window in set(self.body.windows)}
+        return self.body.read(self.embedded, position, self.memory, self.end, seen, how, static=True)
+
+    def _capture(self) -> None:
+        how = compiled() if importlib.util.find_spec("triton") else through
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            self.run(how)  # what is compiled or allocated once may not be captured
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.hidden = self.run(how)
+
+
+@cache
+def compiled(backend: str = "inductor") -> Callable:
+    return torch.compile(through, fullgraph=True, backend=backend)
+
+
+def fast_body(backbone: nn.Module) -> FastBody | str:
+    """A transformers causal LM's layers as a FastBody, or one sentence on why it runs through its own module.
+
+    The module goes on working: its parameters view the fused ones. Call it once weights, dtype and device are final.
+    """
+    body = backbone.base_model
+    name = f"{body.config.model_type} runs through its own module: "
+    if reason := unlike(body):
+        return name + reason
+    with torch.no_grad():
+        made = FastBody(body)
+        error = disagreement(made, backbone)
+    most = 1e-3 if made.layers[0].qkv.dtype == torch.float32 else 5e-2
+    return made if error <= most else f"{name}the fast path's hidden states differ from its own by {error:.1%}"
+
+
+def unlike(body: nn.Module) -> str | None:
+    """What this model has that the fast path does not know."""
+    kind = body.config.model_type
+    if kind not in KNOWN:
+        return f"the fast path knows {', '.join(KNOWN)}"
+    types = body.rotary_emb.rope_type
+    moving = {*(types.values() if isinstance(types, dict) else [types])} - {"default", "linear", "yarn", "llama3"}
+    if moving:
+        return f"its rotary embedding is {', '.join(sorted(moving))}, whose angles depend on the length"
+    known = {f"{part}.{p}" for part in (*LINEAR, *NORMS) for p in ("weight", "bias")}
+    strange = {name for layer in body.layers for name, _ in layer.named_parameters()} - known
+    if strange:
+        return f"its layers have {', '.join(sorted(strange)[:3])}, which the fast path does not know"
+    linear = [layer.get_submodule(part) for layer in body.layers for part in LINEAR]
+    if any(type(each) is not nn.Linear for each in linear):
+        return "its projections are not plain linear layers"
+    if len({(p.dtype, p.device) for p in body.parameters()}) > 1:
+        return "its weights are of several precisions or on several devices"
+    return None
+
+
+def disagreement(made: FastBody, backbone: nn.Module) -> float:
+    """How far hidden states of random ids are from the module's, relative to theirs: rows of two lengths, and steps."""
+    table = backbone.get_input_embeddings()
+    ids = torch.randint(len(table.weight), (2, 9), generator=torch.Generator().manual_seed(0))
+    embedded = table(ids.to(table.weight.device))
+    expected = backbone.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    memory = RowCache(2, KEYS_AT_ONCE, embedded.device)
+    found = made(embedded[:, :6], np.zeros(2, int), memory)
+    pairs = [(found[0], expected[0, :6]), (found[1, :4], expected[1, :4])]
+    for step in range(3):
+        row, at = np.arange(2), np.array([6, 4]) + step
+        pairs.append((made(embedded[row, at][:, None], at, memory)[:, 0], expected[row, at]))
+    found, expected = (torch.cat(side).float() for side in zip(*pairs, strict=True))
+    return float((found - expected).norm() / expected.norm())
+
+
+def layer_of(layer: nn.Module, config) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    first, second = (norm_of(norm, config) for norm in (layer.input_layernorm, layer.post_attention_layernorm))
+    match config.model_type:
+        case "gemma2" | "gemma3_text":
+            norms = (first, second, norm_of(layer.pre_feedforward_layernorm, config),
+                     norm_of(layer.post_feedforward_layernorm, config))
+        case "chameleon" if config.swin_norm:
+            norms = (None, first, None, second)
+        case _:
+            norms = (first, None, second, None)
+    return Layer(*fused(attention.q_proj, attention.k_proj, attention.v_proj), *fused(attention.o_proj),
+                 *fused(mlp.gate_proj, mlp.up_proj), *fused(mlp.down_proj), *norms, heads_norm(attention, config))
+
+
+def fused(*linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weights and biases of layers that read the same input, each one tensor, which the layers' own then view."""
+    def joined(parts: list[nn.Parameter]) -> Tensor:
+        whole = torch.cat([p.data for p in parts]) if len(parts) > 1 else parts[0].data
+        for p, view in zip(parts, whole.split([len(p) for p in parts]), strict=True):
+            p.data = view
+        return whole
+
+    bias = None if linear[0].bias is None else joined([each.bias for each in linear])
+    return joined([each.weight for each in linear]), bias
+
+
+def norm_of(norm: nn.Module, config) -> Norm:
+    if config.model_type.startswith("gemma"):
+        return Norm.of(1 + norm.weight.data.float(), norm.eps)
+    return Norm.of(norm.weight.data, norm.variance_epsilon)
+
+
+def heads_norm(attention: nn.Module, config) -> Norm | None:
+    """The norm of queries and keys, laid out head by head."""
+    h, g = config.num_attention_heads, config.num_key_value_heads
+    match config.model_type:
+        case "chameleon":
+            both = attention.q_norm, attention.k_norm
+            # 1e-5 whatever its module says: the number stands in ChameleonLayerNorm.forward.
+            return Norm.of(torch.cat([n.weight.data for n in both]), 1e-5, torch.cat([n.bias.data for n in both]))
+        case "qwen3" | "gemma3_text":
+            q, k = norm_of(attention.q_norm, config), norm_of(attention.k_norm, config)
+            return Norm.of(torch.cat([q.weight.expand(h, -1), k.weight.expand(g, -1)]), q.eps)
+    return None
+
+
+def window_of(config, layer: int) -> int | None:
+    """How many keys a position of this layer sees, itself included."""
+    match config.model_type:
+        case "mistral":
+            return config.sliding_window
+        case "qwen2" | "qwen3" | "gemma2" | "gemma3_text" if config.layer_types[layer] == "sliding_attention":
+            return config.sliding_window
+    return None
+
+
+def table(rotary: nn.Module, sliding: bool, length: int, like: Tensor) -> Tensor:
+    """Cosines (length, D) beside sines, those of the first half negative; `sliding` for Gemma 3's layers with windows."""
+    match rotary.rope_type:
+        case dict() if sliding:
+            turns, scale = rotary.sliding_attention_inv_freq, rotary.sliding_attention_attention_scaling
+        case dict():
+            turns, scale = rotary.full_attention_inv_freq, rotary.full_attention_attention_scaling
+        case _:
+            turns, scale = rotary.inv_freq, rotary.attention_scaling
+    angle = torch.arange(length, device=like.device).float()[:, None] * turns.to(like.device, torch.float32)
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    return torch.cat([cos, cos, -sin, sin], -1).to(like.dtype)
