@@ -129,6 +129,7 @@ def test_nothing_is_held_twice_and_the_module_is_what_it_was(backbone):
         for whole, parts in ((fused.qkv, (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)),
                              (fused.gate_up, (layer.mlp.gate_proj, layer.mlp.up_proj)),
                              (fused.out, (layer.self_attn.o_proj,)), (fused.down, (layer.mlp.down_proj,))):
+            whole = whole[0]
             assert {p.weight.untyped_storage().data_ptr() for p in parts} == {whole.untyped_storage().data_ptr()}
             assert sum(p.weight.numel() for p in parts) * 4 == whole.untyped_storage().nbytes()
 
@@ -150,7 +151,8 @@ def test_a_body_that_reads_other_weights_is_refused(part, monkeypatch):
 
     def broken(layer, config):
         made = layer_of(layer, config)
-        return made._replace(**{part: getattr(made, part).roll(1, 0)})
+        weight, bias = made._asdict()[part]
+        return made._replace(**{part: (weight.roll(1, 0), bias)})
 
     monkeypatch.setattr(fast, "layer_of", broken)
     assert "hidden states differ from its own by" in fast_body(llama())

@@ -12,7 +12,6 @@ import importlib.util
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -62,17 +61,17 @@ class Norm(NamedTuple):
         return (F.rms_norm(x.to(self.weight.dtype), self.weight.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
 
 
+Linear = tuple[Tensor, Tensor | None]
+"""Weight (outputs, inputs) and bias."""
+
+
 class Layer(NamedTuple):
     """One layer's weights. Norms stand before or after attention and MLP; None where the family has none there."""
 
-    qkv: Tensor  # ((H + 2 G) D, W)
-    qkv_bias: Tensor | None
-    out: Tensor  # (W, H D)
-    out_bias: Tensor | None
-    gate_up: Tensor  # (2 M, W)
-    gate_up_bias: Tensor | None
-    down: Tensor  # (W, M)
-    down_bias: Tensor | None
+    qkv: Linear  # of (H + 2 G) D outputs
+    out: Linear
+    gate_up: Linear
+    down: Linear
     before_attention: Norm | None
     after_attention: Norm | None
     before_mlp: Norm | None
@@ -82,53 +81,48 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """What all layers share: heads, their scale, a cap on scores (Gemma 2) and the activation."""
+    """What all layers share: (H, G, D), a scale and a cap (Gemma 2) of scores, the activation."""
 
-    heads: int
-    groups: int
-    width: int
+    shape: tuple[int, int, int]
     scale: float
     cap: float | None
     act: Callable[[Tensor], Tensor]
 
 
-def through(x: Tensor, layer: Layer, form: Form, rope: tuple[Tensor, Tensor], place: tuple[Tensor, ...], keys: Tensor,
-            values: Tensor, end: int, seen: tuple[int, Tensor | None], static: bool) -> Tensor:
-    """x (N t, W) through one layer, which stores its keys and values in keys and values (N, G, capacity, D) at `place`.
-
-    `seen` as `RowCache.seen` says it; `static` as `attended` takes it.
-    """
-    h, g, d = form.heads, form.groups, form.width
+def through(x: Tensor, layer: Layer, form: Form, rope: tuple[Tensor, Tensor], place: tuple[Tensor, ...],
+            kept: tuple[Tensor, Tensor], end: int, seen: tuple[int, Tensor | None], static: bool) -> Tensor:
+    """x (N t, W) through one layer, which keeps its keys and values (N, G, capacity, D) at `place` and looks at those
+    before `end`; `seen` as `RowCache.seen` says it."""
+    (h, g, d), (keys, values), (low, mask), (cos, sin) = form.shape, kept, seen, rope
     y = x if layer.before_attention is None else layer.before_attention(x)
-    qkv = product(y, layer.qkv, layer.qkv_bias).view(-1, h + 2 * g, d)
+    qkv = product(y, *layer.qkv).view(-1, h + 2 * g, d)
     qk, v = qkv[:, :h + g], qkv[:, h + g:]
     if layer.heads is not None:
         qk = layer.heads(qk)
-    cos, sin = rope
     qk = torch.addcmul(qk * cos, qk.roll(d // 2, -1), sin)
     n, t = len(keys), len(x) // len(keys)
     keys.index_put_(place, qk[:, h:].view(n, t, g, d))
     values.index_put_(place, v.view(n, t, g, d))
     how = written_out if static else attended
-    y = how(qk[:, :h].view(n, t, h, d), keys[:, :, :end], values[:, :, :end], seen, form)
-    x = added(x, y, layer.out, layer.out_bias, layer.after_attention)
+    y = how(qk[:, :h].view(n, t, h, d), keys[:, :, low:end], values[:, :, low:end], mask, form)
+    x = added(x, y, layer.out, layer.after_attention)
     y = x if layer.before_mlp is None else layer.before_mlp(x)
-    gate, up = product(y, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-    return added(x, form.act(gate) * up, layer.down, layer.down_bias, layer.after_mlp)
+    gate, up = product(y, *layer.gate_up).chunk(2, -1)
+    return added(x, form.act(gate) * up, layer.down, layer.after_mlp)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if few(x, weight):
-        y = (weight @ x.t()).t().contiguous()
-        return y if bias is None else y.add_(bias)
-    return F.linear(x, weight, bias)
+    if not few(x, weight):
+        return F.linear(x, weight, bias)
+    y = (weight @ x.t()).t().contiguous()
+    return y if bias is None else y.add_(bias)
 
 
-def added(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, after: Norm | None) -> Tensor:
-    if bias is not None or after is not None or few(y, weight):
-        y = product(y, weight, bias)
-        return x + (y if after is None else after(y))
-    return torch.addmm(x, y, weight.t())
+def added(x: Tensor, y: Tensor, linear: Linear, after: Norm | None) -> Tensor:
+    if linear[1] is None and after is None and not few(y, linear[0]):
+        return torch.addmm(x, y, linear[0].t())
+    y = product(y, *linear)
+    return x + (y if after is None else after(y))
 
 
 def few(x: Tensor, weight: Tensor) -> bool:
@@ -140,21 +134,18 @@ def few(x: Tensor, weight: Tensor) -> bool:
     return len(x) > 1 and x.numel() <= 4096 and weight.numel() >= 1 << 19 and x.dtype == torch.float32 and not x.is_cuda
 
 
-def attended(q: Tensor, keys: Tensor, values: Tensor, seen: tuple[int, Tensor | None], form: Form) -> Tensor:
+def attended(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: Form) -> Tensor:
     """(N t, H D) from queries (N, t, H, D), keys and values (N, G, E, D)."""
     n, t, h, d = q.shape
-    if t == 1 and form.cap is None:
-        low, mask = seen  # as in `over_cache`, with less around the one call that it comes to
-        q = q.view(n, form.groups, -1, d)
-        return F.scaled_dot_product_attention(q, keys[:, :, low:], values[:, :, low:], mask,
-                                              scale=form.scale).reshape(n, h * d)
-    return over_cache(q.transpose(1, 2), keys, values, seen, form.scale, form.cap).reshape(n * t, h * d)
+    if t == 1 and form.cap is None:  # what `over_cache` comes to, with less around it
+        q = q.view(n, len(keys[0]), -1, d)
+        return F.scaled_dot_product_attention(q, keys, values, mask, scale=form.scale).reshape(n, h * d)
+    return over_cache(q.transpose(1, 2), keys, values, (0, mask), form.scale, form.cap).reshape(n * t, h * d)
 
 
-def written_out(q: Tensor, keys: Tensor, values: Tensor, seen: tuple[int, Tensor], form: Form) -> Tensor:
+def written_out(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, form: Form) -> Tensor:
     """`attended` in plain products, of which a compiler makes fewer and faster kernels than torch has under a mask."""
-    n, t, h, d = q.shape
-    g, (_, mask) = form.groups, seen
+    (n, t, h, d), g = q.shape, keys.shape[1]
     q = q.view(n, t, g, h // g, d).permute(0, 2, 3, 1, 4).reshape(n, g, -1, d)
     scores = (q @ keys.mT).mul(form.scale).view(n, g, h // g, t, -1)
     if form.cap is not None:
@@ -162,6 +153,27 @@ def written_out(q: Tensor, keys: Tensor, values: Tensor, seen: tuple[int, Tensor
     weights = scores.masked_fill(~mask[:, :, None], -torch.inf).softmax(-1, dtype=torch.float32).to(q.dtype)
     out = weights.view(n, g, -1, weights.shape[-1]) @ values
     return out.view(n, g, h // g, t, d).permute(0, 3, 1, 2, 4).reshape(n * t, h * d)
+
+
+class Held:
+    """What is kept for one cache, as long as that lives where it is: tables of its length, views, steps."""
+
+    def __init__(self, body: "FastBody", cache: RowCache, like: Tensor):
+        h, g, d = body.form.shape
+        for n in range(len(body.layers)):
+            if n not in cache.layers:
+                cache.layers[n] = tuple(like.new_zeros(cache.rows, g, cache.capacity, d) for _ in "kv")
+        self.memory = [cache.layers[n] for n in range(len(body.layers))]
+        self.ropes = {sliding: table(body.rotary, sliding, cache.capacity, like)
+                      for sliding in {window is not None for window in body.windows}}
+        self.rows, self.views, self.steps, self.last = (0, 0), [], {}, 0
+
+    def of_rows(self, first: int, n: int) -> list[tuple[Tensor, Tensor]]:
+        """Every layer's keys and values (n, G, capacity, D) of these rows."""
+        if self.rows != (first, n):
+            self.rows, rows = (first, n), slice(first, first + n)
+            self.views = [(keys[rows], values[rows]) for keys, values in self.memory]
+        return self.views
 
 
 class FastBody:
@@ -172,61 +184,50 @@ class FastBody:
 
     def __init__(self, body: nn.Module):
         config, attention = body.config, body.layers[0].self_attn
-        self.form = Form(config.num_attention_heads, config.num_key_value_heads, attention.head_dim, attention.scaling,
-                         config.attn_logit_softcapping if config.model_type == "gemma2" else None,
+        self.form = Form((config.num_attention_heads, config.num_key_value_heads, attention.head_dim),
+                         attention.scaling, config.attn_logit_softcapping if config.model_type == "gemma2" else None,
                          body.layers[0].mlp.act_fn.forward)
         self.layers = [layer_of(layer, config) for layer in body.layers]
         self.norm = norm_of(body.norm, config)
         self.windows = [window_of(config, n) for n in range(len(self.layers))]
         self.rotary = body.rotary_emb
-        self.cache: Callable[[], RowCache | None] = lambda: None
+        self.caches: weakref.WeakKeyDictionary[RowCache, Held] = weakref.WeakKeyDictionary()
 
     def __call__(self, embedded: Tensor, start: np.ndarray, cache: RowCache, first: int = 0) -> Tensor:
         n, t = embedded.shape[:2]
-        if self.cache() is not cache or self.room != (cache.rows, cache.capacity):
-            self._take(cache, embedded)
-        again, self.last = t == 1 or t == self.last, t
+        held = self.held(cache, embedded)
+        again, held.last = t == 1 or t == held.last, t
         if embedded.is_cuda and first == 0 and t <= LONGEST_STEP and again:
             return self.step(n, t, int(start.max()) + t, cache)(embedded, start)
         cache.at(first, start, t)
         seen = {window: cache.seen(window) for window in set(self.windows)}
-        if self.rows != (first, n):
-            self.rows, self.views = (first, n), self.memory(cache, first, n)
-        return self.read(embedded, cache.position, self.views, cache.end, seen)
+        return self.read(embedded, cache.position, held.ropes, held.of_rows(first, n), cache.end, seen)
 
-    def _take(self, cache: RowCache, like: Tensor) -> None:
-        """Turn to another cache, or to one that has moved; the graphs of the memory before are no more."""
-        shape = cache.rows, self.form.groups, cache.capacity, self.form.width
-        for n in range(len(self.layers)):
-            if n not in cache.layers:
-                cache.layers[n] = like.new_zeros(shape), like.new_zeros(shape)
-        self.cache, self.room = weakref.ref(cache), (cache.rows, cache.capacity)
-        self.rows, self.views, self.steps, self.last = (0, 0), [], {}, 0
-        self.tables = {sliding: table(self.rotary, sliding, cache.capacity, like)
-                       for sliding in {window is not None for window in self.windows}}
+    def held(self, cache: RowCache, like: Tensor) -> Held:
+        held = self.caches.get(cache)
+        if held is None or held.memory[0] is not cache.layers.get(0):
+            held = self.caches[cache] = Held(self, cache, like)
+        return held
 
-    def memory(self, cache: RowCache, first: int, n: int) -> list[tuple[Tensor, Tensor]]:
-        return [tuple(held[first:first + n] for held in cache.layers[layer]) for layer in range(len(self.layers))]
-
-    def read(self, embedded: Tensor, position: Tensor, memory: list[tuple[Tensor, Tensor]], end: int, seen: dict,
+    def read(self, embedded: Tensor, position: Tensor, ropes: dict, memory: list, end: int, seen: dict,
              run: Callable = through, static: bool = False) -> Tensor:
-        """The layers and the last norm, for positions int64 (N, t); `seen` by window."""
+        """The layers and the last norm, for positions int64 (N, t); `ropes` and `seen` by window."""
         n, t, width = embedded.shape
-        ropes = {sliding: F.embedding(position.view(-1, 1), both).chunk(2, -1) for sliding, both in self.tables.items()}
-        row, head = (torch.arange(k, device=position.device) for k in (n, self.form.groups))
+        ropes = {sliding: F.embedding(position.view(-1, 1), both).chunk(2, -1) for sliding, both in ropes.items()}
+        row, head = (torch.arange(k, device=position.device) for k in (n, self.form.shape[1]))
         place = row[:, None, None], head, position[:, :, None]
         x = embedded.reshape(n * t, width)
-        for layer, window, (keys, values) in zip(self.layers, self.windows, memory, strict=True):
-            x = run(x, layer, self.form, ropes[window is not None], place, keys, values, end, seen[window], static)
+        for layer, window, kept in zip(self.layers, self.windows, memory, strict=True):
+            x = run(x, layer, self.form, ropes[window is not None], place, kept, end, seen[window], static)
         return self.norm(x).view(n, t, width)
 
     def step(self, n: int, t: int, end: int, cache: RowCache) -> "Step":
         """The forward of static shape that serves n rows which end at `end` or before."""
-        rows = min(1 << (n - 1).bit_length(), cache.rows)
+        held, rows = self.caches[cache], min(1 << (n - 1).bit_length(), cache.rows)
         end = min(-(-end // KEYS_AT_ONCE) * KEYS_AT_ONCE, cache.capacity)
-        if (rows, t, end) not in self.steps:
-            self.steps[rows, t, end] = Step(self, self.memory(cache, 0, rows), t, end, cache.capacity - t)
-        return self.steps[rows, t, end]
+        if (rows, t, end) not in held.steps:
+            held.steps[rows, t, end] = Step(self, held, rows, t, end, cache.capacity - t)
+        return held.steps[rows, t, end]
 
 
 class Step:
@@ -235,9 +236,10 @@ class Step:
     Rows beyond those given write at `aside`, the end of cache rows, where nobody looks before writing there.
     """
 
-    def __init__(self, body: FastBody, memory: list[tuple[Tensor, Tensor]], t: int, end: int, aside: int):
-        weight, rows = body.layers[0].qkv, len(memory[0][0])
-        self.body, self.memory, self.end, self.aside, self.graph = body, memory, end, aside, None
+    def __init__(self, body: FastBody, held: Held, rows: int, t: int, end: int, aside: int):
+        weight = body.layers[0].qkv[0]
+        self.body, self.ropes, self.memory = body, held.ropes, [(k[:rows], v[:rows]) for k, v in held.memory]
+        self.end, self.aside, self.graph = end, aside, None
         self.embedded = weight.new_zeros(rows, t, weight.shape[1])
         self.start = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
 
@@ -258,10 +260,10 @@ class Step:
         back = position[:, None, :, None] - torch.arange(self.end, device=self.start.device)
         seen = {window: (0, back >= 0 if window is None else (back >= 0) & (back < window))
                 for window in set(self.body.windows)}
-        return self.body.read(self.embedded, position, self.memory, self.end, seen, how, static=True)
+        return self.body.read(self.embedded, position, self.ropes, self.memory, self.end, seen, how, static=True)
 
     def _capture(self) -> None:
-        how = compiled() if importlib.util.find_spec("triton") else through
+        how = torch.compile(through) if importlib.util.find_spec("triton") else through
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -270,11 +272,6 @@ class Step:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.hidden = self.run(how)
-
-
-@cache
-def compiled() -> Callable:
-    return torch.compile(through)
 
 
 def fast_body(backbone: nn.Module) -> FastBody | str:
@@ -289,7 +286,7 @@ def fast_body(backbone: nn.Module) -> FastBody | str:
     with torch.no_grad():
         made = FastBody(body)
         error = disagreement(made, backbone)
-    most = 1e-3 if made.layers[0].qkv.dtype == torch.float32 else 5e-2
+    most = 1e-3 if made.layers[0].qkv[0].dtype == torch.float32 else 5e-2
     return made if error <= most else f"{name}the fast path's hidden states differ from its own by {error:.1%}"
 
 
@@ -341,11 +338,11 @@ def layer_of(layer: nn.Module, config) -> Layer:
             norms = (None, first, None, second)
         case _:
             norms = (first, None, second, None)
-    return Layer(*fused(attention.q_proj, attention.k_proj, attention.v_proj), *fused(attention.o_proj),
-                 *fused(mlp.gate_proj, mlp.up_proj), *fused(mlp.down_proj), *norms, heads_norm(attention, config))
+    return Layer(fused(attention.q_proj, attention.k_proj, attention.v_proj), fused(attention.o_proj),
+                 fused(mlp.gate_proj, mlp.up_proj), fused(mlp.down_proj), *norms, heads_norm(attention, config))
 
 
-def fused(*linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
+def fused(*linear: nn.Linear) -> Linear:
     """Weights and biases of layers that read the same input, each one tensor, which the layers' own then view."""
     def joined(parts: list[nn.Parameter]) -> Tensor:
         whole = torch.cat([p.data for p in parts]) if len(parts) > 1 else parts[0].data
@@ -353,8 +350,8 @@ def fused(*linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
             p.data = view
         return whole
 
-    bias = None if linear[0].bias is None else joined([each.bias for each in linear])
-    return joined([each.weight for each in linear]), bias
+    return (joined([each.weight for each in linear]),
+            None if linear[0].bias is None else joined([each.bias for each in linear]))
 
 
 def norm_of(norm: nn.Module, config) -> Norm:
@@ -388,7 +385,7 @@ def window_of(config, layer: int) -> int | None:
 
 
 def table(rotary: nn.Module, sliding: bool, length: int, like: Tensor) -> Tensor:
-    """Cosines (length, D) beside sines, those of the first half negative; `sliding` for Gemma 3's layers with windows."""
+    """Cosines (length, D) beside sines, those of the first half negative; `sliding` for windows of Gemma 3."""
     match rotary.rope_type:
         case dict() if sliding:
             turns, scale = rotary.sliding_attention_inv_freq, rotary.sliding_attention_attention_scaling
