@@ -93,7 +93,7 @@ def test_a_write_killed_at_any_point_leaves_the_old_checkpoint_or_the_new_one(tm
         assert left == {"step-00000002"}, name
         assert holds(take_up(folder, print), 2, 2), name
     renamed = points.index("os.rename step-00000002.part")
-    sealed = points.index("sync step-00000002.part/manifest.json")
+    sealed = points.index("os.rename step-00000002.part/manifest.json.tmp")
     assert set(found[:sealed]) == {1} and set(found[renamed:]) == {2}
 
 
