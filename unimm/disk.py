@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
@@ -36,15 +35,13 @@ class Digest(TypedDict):
 def write_file(path: Path, chunks: Iterable) -> Digest:
     """Write `chunks` (bytes or buffers) one after another and sync them; what was written.
 
-    The digest is that of the memory, taken while the disk writes, so it also covers the way to the disk.
-    Raises OSError.
+    The digest is that of the memory, so it also covers the way to the disk. Raises OSError.
     """
     digest, size = hashlib.sha256(), 0
-    with open(path, "wb") as file, ThreadPoolExecutor(1) as beside:
+    with open(path, "wb") as file:
         for chunk in chunks:
-            hashed = beside.submit(digest.update, chunk)
+            digest.update(chunk)
             size += file.write(chunk)
-            hashed.result()
         file.flush()
         os.fsync(file.fileno())
     return {"bytes": size, "sha256": digest.hexdigest()}

@@ -45,9 +45,9 @@ def pieces_of(module: nn.Module, rank: int = 0, world: int = 1, keys=("master", 
     return pieces
 
 
-def save(folder, step=3, seed=None, keep=9, background=False, split=SPLIT, **options):
+def save(folder, step=3, seed=None, keep=9, split=SPLIT, **options):
     """Save an Odd that is drawn by its step, and wait for it."""
-    saver = Saver(folder, keep=keep, background=background, split=split, **options)
+    saver = Saver(folder, keep=keep, split=split, **options)
     module = Odd(step if seed is None else seed)
     saver.save(step, module.state_dict(), pieces_of(module), {"stage": "toy", "zero": 1}, {"name": "toy"})
     return saver.wait()

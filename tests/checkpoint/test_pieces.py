@@ -60,13 +60,6 @@ def test_a_gap_and_a_parameter_that_never_trained_are_named(tmp_path):
     assert read.kinds("v") == set()
 
 
-def test_a_piece_is_of_one_length():
-    with pytest.raises(ValueError, match="1-D and of one length"):
-        Piece("w", 0, {"master": torch.zeros(3), "exp_avg": torch.zeros(4)})
-    with pytest.raises(ValueError, match="1-D"):
-        Piece("w", 0, {"master": torch.zeros(3, 1)})
-
-
 def test_other_files_are_refused_as_training_state(tmp_path):
     write_tensors(tmp_path / "a.safetensors", {"w": torch.zeros(3)})
     with pytest.raises(CheckpointError, match="no training state: it has a tensor named 'w'"):

@@ -12,10 +12,9 @@ from torch import Tensor
 from unimm.checkpoint.folders import commit, committed, part_of, remove, step_of, tidy
 from unimm.checkpoint.manifest import CheckpointError, faults, write_manifest
 from unimm.checkpoint.tensors import size_of, write_tensors, write_weights
-from unimm.disk import Digest, sync_folder, write_file
+from unimm.disk import Digest, write_file
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -116,14 +115,12 @@ class Write:
     def _commit(self, digests: dict[str, Digest]) -> None:
         if self.peers.rank == 0:
             write_manifest(self.part, digests)
-            sync_folder(self.part)
             commit(self.part)
 
     def _prune(self) -> None:
         if self.peers.rank > 0:
             return
-        cut = faults(self.final, every_byte=False)
-        if cut:
+        if cut := faults(self.final, every_byte=False):
             raise CheckpointError(cut[0])
         older = [path for path in committed(self.final.parent) if step_of(path) < step_of(self.final)]
         for path in older[self.keep - 1:]:
@@ -152,12 +149,10 @@ class Write:
                 lacking = f"{self.needed - self.free:,} more" if self.free < self.needed else "more, or ask for a quota"
                 return (f"the disk is full; it takes {self.needed:,} bytes, {self.free:,} were free: free {lacking}, "
                         "or choose another folder")
-            case OSError(errno=number, strerror=said) if number in FORBIDDEN:
-                return f"{said} ({error.filename}); make the folder writable, or choose another"
             case OSError(errno=errno.EFBIG, strerror=said):
                 return (f"{said}; it takes {self.needed:,} bytes in all: raise the limit on the size of files "
                         "(ulimit -f), or choose another folder")
             case OSError(strerror=said) if said:
-                return f"{said} ({error.filename or self.part}); repair this, or choose another folder"
+                return f"{said} ({error.filename or self.part}); repair this, make the folder writable, or choose another"
             case _:
                 return str(error) or type(error).__name__

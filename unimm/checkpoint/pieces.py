@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from unimm.checkpoint.manifest import CheckpointError
+from unimm.checkpoint.tensors import reading
 
 KEY = re.compile(r"(.+)\[(\d+):(\d+)\]\.(\w+)")
 
@@ -33,11 +34,6 @@ class Piece:
     name: str
     start: int
     tensors: dict[str, Tensor]
-
-    def __post_init__(self):
-        shapes = {tuple(t.shape) for t in self.tensors.values()}
-        if len(shapes) != 1 or len(next(iter(shapes))) != 1:
-            raise ValueError(f"the tensors of a piece of {self.name} are 1-D and of one length, not {sorted(shapes)}")
 
 
 def keyed(pieces: Iterable[Piece]) -> dict[str, Tensor]:
@@ -59,17 +55,15 @@ class Pieces:
     """
 
     def __init__(self, files: Iterable[Path]):
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         self.paths = sorted(files)
         self._stack = ExitStack()
         self._files = []
         self._parts: dict[str, dict[str, list[Part]]] = {}
         for i, path in enumerate(self.paths):
-            try:
+            with reading(path):
                 self._files.append(self._stack.enter_context(safe_open(path, framework="pt")))
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"can't read {path}: {error}") from error
             for key in self._files[i].keys():
                 match = KEY.fullmatch(key)
                 if not match:
