@@ -19,7 +19,7 @@ from unimm.config.model import VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct, learned
 from unimm.config.tokens import SentencePieceText
-from unimm.disk import replace_file
+from unimm.disk import replace_file, writing
 from unimm.images import tokenizer as codec
 from unimm.images.prepare import as_seen, prepare
 from unimm.images.reconstruct import Reconstruction
@@ -97,12 +97,10 @@ def _begin(recipe: Recipe, folder: Path) -> None:
     if (folder / MANIFEST).is_file():
         raise ConfigError(f"{folder} was exported, without its training state; train into another folder with --out")
     if ranks.rank() == 0:
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if not path.is_file():
-                replace_file(path, recipe_to_json(recipe).encode())
-        except OSError as error:
-            raise ConfigError(f"can't write into {folder}: {error.strerror}; choose another with --out") from None
+        if not path.is_file():
+            replace_file(path, recipe_to_json(recipe).encode())
     ranks.barrier()
     old = recipe_from_json(path.read_text(), str(path))
     if names := [name for name in vars(recipe) if _learned(old)[name] != _learned(recipe)[name]]:

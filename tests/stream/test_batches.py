@@ -230,7 +230,7 @@ def test_samples_that_are_too_long_are_dropped_whole_and_counted():
     while stream.lanes[0].next < 400:
         seen.update(numbers(stream.next()))
     assert set(seen) == {n for n in range(40) if n % 4}
-    assert stream.dropped == sum(Mixture(data, stage().mix, 0)[i].key in {f"sample {n}" for n in range(0, 40, 4)}
+    assert stream.dropped == sum(Mixture(data, stage().mix, 0)[i][0] in {f"sample {n}" for n in range(0, 40, 4)}
                                  for i in range(stream.lanes[0].next))
 
 

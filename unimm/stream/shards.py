@@ -15,6 +15,7 @@ are written, each image as PNG. `pandas.read_feather` and
 
 import json
 from collections.abc import Sequence
+from itertools import count, groupby
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from unimm.disk import fault_of, read_sealed, replace_file
 from unimm.errors import UserError
-from unimm.sample import Codes, Image, Level, Part, Sample, Text
+from unimm.sample import Codes, Image, Level, Part, Role, Sample, Text
 
 LEVEL = ("image", "positions", "depth", "rows", "columns")
 
@@ -38,33 +39,27 @@ def code_type(size: int) -> np.dtype:
 
 def to_json(sample: Sample) -> str:
     """The parts as messages; successive parts of one speaker share a message."""
-    messages: list[dict] = []
-    images = 0
-    for part in sample.parts:
-        if not messages or messages[-1]["role"] != part.role:
-            messages.append({"role": part.role, "content": []})
-        match part:
-            case Text():
-                content = {"type": "text", "text": part.text, "learn": part.learn}
-            case Image():
-                content = {"type": "image", "index": images, "learn": part.learn}
-                images += 1
-        messages[-1]["content"].append(content)
+    numbers = count()
+
+    def content(part: Part) -> dict:
+        what = {"text": part.text} if isinstance(part, Text) else {"index": next(numbers)}
+        return {"type": "text" if isinstance(part, Text) else "image", **what, "learn": part.learn}
+
+    messages = [{"role": role, "content": [content(part) for part in parts]}
+                for role, parts in groupby(sample.parts, lambda part: part.role)]
     return json.dumps({"messages": messages}, ensure_ascii=False, separators=(",", ":"))
 
 
 def from_json(text: str, images: list[Codes], seen: list[bytes] | None = None) -> Sample:
     """The inverse of `to_json`, with the codes of image k at images[k]."""
-    parts: list[Part] = []
-    for message in json.loads(text)["messages"]:
-        role = message["role"]
-        for content in message["content"]:
-            if content["type"] == "text":
-                parts.append(Text(content["text"], content["learn"], role))
-            else:
-                k = content["index"]
-                parts.append(Image(images[k], content["learn"], role, seen[k] if seen else None))
-    return Sample(tuple(parts))
+    def part(role: Role | None, content: dict) -> Part:
+        if content["type"] == "text":
+            return Text(content["text"], content["learn"], role)
+        k = content["index"]
+        return Image(images[k], content["learn"], role, seen[k] if seen else None)
+
+    return Sample(tuple(part(message["role"], content)
+                        for message in json.loads(text)["messages"] for content in message["content"]))
 
 
 def write_shard(path: Path, rows: list[tuple[str, Sample]], size: int) -> dict:

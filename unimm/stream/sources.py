@@ -67,10 +67,9 @@ def open_source(source: Source) -> Iterator[Item]:
 
             return (Item(f"emoji:{made.parts[1].text}", made) for made in emoji.pairs(size))
         case Shapes(part=part, count=count, seed=seed):
-            from data import shapes
+            from data.shapes import PARTS
 
-            make = {"pairs": shapes.pairs, "chats": shapes.chats, "edits": shapes.edits}[part]
-            return (Item(f"shapes-{part}-{seed}:{n}", made) for n, made in enumerate(make(count, seed)))
+            return (Item(f"shapes-{part}-{seed}:{n}", made) for n, made in enumerate(PARTS[part](count, seed)))
         case ImageFolder(path=path):
             return _items(on_disk.json_rows([_metadata(path)]), partial(_sample, image="file_name"))
         case ChatJsonl(path=path):
