@@ -7,7 +7,8 @@ import sys
 import pytest
 from checkpoint.saves import Odd, forked, same, save
 
-from unimm.checkpoint.read import load_weights, open_pieces, read_state, take_up
+from unimm.checkpoint.pieces import Pieces
+from unimm.checkpoint.read import load_weights, read_state, take_up
 
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir")
 
@@ -64,7 +65,7 @@ def dies(folder, act, point: int, power: bool) -> None:
 
 def holds(path, step: int, seed: int) -> bool:
     """Whether the checkpoint is that of `step`, weights and training state bit for bit."""
-    module, want, read = Odd(99), Odd(seed), open_pieces(path)
+    module, want, read = Odd(99), Odd(seed), Pieces(path)
     load_weights(path, module)
     masters = all(read(name, 0, p.numel())["master"].equal(p.detach().float().flatten())
                   for name, p in want.named_parameters() if p.numel())

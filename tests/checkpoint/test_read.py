@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from unimm.checkpoint.manifest import CheckpointError, faults, verify
-from unimm.checkpoint.read import load_weights, newest, open_pieces, read_recipe, read_state, read_weights, take_up
+from unimm.checkpoint.pieces import Pieces
+from unimm.checkpoint.read import load_weights, newest, read_recipe, read_state, read_weights, take_up
 from unimm.checkpoint.tensors import DTYPES
 from unimm.checkpoint.write import Saver
 
@@ -170,7 +171,7 @@ def test_a_reader_changes_nothing_and_sees_a_checkpoint_that_only_misses_its_nam
     save(tmp_path).rename(part)
     assert newest(tmp_path) == part and part.is_dir()
     assert take_up(tmp_path, print) == tmp_path / "step-00000003" and not part.exists()
-    assert same_pieces(open_pieces(tmp_path / "step-00000003"))
+    assert same_pieces(Pieces(tmp_path / "step-00000003"))
 
 
 def same_pieces(read) -> bool:

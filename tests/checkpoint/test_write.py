@@ -16,7 +16,8 @@ from checkpoint.saves import Odd, forked, pieces_of, rank_of_two, same, save, to
 from unimm.checkpoint import phases
 from unimm.checkpoint.manifest import CheckpointError, verify
 from unimm.checkpoint.phases import Peers
-from unimm.checkpoint.read import load_weights, newest, open_pieces, read_state
+from unimm.checkpoint.pieces import Pieces
+from unimm.checkpoint.read import load_weights, newest, read_state
 from unimm.checkpoint.write import Saver
 
 
@@ -236,7 +237,7 @@ def test_two_processes_save_over_a_group_of_their_own_while_training_talks_over_
         process.join(120)
     assert [process.exitcode for process in both] == [0, 0]
     path = newest(tmp_path / "run")
-    assert open_pieces(path)("w", 2, 9)["master"].tolist() == [6, 9, 12, 15, 18, 21, 24]
+    assert Pieces(path)("w", 2, 9)["master"].tolist() == [6, 9, 12, 15, 18, 21, 24]
 
 
 def test_a_limit_on_file_size_is_told_with_the_path_the_bytes_and_the_remedy(tmp_path):

@@ -5,18 +5,22 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from unimm.disk import DiskError
+from unimm.resize import fit
 from unimm.sample import Codes, Image, Pixels, Sample, Text, sample
-from unimm.stream.encode import Plan, encode
+from unimm.stream import encode as encoding
+from unimm.stream.encode import Plan
 from unimm.stream.shards import ShardError, open_shards
 from unimm.stream.sources import Item
 
 PLAN = Plan(source={"kind": "test"}, fingerprint="abc", size=256, pixels=4, rows=5, batch=3)
+encode = partial(encoding.encode, prepare=partial(fit, size=PLAN.pixels))
 ROOT = Path(__file__).resolve().parents[2]
 
 

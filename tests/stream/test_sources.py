@@ -301,7 +301,7 @@ def test_a_missing_path_is_named_at_once(tmp_path):
 
 def test_a_folder_without_metadata_says_what_to_write(tmp_path):
     assert '{"file_name": "1.png", "text": "..."}' in refusal(ImageFolder(path=str(tmp_path)))
-    assert "a file, not a folder" in refusal(ImageFolder(path=str(write(tmp_path / "a.png", b"x"))))
+    assert "no folder with a metadata.jsonl" in refusal(ImageFolder(path=str(write(tmp_path / "a.png", b"x"))))
 
 
 @pytest.mark.parametrize(("line", "word"), [('{"text": "cut', "not JSON"), ("[1]", "must be an object")])

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch.distributed as dist
 from torch import Tensor
 
 from unimm.checkpoint.folders import commit, committed, part_of, remove, step_of, tidy
@@ -21,27 +20,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 class Peers:
     """The other processes that save together. `gather` gives every rank's value of a small thing to all of them.
 
-    It is called from the writer's thread, so it must not use a process group that anything else uses.
+    It is called from the writer's thread, so it must not use a process group that anything else uses, and wait longer
+    than rank 0 writes.
     """
 
     rank: int = 0
     world: int = 1
     gather: Callable[[object], list] = lambda value: [value]
-
-    @classmethod
-    def over(cls, group: dist.ProcessGroup | None) -> "Peers":
-        """The ranks of a gloo group made for this alone, `dist.new_group(backend="gloo", timeout=...)` with a timeout
-        longer than rank 0 writes; without a group, this process alone."""
-        if group is None:
-            return cls()
-        world = dist.get_world_size(group)
-
-        def gather(value):
-            values = [None] * world
-            dist.all_gather_object(values, value, group=group)
-            return values
-
-        return cls(dist.get_rank(group), world, gather)
 
 
 @dataclass

@@ -55,11 +55,6 @@ def read_recipe(path: Path) -> dict:
     return json.loads((path / "recipe.json").read_bytes())
 
 
-def open_pieces(path: Path) -> Pieces:
-    """Reader of the training state: `read(name, start, stop) -> {kind: 1-D tensor}`."""
-    return Pieces(path.glob("training-*.safetensors"))
-
-
 def read_weights(path: Path, ema: bool | None = None) -> Iterator[dict[str, Tensor]]:
     """A checkpoint's weights, one file at a time: as the stage leaves them, that is averaged if it has `ema`.
 
@@ -70,7 +65,7 @@ def read_weights(path: Path, ema: bool | None = None) -> Iterator[dict[str, Tens
         yield from read_tensors(path)
         return
     kind = "ema" if ema else "master"
-    pieces = open_pieces(path)
+    pieces = Pieces(path)
     if not any(kind in pieces.kinds(name) for name in pieces.names()):
         raise CheckpointError(f"{path} has no averaged weights: its stage had no ema" if ema else
                               f"{path} has no training state, so no weights but those it was exported with")

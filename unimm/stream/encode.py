@@ -10,14 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
 from unimm.disk import fault_of, read_sealed, write_sealed, writing
-from unimm.resize import fit
 from unimm.sample import Codes, Image, Part, Sample
 from unimm.stream.shards import ShardError, write_shard
 from unimm.stream.sources import Item
@@ -75,14 +73,13 @@ class Progress:
 
 
 def encode(items: Iterable[Item], to_codes: Callable[[list[np.ndarray]], list[Codes]], plan: Plan, folder: str | Path,
-           *, prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+           *, prepare: Callable[[np.ndarray], np.ndarray],
            see: Callable[[np.ndarray], bytes] | None = None, rank: int = 0, world: int = 1, total: int | None = None,
            progress: Callable[[Progress], None] = lambda _: None) -> dict | None:
     """Encode a source's items into `folder`; start it again after any interruption and it goes on.
 
     Every rank passes over all items; those of shards that are done, or another rank's, are not decoded.
-    `to_codes` takes what `prepare` makes of each picture; without one, uint8 (pixels, pixels, 3). What `see` makes of
-    it is kept beside the codes.
+    `to_codes` takes what `prepare` makes of each picture. What `see` makes of it is kept beside the codes.
     Bad items are skipped and listed with their reasons. Returns the manifest, or None while other ranks are
     still at work. A folder that is already finished and whole is returned as it is. Raises ShardError for
     another plan's folder, a source that changed under a half-done encode, or a source without a single usable
@@ -102,7 +99,7 @@ def encode(items: Iterable[Item], to_codes: Callable[[list[np.ndarray]], list[Co
         if mine and kept is None:
             if done.began is None:
                 done.began, done.passed = time.monotonic(), done.rows
-            samples, problems = _encode_rows(rows, to_codes, prepare or partial(fit, size=plan.pixels), see, plan.batch,
+            samples, problems = _encode_rows(rows, to_codes, prepare, see, plan.batch,
                                              lambda: progress(done))
             facts = {"rows": len(samples) + len(problems), "keys": keys.hexdigest(), "skipped": len(problems),
                      "problems": problems[:LISTED]}

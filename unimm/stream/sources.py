@@ -104,12 +104,11 @@ def _outcome(row: on_disk.Row, read: Callable[[on_disk.Row], Sample], forgiven: 
 
 
 def _metadata(path: str) -> Path:
-    folder = Path(path).expanduser()
-    file = folder / "metadata.jsonl"
-    if not folder.is_dir():
-        raise on_disk.SourceError(f"{path}: {'a file, not a folder of images' if folder.is_file() else 'not found'}")
+    file = Path(path).expanduser() / "metadata.jsonl"
+    if not file.parent.exists():
+        raise on_disk.SourceError(f"{path}: not found")
     if not file.is_file():
-        raise on_disk.SourceError(f"{path}: no metadata.jsonl; write one line "
+        raise on_disk.SourceError(f"{path}: no folder with a metadata.jsonl; write one line "
                                   '{"file_name": "1.png", "text": "..."} an image')
     return file
 
