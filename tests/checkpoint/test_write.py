@@ -142,7 +142,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_last_checkpoint_and_no_re
     old = save(small_disk / "run", 1)
     monkeypatch.setattr(phases.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 0, 10**9))
     saver = Saver(small_disk / "run")
-    with pytest.raises(CheckpointError, match="the disk is full; it takes 1,600,.* or ask for a quota"):
+    with pytest.raises(CheckpointError, match="No space left on device; it takes 1,600,.*raise the quota"):
         saver.save(2, {"a": torch.zeros(5), "w": torch.zeros(400_000)}, [], {}, {})
         saver.wait()
     assert [p.name for p in old.parent.iterdir()] == [old.name] and newest(old.parent) == old

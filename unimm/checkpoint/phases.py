@@ -8,12 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unimm.checkpoint.folders import commit, committed, part_of, remove, step_of, tidy
+from unimm.checkpoint.folders import commit, committed, remove, step_of, tidy
 from unimm.checkpoint.manifest import CheckpointError, faults, write_manifest
 from unimm.checkpoint.tensors import size_of, write_tensors, write_weights
 from unimm.disk import Digest, write_file
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class Write:
     weights   whole, rank 0's; split into files of at most `split` bytes
     training  this rank's pieces under their keys
     texts     the JSON files, rank 0's
-    keep, keep_every   which checkpoints stay afterwards
     """
 
     final: Path
@@ -45,21 +43,18 @@ class Write:
     training: dict[str, Tensor]
     texts: dict[str, bytes]
     split: int
-    keep: int
-    keep_every: int
     needed: int = 0
-    free: int = 0
 
     @property
     def part(self) -> Path:
-        return part_of(self.final)
+        return self.final.with_suffix(".part")
 
     def run(self) -> None:
         """Write, sync, seal, rename. Raises CheckpointError on every rank alike; older checkpoints are then intact."""
         doing = f"write the checkpoint {self.final}"
         try:
             self.needed = sum(self._together(doing, self._size))
-            self.free = self._together(doing, self._prepare)[0]
+            self._together(doing, self._prepare)
             written = self._together(doing, self._files)
             digests = {name: digest for files in written for name, digest in files.items()}
             self._together(doing, lambda: self._commit(digests))
@@ -68,24 +63,24 @@ class Write:
                 shutil.rmtree(self.part, ignore_errors=True)
             raise
 
-    def prune(self) -> None:
-        """Remove what need not be kept of this step and earlier ones, never the one just written."""
-        self._together(f"remove checkpoints older than {self.final}", self._prune)
+    def prune(self, keep: int, keep_every: int) -> None:
+        """Of earlier steps remove all but `keep` - 1 and those divisible by `keep_every`; the one just written stays."""
+        self._together(f"remove checkpoints older than {self.final}", lambda: self._prune(keep, keep_every))
 
     def _size(self) -> int:
         return size_of(self.weights) + size_of(self.training) + sum(len(text) for text in self.texts.values())
 
-    def _prepare(self) -> int:
-        """Make room; the bytes that are free."""
+    def _prepare(self) -> None:
+        """Make room."""
         if self.peers.rank > 0:
-            return 0
+            return
         self.part.parent.mkdir(parents=True, exist_ok=True)
         tidy(self.part.parent)
-        self.free = shutil.disk_usage(self.part.parent).free
-        if self.free < self.needed:
-            raise OSError(errno.ENOSPC, "No space left on device", str(self.part))
+        free = shutil.disk_usage(self.part.parent).free
+        if free < self.needed:
+            raise CheckpointError(f"the disk is full; it takes {self.needed:,} bytes, {free:,} were free: free "
+                                  f"{self.needed - free:,} more, or choose another folder")
         self.part.mkdir()
-        return self.free
 
     def _files(self) -> dict[str, Digest]:
         rank, part = self.peers.rank, self.part
@@ -102,14 +97,14 @@ class Write:
             write_manifest(self.part, digests)
             commit(self.part)
 
-    def _prune(self) -> None:
+    def _prune(self, keep: int, keep_every: int) -> None:
         if self.peers.rank > 0:
             return
         if cut := faults(self.final, every_byte=False):
             raise CheckpointError(cut[0])
         older = [path for path in committed(self.final.parent) if step_of(path) < step_of(self.final)]
-        for path in older[self.keep - 1:]:
-            if not self.keep_every or step_of(path) % self.keep_every:
+        for path in older[keep - 1:]:
+            if not keep_every or step_of(path) % keep_every:
                 remove(path)
 
     def _together(self, doing: str, act: Callable[[], object]) -> list:
@@ -130,13 +125,9 @@ class Write:
 
     def _explained(self, error: Exception) -> str:
         match error:
-            case OSError(errno=number) if number in FULL:
-                lacking = f"{self.needed - self.free:,} more" if self.free < self.needed else "more, or ask for a quota"
-                return (f"the disk is full; it takes {self.needed:,} bytes, {self.free:,} were free: free {lacking}, "
-                        "or choose another folder")
-            case OSError(errno=errno.EFBIG, strerror=said):
-                return (f"{said}; it takes {self.needed:,} bytes in all: raise the limit on the size of files "
-                        "(ulimit -f), or choose another folder")
+            case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG, strerror=said):
+                return (f"{said}; it takes {self.needed:,} bytes in all: free some, raise the quota or the limit on the "
+                        "size of files (ulimit -f), or choose another folder")
             case OSError(strerror=said) if said:
                 return f"{said} ({error.filename or self.part}); repair this, make the folder writable, or choose another"
             case _:

@@ -55,7 +55,7 @@ class Saver:
                  "recipe.json": json.dumps(recipe, indent=1).encode()} if first else {}
         kept, training = untied(weights) if first else {}, keyed(pieces)
         job = Write(final_of(self.folder, step), self.peers, self._host[0].copy(kept), self._host[1].copy(training),
-                    texts, self.split, self.keep, self.keep_every)
+                    texts, self.split)
         self._job = self._behind.submit(self._do, job)
         return job.final
 
@@ -79,7 +79,7 @@ class Saver:
     def _do(self, job: Write) -> None:
         job.run()
         self._saved = job.final
-        job.prune()
+        job.prune(self.keep, self.keep_every)
 
 
 class _Host:
