@@ -117,7 +117,8 @@ def damage_flip(path):
 
 @pytest.mark.parametrize(
     ("damage", "said"),
-    [(damage_cut, "is damaged: it has .* bytes, not"), (damage_flip, "is damaged: its checksum differs"), (lambda path: path.unlink(), "is missing")],
+    [(damage_cut, "is damaged: it has .* bytes, not"), (damage_flip, "is damaged: its checksum differs"),
+     (lambda path: path.unlink(), "is missing")],
 )
 def test_a_damaged_shard_is_refused_with_the_remedy(tmp_path, damage, said):
     file = finished(tmp_path, TWO[:1], TWO[1:]) / "codes-00001.arrow"

@@ -233,8 +233,8 @@ def test_bad_rows_of_a_folder_are_named_and_the_rest_is_kept(tmp_path):
     write(folder / "metadata.jsonl", [*rows, {"file_name": "images/blue.png", "text": "last"}])
     items = list(open_source(ImageFolder(path=str(folder))))
     assert [item.sample is None for item in items] == [False] + [True] * 10 + [False]
-    words = ["cut short", "not an image", "No such file", "Is a directory", "an address", "path or bytes", "text", "text", "text",
-             "no column 'text'"]
+    words = ["cut short", "not an image", "No such file", "Is a directory", "an address", "path or bytes", "text",
+             "text", "text", "no column 'text'"]
     for line, (item, word) in enumerate(zip(items[1:-1], words, strict=True), 2):
         assert word in item.problem and item.problem.startswith(f"metadata.jsonl:{line}: "), item.problem
         assert "\n" not in item.problem

@@ -14,7 +14,6 @@ from unimm.checkpoint.tensors import size_of, write_tensors, write_weights
 from unimm.disk import Digest, write_file
 
 
-
 @dataclass(frozen=True)
 class Peers:
     """The other processes that save together. `gather` gives every rank's value of a small thing to all of them.
@@ -64,7 +63,7 @@ class Write:
             raise
 
     def prune(self, keep: int, keep_every: int) -> None:
-        """Of earlier steps remove all but `keep` - 1 and those divisible by `keep_every`; the one just written stays."""
+        """Of earlier steps remove all but `keep` - 1 and those divisible by `keep_every`, not the one just written."""
         self._together(f"remove checkpoints older than {self.final}", lambda: self._prune(keep, keep_every))
 
     def _size(self) -> int:
@@ -126,9 +125,10 @@ class Write:
     def _explained(self, error: Exception) -> str:
         match error:
             case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG, strerror=said):
-                return (f"{said}; it takes {self.needed:,} bytes in all: free some, raise the quota or the limit on the "
-                        "size of files (ulimit -f), or choose another folder")
+                return (f"{said}; it takes {self.needed:,} bytes in all: free some, raise the quota or the limit on "
+                        "the size of files (ulimit -f), or choose another folder")
             case OSError(strerror=said) if said:
-                return f"{said} ({error.filename or self.part}); repair this, make the folder writable, or choose another"
+                where = error.filename or self.part
+                return f"{said} ({where}); repair it, make the folder writable, or choose another"
             case _:
                 return str(error) or type(error).__name__
