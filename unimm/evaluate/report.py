@@ -7,6 +7,7 @@ import base64
 import json
 import math
 from collections.abc import Sequence as Many
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def templates() -> Environment:
     """The page and its parts, with what they ask of values."""
     made = Environment(loader=FileSystemLoader(Path(__file__).with_name("page")), autoescape=True,
                        undefined=StrictUndefined, trim_blocks=True)
-    made.filters |= {"by_kind": by_kind, "count": count, "interval": interval, "json": lambda v: json.dumps(v, indent=2),
+    made.filters |= {"by_kind": by_kind, "count": count, "interval": interval, "json": partial(json.dumps, indent=2),
                      "look_up": look_up, "pick": pick, "png": png, "span": span}
     return made
 

@@ -25,7 +25,6 @@ from unimm.config import images as config
 from unimm.images.base import ImageTokenizer, TokenizerError
 from unimm.images.chameleon import ChameleonTokenizer
 from unimm.images.conv import ConvImageTokenizer
-from unimm.images.emu3 import Emu3Tokenizer
 from unimm.images.ibq import IBQTokenizer
 from unimm.images.llamagen import LlamaGenTokenizer
 from unimm.images.movq import MoVQTokenizer
@@ -47,6 +46,8 @@ def build_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
         case config.Chameleon():
             return ChameleonTokenizer(wanted)
         case config.Emu3():
+            from unimm.images.emu3 import Emu3Tokenizer  # late: transformers' model takes 2 s to import
+
             return Emu3Tokenizer(wanted)
         case config.LlamaGen():
             return LlamaGenTokenizer(wanted)
