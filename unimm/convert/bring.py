@@ -22,12 +22,11 @@ from torch import nn
 
 from unimm.checkpoint.folders import final_of
 from unimm.checkpoint.manifest import write_manifest
-from unimm.checkpoint.tensors import DTYPES
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.tokens import PretrainedText
 from unimm.convert.names import TOKENIZER, Place, language_name, spelled, tokenizer_of
-from unimm.convert.source import UNIFIED, ConvertError, Release, Stored, check, class_of, local_folder, open_release
+from unimm.convert.source import UNIFIED, ConvertError, Release, check, class_of, local_folder, open_release
 from unimm.convert.write import Progress, aside, tell, total, write_stored
 from unimm.disk import copy_file, sync_folder, write_file
 from unimm.images.base import ImageTokenizer
@@ -39,6 +38,7 @@ from unimm.pipeline import check_codebook
 from unimm.recipe import load_recipe, recipe_to_json
 from unimm.system import BACKBONE_FOLDER, CONVERTED, RECIPE_FILE, TOKENIZER_FOLDER, VISION_FOLDER, layout_of
 from unimm.text import PretrainedTokenizer
+from unimm.weights import DTYPES, Stored
 
 OTHER, MAP = "other.safetensors", "tensors.json"
 
@@ -117,7 +117,7 @@ def planned(release: Release, model: nn.Module, extra: set[str], recipe: Recipe)
         config = tokenizer_of(kind, recipe.image_tokenizer, model.config.vq_config)
         tokenizer = build_tokenizer(config).eval()
         at = {theirs: ours for ours, theirs in
-              fill(tokenizer, {n: stored.read for n, stored in release.tensors.items()}, release.folder).items()}
+              fill(tokenizer, release.tensors, release.folder).items()}
         recipe = replace(recipe, image_tokenizer=config)
     elif is_released(recipe.image_tokenizer):
         tokenizer = first_tokenizer(recipe.image_tokenizer)

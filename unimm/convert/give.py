@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from unimm import system
-from unimm.checkpoint.tensors import DTYPES, files_of
+from unimm.checkpoint.tensors import files_of
 from unimm.config.model import FreshBackbone
 from unimm.config.recipe import Recipe
 from unimm.config.trains import Lora
 from unimm.convert.bring import MAP, OTHER
 from unimm.convert.names import TOKENIZER, Place, language_name, spelled
-from unimm.convert.source import UNIFIED, ConvertError, Stored, check, class_of, open_release, read_json
-from unimm.convert.source import safetensors as headers
+from unimm.convert.source import UNIFIED, ConvertError, check, class_of, open_release
 from unimm.convert.tokenizer import write_tokenizer
 from unimm.convert.write import Progress, aside, bytes_of, tell, total, write_stored
 from unimm.disk import copy_file, write_file
@@ -32,6 +31,7 @@ from unimm.layout import Layout
 from unimm.model.backbone import fresh_backbone
 from unimm.model.lora import is_adapter, plain_name
 from unimm.recipe import load_recipe, recipe_to_json
+from unimm.weights import DTYPES, TYPES, Stored, read_json, safetensors
 
 Adapters = Literal["merged", "kept"]
 Types = Literal["as_is", "float32", "bfloat16", "float16"]
@@ -148,7 +148,7 @@ def _language(run: Run, adapters: Adapters) -> tuple[dict[str, Stored], dict[str
     """The checkpoint's tensors under plain names, adapters merged into them or apart."""
     stored: dict[str, Stored] = {}
     for file in files_of(run.checkpoint):
-        stored |= headers(file)
+        stored |= safetensors(file)
     low = {name: s for name, s in stored.items() if is_adapter(name)}
     plain = {plain_name(name): s for name, s in stored.items() if name not in low}
     if run.lora is None or adapters == "kept":
@@ -168,7 +168,7 @@ def _merged(base: Stored, a: Stored, b: Stored, scale: float) -> Stored:
 def _placed(run: Run, language: dict[str, Stored]) -> dict[str, Stored]:
     """The release's names, or the class's, with what the run has there."""
     drawn = run.tokenizer.state_dict() if run.tokenizer else {}
-    other = headers(run.kept / OTHER) if (run.kept / OTHER).is_file() else {}
+    other = safetensors(run.kept / OTHER) if (run.kept / OTHER).is_file() else {}
     found, left = {}, set(language)
     for name, place in run.places.items():
         match place.part:
@@ -186,7 +186,7 @@ def _placed(run: Run, language: dict[str, Stored]) -> dict[str, Stored]:
 
 def _drawn(tensor: Tensor, place: Place) -> Stored:
     """A tensor of our image tokenizer, in the release's shape and type."""
-    dtype = {name: dtype for dtype, name in DTYPES.items()}[place.dtype]
+    dtype = TYPES[place.dtype]
     return Stored(dtype, place.shape, lambda: tensor.reshape(place.shape).to(dtype))
 
 

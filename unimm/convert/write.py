@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unimm.checkpoint.tensors import SPLIT, WEIGHTS, write_split
-from unimm.convert.source import ConvertError, Stored
+from unimm.checkpoint.tensors import SPLIT, write_split
+from unimm.convert.source import ConvertError
 from unimm.disk import Digest, new_folder
+from unimm.weights import WEIGHTS, Stored
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
