@@ -13,7 +13,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,9 +24,9 @@ from unimm.checkpoint.manifest import write_manifest
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.tokens import PretrainedText
-from unimm.convert.names import TOKENIZER, Place, language_name, spelled, tokenizer_of
+from unimm.convert.names import Place, places_of, spelled, tokenizer_of
 from unimm.convert.source import UNIFIED, ConvertError, Release, check, class_of, local_folder, open_release
-from unimm.convert.write import Progress, aside, tell, total, write_stored
+from unimm.convert.write import ALL, Tell, aside, size_of, told, write_stored
 from unimm.disk import copy_file, sync_folder, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.released import fill
@@ -38,7 +37,7 @@ from unimm.pipeline import check_codebook
 from unimm.recipe import load_recipe, recipe_to_json
 from unimm.system import BACKBONE_FOLDER, CONVERTED, RECIPE_FILE, TOKENIZER_FOLDER, VISION_FOLDER, layout_of
 from unimm.text import PretrainedTokenizer
-from unimm.weights import DTYPES, Stored
+from unimm.weights import Stored
 
 OTHER, MAP = "other.safetensors", "tensors.json"
 
@@ -47,14 +46,13 @@ OTHER, MAP = "other.safetensors", "tensors.json"
 class Plan:
     """What goes where: tensors by their names there, and the way back by their names here."""
 
+    places: dict[str, Place]
     language: dict[str, Stored]
     other: dict[str, Stored]
-    places: dict[str, Place]
     tokenizer: ImageTokenizer | None
 
 
-def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool = False,
-          say: Callable[[str], None] = tell) -> None:
+def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool = False) -> None:
     """Write the run `out` out of a published checkpoint: the folder or hub id `source`.
 
     recipe  the system that it becomes; a folder that `unimm convert` wrote brings its own
@@ -69,9 +67,8 @@ def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool =
     layout = layout_of(recipe, PretrainedTokenizer(str(folder)))
     _check_vocabulary(release, model, layout)
     plan, recipe = planned(release, model, extra, recipe)
-    progress = Progress(f"convert {folder.name}", total(plan.language.values()) + total(plan.other.values()), say)
-    with aside(out, folder, total(release.tensors.values()) + 10**8) as part:
-        _write(part, release, recipe, plan, progress)
+    with aside(out, folder, size_of(release.tensors)) as part, told(folder.name, plan.language, plan.other) as tell:
+        _write(part, release, recipe, plan, tell)
         if isinstance(recipe.image_in, VisionFeatures) and release.kind == "janus":
             model.config.vision_config.save_pretrained(part / VISION_FOLDER)
 
@@ -123,23 +120,13 @@ def planned(release: Release, model: nn.Module, extra: set[str], recipe: Recipe)
         tokenizer = first_tokenizer(recipe.image_tokenizer)
     if tokenizer is not None:
         check_codebook(recipe, tokenizer.size)
-    places, language, other = {}, {}, {}
-    for name, stored in release.tensors.items():
-        own_name = spelled(kind, name)
-        inside = None if own_name.startswith(TOKENIZER) and kind in UNIFIED else language_name(kind, own_name)
-        if name in at:
-            part, there = "image_tokenizer", at[name]
-        elif name not in extra and inside is not None:
-            part, there = "language", inside
-            language[inside] = stored
-        else:
-            part, there = "other", name
-            other[name] = stored
-        places[name] = Place(part, there, DTYPES[stored.dtype], stored.shape)
-    return Plan(language, other, places, tokenizer), recipe
+    places = places_of(kind, release.tensors, at, extra)
+    language = {place.name: release.tensors[name] for name, place in places.items() if place.part == "language"}
+    other = {name: release.tensors[name] for name, place in places.items() if place.part == "other"}
+    return Plan(places, language, other, tokenizer), recipe
 
 
-def _write(part: Path, release: Release, recipe: Recipe, plan: Plan, progress: Progress) -> None:
+def _write(part: Path, release: Release, recipe: Recipe, plan: Plan, tell: Tell) -> None:
     text = recipe_to_json(recipe).encode()
     write_file(part / RECIPE_FILE, [text])
     kept = part / BACKBONE_FOLDER
@@ -150,14 +137,14 @@ def _write(part: Path, release: Release, recipe: Recipe, plan: Plan, progress: P
     about = {name: dataclasses.asdict(place) for name, place in plan.places.items()}
     write_file(kept / MAP, [json.dumps(about, indent=1).encode()])
     if plan.other:
-        write_stored(kept, plan.other, progress, total(plan.other.values()), OTHER)
+        write_stored(kept, plan.other, tell, ALL, OTHER)
     if plan.tokenizer is not None:
         save_tokenizer(plan.tokenizer, part / TOKENIZER_FOLDER)
     step = final_of(part / CONVERTED, 0)
     step.mkdir(parents=True)
     state = {"stage": CONVERTED, "step": 0, "world": 1, "zero": 0, "release": str(release.folder.resolve().name),
              "written": datetime.now(UTC).isoformat(timespec="seconds")}
-    files = write_stored(step, plan.language, progress)
+    files = write_stored(step, plan.language, tell)
     files["state.json"] = write_file(step / "state.json", [json.dumps(state, indent=1).encode()])
     files["recipe.json"] = write_file(step / "recipe.json", [text])
     write_manifest(step, files)

@@ -64,17 +64,15 @@ def from_sentencepiece(text: SentencePieceTokenizer):
     """The same byte-pair model as a `tokenizers.Tokenizer`: equal ids for texts without a literal U+2581."""
     import sentencepiece
     from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers.convert_slow_tokenizer import generate_merges
 
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto(text.model)
     pieces = [processor.IdToPiece(i) for i in range(processor.vocab_size())]
     ids = {piece: i for i, piece in enumerate(pieces)}
-    merges = []
-    for i, piece in enumerate(pieces):
-        if not processor.IsByte(i) and not processor.IsUnknown(i):
-            halves = [(piece[:n], piece[n:]) for n in range(1, len(piece))]
-            merges += [(-processor.GetScore(i), ids[a], ids[b], (a, b)) for a, b in halves if a in ids and b in ids]
-    made = Tokenizer(models.BPE(vocab=ids, merges=[pair for *_, pair in sorted(merges)], unk_token=pieces[0],
+    scores = {piece: processor.GetScore(i) for i, piece in enumerate(pieces)}
+    whole = {piece for i, piece in enumerate(pieces) if processor.IsByte(i) or processor.IsUnknown(i)}
+    made = Tokenizer(models.BPE(vocab=ids, merges=generate_merges(ids, scores, whole), unk_token=pieces[0],
                                 byte_fallback=True, fuse_unk=True))
     made.normalizer = normalizers.Replace(" ", SPACE)
     made.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
