@@ -56,7 +56,7 @@ def open_weights(path: Path, unpickle: bool = False) -> dict[str, Stored]:
     files = _files_of(path) if path.is_dir() else {"": path}
     tensors: dict[str, Stored] = {}
     for file in dict.fromkeys(files.values()):
-        tensors |= _pickle(file, unpickle) if file.suffix in PICKLES else safetensors(file)
+        tensors |= _pickle(file, unpickle) if file.suffix in PICKLES else _safetensors(file)
     lost = [name for name in files if name and name not in tensors]
     if lost:
         raise StoredError(f"{path}: {files[lost[0]].name} lacks {lost[0]}, which the index promises; "
@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict:
     return found
 
 
-def safetensors(file: Path) -> dict[str, Stored]:
+def _safetensors(file: Path) -> dict[str, Stored]:
     """The tensors of one safetensors file. Raises StoredError."""
     from safetensors import SafetensorError, safe_open
 

@@ -13,7 +13,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from unimm.checkpoint.manifest import write_manifest
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.tokens import PretrainedText
-from unimm.convert.names import Place, places_of, spelled, tokenizer_of
+from unimm.convert.names import Place, places_of, tokenizer_of
 from unimm.convert.source import UNIFIED, ConvertError, Release, check, class_of, local_folder, open_release
 from unimm.convert.write import ALL, Tell, aside, size_of, told, write_stored
 from unimm.disk import copy_file, sync_folder, write_file
@@ -42,16 +42,6 @@ from unimm.weights import Stored
 OTHER, MAP = "other.safetensors", "tensors.json"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What goes where: tensors by their names there, and the way back by their names here."""
-
-    places: dict[str, Place]
-    language: dict[str, Stored]
-    other: dict[str, Stored]
-    tokenizer: ImageTokenizer | None
-
-
 def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool = False) -> None:
     """Write the run `out` out of a published checkpoint: the folder or hub id `source`.
 
@@ -62,13 +52,18 @@ def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool =
     folder = local_folder(source)
     release = open_release(folder, unpickle)
     model = class_of(folder)
-    extra = check(release, model, lambda name: spelled(release.kind, name))
+    extra = check(release, model)
     recipe = of_release(_recipe(recipe, folder), source)
     layout = layout_of(recipe, PretrainedTokenizer(str(folder)))
     _check_vocabulary(release, model, layout)
-    plan, recipe = planned(release, model, extra, recipe)
-    with aside(out, folder, size_of(release.tensors)) as part, told(folder.name, plan.language, plan.other) as tell:
-        _write(part, release, recipe, plan, tell)
+    tokenizer, drawn, recipe = image_tokenizer(release, model, recipe)
+    places = places_of(release.kind, release.tensors, drawn, extra)
+    language, other = ({place.name: release.tensors[name] for name, place in places.items() if place.part == part}
+                       for part in ("language", "other"))
+    with aside(out, folder, size_of(release.tensors)) as part, told(folder.name, language, other) as tell:
+        _write(part, release, recipe, tell, places, language, other)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, part / TOKENIZER_FOLDER)
         if isinstance(recipe.image_in, VisionFeatures) and release.kind == "janus":
             model.config.vision_config.save_pretrained(part / VISION_FOLDER)
 
@@ -105,28 +100,27 @@ def _check_vocabulary(release: Release, model: nn.Module, layout: Layout) -> Non
                            f"{rows:,} rows: the recipe is of a release with another vocabulary")
 
 
-def planned(release: Release, model: nn.Module, extra: set[str], recipe: Recipe) -> tuple[Plan, Recipe]:
-    """Where every tensor goes, with the image tokenizer filled; the recipe with that tokenizer in it."""
-    kind, tokenizer, at = release.kind, None, {}
+def image_tokenizer(release: Release, model: nn.Module,
+                    recipe: Recipe) -> tuple[ImageTokenizer | None, dict[str, str], Recipe]:
+    """The image tokenizer, filled, if there is one yet; the release's names of its tensors -> ours; the recipe with
+    that tokenizer in it."""
+    kind, wanted, filled = release.kind, recipe.image_tokenizer, {}
     if (release.folder / TOKENIZER_FOLDER).is_dir():  # an exported run's
         tokenizer = load_tokenizer(release.folder / TOKENIZER_FOLDER)
-    elif kind in UNIFIED and not is_released(recipe.image_tokenizer):
-        config = tokenizer_of(kind, recipe.image_tokenizer, model.config.vq_config)
-        tokenizer = build_tokenizer(config).eval()
-        at = {theirs: ours for ours, theirs in
-              fill(tokenizer, release.tensors, release.folder).items()}
-        recipe = replace(recipe, image_tokenizer=config)
-    elif is_released(recipe.image_tokenizer):
-        tokenizer = first_tokenizer(recipe.image_tokenizer)
-    if tokenizer is not None:
-        check_codebook(recipe, tokenizer.size)
-    places = places_of(kind, release.tensors, at, extra)
-    language = {place.name: release.tensors[name] for name, place in places.items() if place.part == "language"}
-    other = {name: release.tensors[name] for name, place in places.items() if place.part == "other"}
-    return Plan(places, language, other, tokenizer), recipe
+    elif is_released(wanted):
+        tokenizer = first_tokenizer(wanted)
+    elif kind in UNIFIED:
+        recipe = replace(recipe, image_tokenizer=tokenizer_of(kind, wanted, model.config.vq_config))
+        tokenizer = build_tokenizer(recipe.image_tokenizer).eval()
+        filled = fill(tokenizer, release.tensors, release.folder)
+    else:
+        return None, {}, recipe
+    check_codebook(recipe, tokenizer.size)
+    return tokenizer, {theirs: ours for ours, theirs in filled.items()}, recipe
 
 
-def _write(part: Path, release: Release, recipe: Recipe, plan: Plan, tell: Tell) -> None:
+def _write(part: Path, release: Release, recipe: Recipe, tell: Tell, places: dict[str, Place],
+           language: dict[str, Stored], other: dict[str, Stored]) -> None:
     text = recipe_to_json(recipe).encode()
     write_file(part / RECIPE_FILE, [text])
     kept = part / BACKBONE_FOLDER
@@ -134,17 +128,15 @@ def _write(part: Path, release: Release, recipe: Recipe, plan: Plan, tell: Tell)
     for file in small_files(release.folder):
         if file.name != RECIPE_FILE:
             copy_file(file, kept / file.name)
-    about = {name: dataclasses.asdict(place) for name, place in plan.places.items()}
+    about = {name: dataclasses.asdict(place) for name, place in places.items()}
     write_file(kept / MAP, [json.dumps(about, indent=1).encode()])
-    if plan.other:
-        write_stored(kept, plan.other, tell, ALL, OTHER)
-    if plan.tokenizer is not None:
-        save_tokenizer(plan.tokenizer, part / TOKENIZER_FOLDER)
+    if other:
+        write_stored(kept, other, tell, ALL, OTHER)
     step = final_of(part / CONVERTED, 0)
     step.mkdir(parents=True)
     state = {"stage": CONVERTED, "step": 0, "world": 1, "zero": 0, "release": str(release.folder.resolve().name),
              "written": datetime.now(UTC).isoformat(timespec="seconds")}
-    files = write_stored(step, plan.language, tell)
+    files = write_stored(step, language, tell)
     files["state.json"] = write_file(step / "state.json", [json.dumps(state, indent=1).encode()])
     files["recipe.json"] = write_file(step / "recipe.json", [text])
     write_manifest(step, files)

@@ -7,7 +7,6 @@
     what the class does not hold         backbone/other.safetensors, as it is
 """
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,10 +14,8 @@ from typing import Literal
 from torch import Tensor
 
 from unimm.config.images import Chameleon, Emu3, ImageTokenizer, LlamaGen, Published
-from unimm.convert.source import ConvertError
+from unimm.convert.source import TOKENIZER, ConvertError, spelled
 from unimm.weights import DTYPES, Stored
-
-TOKENIZER = "model.vqmodel."
 
 # "": kept, but no part of our model. `unimm.model.vision_input` and `image_output` keep transformers' names.
 PARTS = {
@@ -40,15 +37,6 @@ class Place:
     name: str
     dtype: str
     shape: tuple[int, ...]
-
-
-def spelled(kind: str, name: str) -> str:
-    """A release's name -> that of transformers' class: Emu3's were written, and still are, by older ones."""
-    if kind != "emu3":
-        return name
-    name = re.sub(r"^text_model\.lm_head\.", "lm_head.", name)
-    name = re.sub(r"^(model\.)?text_model\.(model\.)?", "model.text_model.", name)
-    return re.sub(r"^vqmodel\.", TOKENIZER, name)
 
 
 def language_name(kind: str, name: str) -> str | None:

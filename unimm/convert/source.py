@@ -5,7 +5,7 @@
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from unimm.errors import UserError
 from unimm.weights import Stored, open_weights, read_json
 
 UNIFIED = ("chameleon", "emu3", "janus")
+TOKENIZER = "model.vqmodel."
+"""What the names of their image tokenizers begin with."""
 LEFTOVERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 """Buffers that older versions of transformers saved and newer ones compute."""
 
@@ -82,6 +84,15 @@ def _supported(folder: Path, config: dict) -> None:
                        "qwen3, gemma3_text, ...)")
 
 
+def spelled(kind: str, name: str) -> str:
+    """A release's name -> that of transformers' class: Emu3's were written, and still are, by older ones."""
+    if kind != "emu3":
+        return name
+    name = re.sub(r"^text_model\.lm_head\.", "lm_head.", name)
+    name = re.sub(r"^(model\.)?text_model\.(model\.)?", "model.text_model.", name)
+    return re.sub(r"^vqmodel\.", TOKENIZER, name)
+
+
 def class_of(folder: Path) -> nn.Module:
     """The class that a folder's config.json names, on the meta device, with transformers' own names and shapes.
 
@@ -100,13 +111,13 @@ def class_of(folder: Path) -> nn.Module:
         raise ConvertError(f"{folder / 'config.json'} describes no model: {why}; download it again") from None
 
 
-def check(release: Release, model: nn.Module, spelled: Callable[[str], str]) -> set[str]:
+def check(release: Release, model: nn.Module) -> set[str]:
     """Compare a release's tensors with the class's; the names of those that the class lacks and may lack.
 
-    spelled  the release's name -> the class's. Raises ConvertError for a missing, foreign or misshapen tensor.
+    Raises ConvertError for a missing, foreign or misshapen tensor.
     """
     ours = model.state_dict()
-    theirs = {spelled(name): name for name in release.tensors}
+    theirs = {spelled(release.kind, name): name for name in release.tensors}
     named = type(model).__name__
     for name, own in theirs.items():
         shape = release.tensors[own].shape

@@ -84,9 +84,6 @@ def chat_template(layout: Layout) -> str:
     chat = layout.config.chat
     turns = {role: turn for role, turn in (("system", chat.system), ("user", chat.user),
                                            ("assistant", chat.assistant)) if turn is not None}
-    before, after = ({role: turn[n] for role, turn in turns.items()} for n in (0, 1))
-    return ("{%- set before = " + json.dumps(before) + " -%}{%- set after = " + json.dumps(after) + " -%}"
-            "{{- bos_token -}}{%- for message in messages -%}{{- before[message.role] -}}"
-            "{%- if message.content is string -%}{{- message.content -}}{%- else -%}{%- for part in message.content -%}"
-            "{{- part.text -}}{%- endfor -%}{%- endif -%}{{- after[message.role] -}}{%- endfor -%}"
-            "{%- if add_generation_prompt -%}{{- before.assistant -}}{%- endif -%}")
+    before, after = (json.dumps({role: turn[side] for role, turn in turns.items()}) for side in (0, 1))
+    return (f"{{%- set before = {before} -%}}{{%- set after = {after} -%}}"
+            + Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8"))

@@ -169,12 +169,9 @@ def _of_all_ranks(rows: Tensor) -> Tensor:
     """Every rank's rows (N, C), N its own, one rank after the other."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    lengths = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))
-    most = int(max(lengths))
-    padded = [rows.new_zeros(most, rows.shape[1]) for _ in lengths]
-    dist.all_gather(padded, F.pad(rows, (0, 0, 0, most - len(rows))).contiguous())
-    return torch.cat([part[:int(n)] for part, n in zip(padded, lengths)])
+    found = [rows] * dist.get_world_size()
+    dist.all_gather_object(found, rows.cpu())
+    return torch.cat(found).to(rows.device)
 
 
 class Nearest(Quantizer):
