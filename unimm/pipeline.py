@@ -142,7 +142,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     from unimm.previews import preview_reconstructions
 
     target = folder / system.TOKENIZER_FOLDER
-    if (target / "config.json").is_file():
+    if (target / codec.CONFIG).is_file():
         teller()(f"{name}: already done, {target}")
         return
     torch.manual_seed(stage.seed)
@@ -168,7 +168,8 @@ def _adopt_tokenizer(recipe: Recipe, folder: Path) -> None:
     """Bring a published tokenizer that no stage trains into the run's folder, which needs the release no more."""
     trained = any(isinstance(stage, Reconstruct) for stage in recipe.stages.values())
     target = folder / system.TOKENIZER_FOLDER
-    if codec.is_released(recipe.image_tokenizer) and not trained and ranks.rank() == 0 and not target.is_dir():
+    there = (target / codec.CONFIG).is_file()
+    if codec.is_released(recipe.image_tokenizer) and not trained and ranks.rank() == 0 and not there:
         with timed(folder, "adopt"):
             tokenizer = codec.first_tokenizer(recipe.image_tokenizer)
             check_codebook(recipe, tokenizer.size)
@@ -192,7 +193,7 @@ def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: li
     """Encode the datasets that language stages read (all of them, those of some stages, or one)."""
     ranks.start()
     _adopt_tokenizer(recipe, folder)
-    if not (folder / system.TOKENIZER_FOLDER).is_dir():
+    if not (folder / system.TOKENIZER_FOLDER / codec.CONFIG).is_file():
         published = isinstance(recipe.image_tokenizer, Published)
         remedy = "name a release's weights in image_tokenizer.weights, or train it" if published else "train it"
         raise ConfigError(f"{folder}: no trained image tokenizer yet; {remedy} first: unimm train {folder}")

@@ -10,16 +10,10 @@ from torch import Tensor
 
 from unimm.checkpoint.manifest import CheckpointError
 from unimm.disk import Digest, write_file
+from unimm.weights import DTYPES, INDEX, WEIGHTS
 
 SPLIT = 5_000_000_000  # bytes of weights in one file, as transformers wrote them for years
 CHUNK = 1 << 24
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-# https://huggingface.co/docs/safetensors: the format's names of types.
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.bool: "BOOL",
-          torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
-          torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64"}
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
