@@ -23,10 +23,10 @@ from unimm.model.attention_kernels import over_cache
 from unimm.model.backbone import KNOWN
 from unimm.model.cache import RowCache, sent
 
-LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
-          "mlp.up_proj", "mlp.down_proj")
-NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
-         "self_attn.q_norm", "self_attn.k_norm")
+PARTS = (*(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+         "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm",
+         "pre_feedforward_layernorm", "post_feedforward_layernorm")
+"""All that a layer may hold."""
 
 LONGEST_STEP = 64
 """Positions of a row in what counts as a step, for which a GPU keeps graphs; more is a prompt."""
@@ -195,19 +195,15 @@ class FastBody:
 
     def __call__(self, embedded: Tensor, start: np.ndarray, cache: RowCache, first: int = 0) -> Tensor:
         n, t = embedded.shape[:2]
-        held = self.held(cache, embedded)
+        held = self.caches.get(cache)
+        if held is None or held.memory[0] is not cache.layers[0]:  # another cache, or one that has moved
+            held = self.caches[cache] = Held(self, cache, embedded)
         again, held.last = t == 1 or t == held.last, t
         if embedded.is_cuda and first == 0 and t <= LONGEST_STEP and again:
             return self.step(n, t, int(start.max()) + t, cache)(embedded, start)
         cache.at(first, start, t)
         seen = {window: cache.seen(window) for window in set(self.windows)}
         return self.read(embedded, cache.position, held.ropes, held.of_rows(first, n), cache.end, seen)
-
-    def held(self, cache: RowCache, like: Tensor) -> Held:
-        held = self.caches.get(cache)
-        if held is None or held.memory[0] is not cache.layers.get(0):
-            held = self.caches[cache] = Held(self, cache, like)
-        return held
 
     def read(self, embedded: Tensor, position: Tensor, ropes: dict, memory: list, end: int, seen: dict,
              run: Callable = through, static: bool = False) -> Tensor:
@@ -299,13 +295,10 @@ def unlike(body: nn.Module) -> str | None:
     moving = {*(types.values() if isinstance(types, dict) else [types])} - {"default", "linear", "yarn", "llama3"}
     if moving:
         return f"its rotary embedding is {', '.join(sorted(moving))}, whose angles depend on the length"
-    known = {f"{part}.{p}" for part in (*LINEAR, *NORMS) for p in ("weight", "bias")}
-    strange = {name for layer in body.layers for name, _ in layer.named_parameters()} - known
+    names = {name for layer in body.layers for name, _ in layer.named_parameters()}
+    strange = names - {f"{part}.{kind}" for part in PARTS for kind in ("weight", "bias")}
     if strange:
         return f"its layers have {', '.join(sorted(strange)[:3])}, which the fast path does not know"
-    linear = [layer.get_submodule(part) for layer in body.layers for part in LINEAR]
-    if any(type(each) is not nn.Linear for each in linear):
-        return "its projections are not plain linear layers"
     if len({(p.dtype, p.device) for p in body.parameters()}) > 1:
         return "its weights are of several precisions or on several devices"
     return None
@@ -377,11 +370,11 @@ def heads_norm(attention: nn.Module, config) -> Norm | None:
 def window_of(config, layer: int) -> int | None:
     """How many keys a position of this layer sees, itself included."""
     match config.model_type:
+        case "llama" | "gemma" | "chameleon" | "emu3_text_model":
+            return None
         case "mistral":
             return config.sliding_window
-        case "qwen2" | "qwen3" | "gemma2" | "gemma3_text" if config.layer_types[layer] == "sliding_attention":
-            return config.sliding_window
-    return None
+    return config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
 
 
 def table(rotary: nn.Module, sliding: bool, length: int, like: Tensor) -> Tensor:
