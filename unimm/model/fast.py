@@ -10,6 +10,7 @@ GPU a step is compiled, and captured as a CUDA graph over static memory.
 
 import importlib.util
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,8 +29,8 @@ PARTS = (*(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_pro
          "pre_feedforward_layernorm", "post_feedforward_layernorm")
 """All that a layer may hold."""
 
-LONGEST_STEP = 64
-"""Positions of a row in what counts as a step, for which a GPU keeps graphs; more is a prompt."""
+OFTEN = 8
+"""Forwards of so many positions, more than one, after which a GPU captures the next."""
 
 KEYS_AT_ONCE = 512
 """A graph looks at a multiple of so many keys: the fewer graphs, the more keys that nobody needs."""
@@ -166,7 +167,7 @@ class Held:
         self.memory = [cache.layers[n] for n in range(len(body.layers))]
         self.ropes = {sliding: table(body.rotary, sliding, cache.capacity, like)
                       for sliding in {window is not None for window in body.windows}}
-        self.rows, self.views, self.steps, self.last = (0, 0), [], {}, 0
+        self.rows, self.views, self.steps, self.times = (0, 0), [], {}, Counter()
 
     def of_rows(self, first: int, n: int) -> list[tuple[Tensor, Tensor]]:
         """Every layer's keys and values (n, G, capacity, D) of these rows."""
@@ -191,6 +192,8 @@ class FastBody:
         self.norm = norm_of(body.norm, config)
         self.windows = [window_of(config, n) for n in range(len(self.layers))]
         self.rotary = body.rotary_emb
+        compiles = self.layers[0].qkv[0].is_cuda and importlib.util.find_spec("triton")
+        self.through = torch.compile(through) if compiles else through
         self.caches: weakref.WeakKeyDictionary[RowCache, Held] = weakref.WeakKeyDictionary()
 
     def __call__(self, embedded: Tensor, start: np.ndarray, cache: RowCache, first: int = 0) -> Tensor:
@@ -198,21 +201,22 @@ class FastBody:
         held = self.caches.get(cache)
         if held is None or held.memory[0] is not cache.layers[0]:  # another cache, or one that has moved
             held = self.caches[cache] = Held(self, cache, embedded)
-        again, held.last = t == 1 or t == held.last, t
-        if embedded.is_cuda and first == 0 and t <= LONGEST_STEP and again:
+        held.times[t] += 1
+        if embedded.is_cuda and first == 0 and (t == 1 or held.times[t] > OFTEN):
             return self.step(n, t, int(start.max()) + t, cache)(embedded, start)
         cache.at(first, start, t)
         seen = {window: cache.seen(window) for window in set(self.windows)}
         return self.read(embedded, cache.position, held.ropes, held.of_rows(first, n), cache.end, seen)
 
     def read(self, embedded: Tensor, position: Tensor, ropes: dict, memory: list, end: int, seen: dict,
-             run: Callable = through, static: bool = False) -> Tensor:
+             static: bool = False) -> Tensor:
         """The layers and the last norm, for positions int64 (N, t); `ropes` and `seen` by window."""
         n, t, width = embedded.shape
         ropes = {sliding: F.embedding(position.view(-1, 1), both).chunk(2, -1) for sliding, both in ropes.items()}
         row, head = (torch.arange(k, device=position.device) for k in (n, self.form.shape[1]))
         place = row[:, None, None], head, position[:, :, None]
         x = embedded.reshape(n * t, width)
+        run = self.through if static else through
         for layer, window, kept in zip(self.layers, self.windows, memory, strict=True):
             x = run(x, layer, self.form, ropes[window is not None], place, kept, end, seen[window], static)
         return self.norm(x).view(n, t, width)
@@ -245,29 +249,28 @@ class Step:
         self.start[:n, 0] = sent(start, self.start.device)
         self.start[n:] = self.aside
         if not self.embedded.is_cuda:
-            return self.run(through)[:n]
+            return self.run()[:n]
         if self.graph is None:
             self._capture()
         self.graph.replay()
         return self.hidden[:n].clone()  # the next replay writes over it
 
-    def run(self, how: Callable) -> Tensor:
+    def run(self) -> Tensor:
         position = self.start + torch.arange(self.embedded.shape[1], device=self.start.device)
         back = position[:, None, :, None] - torch.arange(self.end, device=self.start.device)
         seen = {window: (0, back >= 0 if window is None else (back >= 0) & (back < window))
                 for window in set(self.body.windows)}
-        return self.body.read(self.embedded, position, self.ropes, self.memory, self.end, seen, how, static=True)
+        return self.body.read(self.embedded, position, self.ropes, self.memory, self.end, seen, static=True)
 
     def _capture(self) -> None:
-        how = torch.compile(through) if importlib.util.find_spec("triton") else through
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            self.run(how)  # what is compiled or allocated once may not be captured
+            self.run()  # what is compiled or allocated once may not be captured
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.hidden = self.run(how)
+            self.hidden = self.run()
 
 
 def fast_body(backbone: nn.Module) -> FastBody | str:
