@@ -10,6 +10,7 @@ GPU a step is compiled, and captured as a CUDA graph over static memory.
 
 import importlib.util
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,13 +24,13 @@ from unimm.model.attention_kernels import over_cache
 from unimm.model.backbone import KNOWN
 from unimm.model.cache import RowCache, sent
 
-LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
-          "mlp.up_proj", "mlp.down_proj")
-NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
-         "self_attn.q_norm", "self_attn.k_norm")
+PARTS = (*(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+         "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm",
+         "pre_feedforward_layernorm", "post_feedforward_layernorm")
+"""All that a layer may hold."""
 
-LONGEST_STEP = 64
-"""Positions of a row in what counts as a step, for which a GPU keeps graphs; more is a prompt."""
+OFTEN = 8
+"""Forwards of so many positions, more than one, after which a GPU captures the next."""
 
 KEYS_AT_ONCE = 512
 """A graph looks at a multiple of so many keys: the fewer graphs, the more keys that nobody needs."""
@@ -69,7 +70,7 @@ class Layer(NamedTuple):
     """One layer's weights. Norms stand before or after attention and MLP; None where the family has none there."""
 
     qkv: Linear  # of (H + 2 G) D outputs
-    out: Linear
+    out: Linear  # turned, as `added` takes it; so is `down`
     gate_up: Linear
     down: Linear
     before_attention: Norm | None
@@ -89,26 +90,29 @@ class Form:
     act: Callable[[Tensor], Tensor]
 
 
-def through(x: Tensor, layer: Layer, form: Form, rope: tuple[Tensor, Tensor], place: tuple[Tensor, ...],
-            kept: tuple[Tensor, Tensor], end: int, seen: tuple[int, Tensor | None], static: bool) -> Tensor:
-    """x (N t, W) through one layer, which keeps its keys and values (N, G, capacity, D) at `place` and looks at those
-    before `end`; `seen` as `RowCache.seen` says it."""
-    (h, g, d), (keys, values), (low, mask), (cos, sin) = form.shape, kept, seen, rope
+def through(x: Tensor, layer: Layer, form: Form, rope: tuple[Tensor, Tensor], flat: Tensor, where: Tensor,
+            kept: Tensor | None, t: int, end: int, seen: tuple[int, Tensor | None], static: tuple | None) -> Tensor:
+    """x (N t, W) through one layer, which looks at the keys and values before `end` that `seen` names.
+
+    rope    cosines and signed sines (N t, H + 2 G, D), which leave values as they are
+    flat    memory of all rows' keys and values (2 rows G capacity, D); `where` new ones go, int64 (N t 2 G,)
+    kept    the same of the N rows, (2, N, G, capacity, D)
+    static  for a graph, which may know its memory under one name alone: the shape of all rows', in place of `kept`
+    """
+    (h, g, d), (low, mask), (cos, sin) = form.shape, seen, rope
     y = x if layer.before_attention is None else layer.before_attention(x)
     qkv = product(y, *layer.qkv).view(-1, h + 2 * g, d)
-    qk, v = qkv[:, :h + g], qkv[:, h + g:]
     if layer.heads is not None:
-        qk = layer.heads(qk)
-    qk = torch.addcmul(qk * cos, qk.roll(d // 2, -1), sin)
-    n, t = len(keys), len(x) // len(keys)
-    keys.index_put_(place, qk[:, h:].view(n, t, g, d))
-    values.index_put_(place, v.view(n, t, g, d))
-    how = written_out if static else attended
-    y = how(qk[:, :h].view(n, t, h, d), keys[:, :, low:end], values[:, :, low:end], mask, form)
-    x = added(x, y, layer.out, layer.after_attention)
+        qkv = torch.cat([layer.heads(qkv[:, :h + g]), qkv[:, h + g:]], 1)
+    qkv = torch.addcmul(qkv * cos, qkv.roll(d // 2, -1), sin)
+    flat.index_copy_(0, where, qkv[:, h:].reshape(-1, d))
+    n = len(x) // t
+    keys, values = (kept if static is None else flat.view(static)[:, :n]).narrow(3, low, end - low)
+    y = (attended if static is None else written_out)(qkv[:, :h], keys, values, mask, t, form)
+    x = added(x, y, *layer.out, layer.after_attention)
     y = x if layer.before_mlp is None else layer.before_mlp(x)
     gate, up = product(y, *layer.gate_up).chunk(2, -1)
-    return added(x, form.act(gate) * up, layer.down, layer.after_mlp)
+    return added(x, form.act(gate) * up, *layer.down, layer.after_mlp)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -118,10 +122,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y.add_(bias)
 
 
-def added(x: Tensor, y: Tensor, linear: Linear, after: Norm | None) -> Tensor:
-    if linear[1] is None and after is None and not few(y, linear[0]):
-        return torch.addmm(x, y, linear[0].t())
-    y = product(y, *linear)
+def added(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, after: Norm | None) -> Tensor:
+    """x + y @ weight + bias: weight (inputs, outputs) as a view, which to make costs as much as to add."""
+    if bias is None and after is None and not few(y, weight):
+        return torch.addmm(x, y, weight)
+    y = product(y, weight.t(), bias)
     return x + (y if after is None else after(y))
 
 
@@ -134,46 +139,60 @@ def few(x: Tensor, weight: Tensor) -> bool:
     return len(x) > 1 and x.numel() <= 4096 and weight.numel() >= 1 << 19 and x.dtype == torch.float32 and not x.is_cuda
 
 
-def attended(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: Form) -> Tensor:
-    """(N t, H D) from queries (N, t, H, D), keys and values (N, G, E, D)."""
-    n, t, h, d = q.shape
+def attended(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, t: int, form: Form) -> Tensor:
+    """(N t, H D) from queries (N t, H, D), keys and values (N, G, E, D)."""
+    h, g, d = form.shape
     if t == 1 and form.cap is None:  # what `over_cache` comes to, with less around it
-        q = q.view(n, len(keys[0]), -1, d)
-        return F.scaled_dot_product_attention(q, keys, values, mask, scale=form.scale).reshape(n, h * d)
-    return over_cache(q.transpose(1, 2), keys, values, (0, mask), form.scale, form.cap).reshape(n * t, h * d)
+        q = q.view(-1, g, h // g, d)
+        return F.scaled_dot_product_attention(q, keys, values, mask, scale=form.scale).reshape(-1, h * d)
+    q = q.unflatten(0, (-1, t)).transpose(1, 2)
+    return over_cache(q, keys, values, (0, mask), form.scale, form.cap).reshape(-1, h * d)
 
 
-def written_out(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, form: Form) -> Tensor:
+def written_out(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, t: int, form: Form) -> Tensor:
     """`attended` in plain products, of which a compiler makes fewer and faster kernels than torch has under a mask."""
-    (n, t, h, d), g = q.shape, keys.shape[1]
-    q = q.view(n, t, g, h // g, d).permute(0, 2, 3, 1, 4).reshape(n, g, -1, d)
-    scores = (q @ keys.mT).mul(form.scale).view(n, g, h // g, t, -1)
+    h, g, d = form.shape
+    q = q.view(-1, t, g, h // g, d).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    scores = (q @ keys.mT).mul(form.scale).unflatten(2, (-1, t))
     if form.cap is not None:
         scores = (scores / form.cap).tanh() * form.cap
     weights = scores.masked_fill(~mask[:, :, None], -torch.inf).softmax(-1, dtype=torch.float32).to(q.dtype)
-    out = weights.view(n, g, -1, weights.shape[-1]) @ values
-    return out.view(n, g, h // g, t, d).permute(0, 3, 1, 2, 4).reshape(n * t, h * d)
+    return (weights.flatten(2, 3) @ values).unflatten(2, (-1, t)).permute(0, 3, 1, 2, 4).reshape(-1, h * d)
 
 
 class Held:
-    """What is kept for one cache, as long as that lives where it is: tables of its length, views, steps."""
+    """What is kept for one cache, as long as that lives where it is.
+
+    flat    of each layer, keys beside values of all rows, (2 rows G capacity, D), of which the cache has views
+    tables  by whether a layer has a window: cosines beside signed sines (capacity + 1, 2 D); the last turns nothing
+    """
 
     def __init__(self, body: "FastBody", cache: RowCache, like: Tensor):
         h, g, d = body.form.shape
-        for n in range(len(body.layers)):
-            if n not in cache.layers:
-                cache.layers[n] = tuple(like.new_zeros(cache.rows, g, cache.capacity, d) for _ in "kv")
-        self.memory = [cache.layers[n] for n in range(len(body.layers))]
-        self.ropes = {sliding: table(body.rotary, sliding, cache.capacity, like)
-                      for sliding in {window is not None for window in body.windows}}
-        self.rows, self.views, self.steps, self.last = (0, 0), [], {}, 0
+        self.shape, self.flat = (2, cache.rows, g, cache.capacity, d), []
+        for layer in range(len(body.layers)):
+            both = like.new_zeros(self.shape)
+            for new, old in zip(both, cache.layers.get(layer, ())):
+                new.copy_(old)
+            cache.layers[layer] = tuple(both)
+            self.flat.append(both.view(-1, d))
+        self.first = cache.layers[0]
+        self.tables = {sliding: table(body.rotary, sliding, cache.capacity, like)
+                       for sliding in {window is not None for window in body.windows}}
+        self.still = torch.arange(h + 2 * g, device=like.device) >= h + g
+        self.rows, self.steps, self.times = (0, 0), {}, Counter()
 
-    def of_rows(self, first: int, n: int) -> list[tuple[Tensor, Tensor]]:
-        """Every layer's keys and values (n, G, capacity, D) of these rows."""
-        if self.rows != (first, n):
-            self.rows, rows = (first, n), slice(first, first + n)
-            self.views = [(keys[rows], values[rows]) for keys, values in self.memory]
-        return self.views
+    def take(self, first: int, n: int) -> None:
+        """Turn to these rows: `views` (2, n, G, capacity, D) of each layer and the `spots` where they begin."""
+        self.rows, rows = (first, n), slice(first, first + n)
+        self.views = [flat.view(self.shape)[:, rows] for flat in self.flat]
+        self.spots = self.spots_of(rows)
+
+    def spots_of(self, rows: slice) -> Tensor:
+        """Where in `flat` keys and values of rows begin, int64 (n, 1, 2 G)."""
+        two, every, g, capacity, _ = self.shape
+        spots = torch.arange(two * every * g, device=self.still.device).view(two, every, g)[:, rows]
+        return spots.transpose(0, 1).flatten(1)[:, None] * capacity
 
 
 class FastBody:
@@ -191,87 +210,85 @@ class FastBody:
         self.norm = norm_of(body.norm, config)
         self.windows = [window_of(config, n) for n in range(len(self.layers))]
         self.rotary = body.rotary_emb
+        compiles = self.layers[0].qkv[0].is_cuda and importlib.util.find_spec("triton")
+        self.through = torch.compile(through) if compiles else through
         self.caches: weakref.WeakKeyDictionary[RowCache, Held] = weakref.WeakKeyDictionary()
 
     def __call__(self, embedded: Tensor, start: np.ndarray, cache: RowCache, first: int = 0) -> Tensor:
         n, t = embedded.shape[:2]
-        held = self.held(cache, embedded)
-        again, held.last = t == 1 or t == held.last, t
-        if embedded.is_cuda and first == 0 and t <= LONGEST_STEP and again:
-            return self.step(n, t, int(start.max()) + t, cache)(embedded, start)
+        held = self.caches.get(cache)
+        if held is None or held.first is not cache.layers[0]:  # another cache, or one that has moved
+            held = self.caches[cache] = Held(self, cache, embedded)
+        held.times[t] += 1
+        if embedded.is_cuda and first == 0 and (t == 1 or held.times[t] > OFTEN):
+            return self.step(held, n, t, int(start.max()) + t)(self, held, embedded, start)
+        if held.rows != (first, n):
+            held.take(first, n)
         cache.at(first, start, t)
         seen = {window: cache.seen(window) for window in set(self.windows)}
-        return self.read(embedded, cache.position, held.ropes, held.of_rows(first, n), cache.end, seen)
+        return self.read(held, embedded, cache.position, held.spots, held.views, cache.end, seen)
 
-    def held(self, cache: RowCache, like: Tensor) -> Held:
-        held = self.caches.get(cache)
-        if held is None or held.memory[0] is not cache.layers.get(0):
-            held = self.caches[cache] = Held(self, cache, like)
-        return held
-
-    def read(self, embedded: Tensor, position: Tensor, ropes: dict, memory: list, end: int, seen: dict,
-             run: Callable = through, static: bool = False) -> Tensor:
-        """The layers and the last norm, for positions int64 (N, t); `ropes` and `seen` by window."""
+    def read(self, held: Held, embedded: Tensor, position: Tensor, spots: Tensor, views: list, end: int, seen: dict,
+             static: tuple | None = None) -> Tensor:
+        """The layers and the last norm, for positions int64 (N, t); `seen` by window."""
         n, t, width = embedded.shape
-        ropes = {sliding: F.embedding(position.view(-1, 1), both).chunk(2, -1) for sliding, both in ropes.items()}
-        row, head = (torch.arange(k, device=position.device) for k in (n, self.form.shape[1]))
-        place = row[:, None, None], head, position[:, :, None]
-        x = embedded.reshape(n * t, width)
-        for layer, window, kept in zip(self.layers, self.windows, memory, strict=True):
-            x = run(x, layer, self.form, ropes[window is not None], place, kept, end, seen[window], static)
+        turn = torch.where(held.still, held.shape[3], position.view(-1, 1))
+        ropes = {sliding: torch.embedding(both, turn).chunk(2, -1) for sliding, both in held.tables.items()}
+        where = (spots + position[:, :, None]).flatten()
+        x, run = embedded.reshape(n * t, width), through if static is None else self.through
+        for layer, window, flat, kept in zip(self.layers, self.windows, held.flat, views, strict=True):
+            x = run(x, layer, self.form, ropes[window is not None], flat, where, kept, t, end, seen[window], static)
         return self.norm(x).view(n, t, width)
 
-    def step(self, n: int, t: int, end: int, cache: RowCache) -> "Step":
+    def step(self, held: Held, n: int, t: int, end: int) -> "Step":
         """The forward of static shape that serves n rows which end at `end` or before."""
-        held, rows = self.caches[cache], min(1 << (n - 1).bit_length(), cache.rows)
-        end = min(-(-end // KEYS_AT_ONCE) * KEYS_AT_ONCE, cache.capacity)
+        _, rows, _, capacity, _ = held.shape
+        rows, end = min(1 << (n - 1).bit_length(), rows), min(-(-end // KEYS_AT_ONCE) * KEYS_AT_ONCE, capacity)
         if (rows, t, end) not in held.steps:
-            held.steps[rows, t, end] = Step(self, held, rows, t, end, cache.capacity - t)
+            held.steps[rows, t, end] = Step(held, rows, t, end, self.layers[0].qkv[0])
         return held.steps[rows, t, end]
 
 
 class Step:
     """One forward of a fixed shape over fixed memory, which a GPU captures once and then replays.
 
-    Rows beyond those given write at `aside`, the end of cache rows, where nobody looks before writing there.
+    Rows beyond those given write at the end of cache rows, where nobody looks before writing there.
     """
 
-    def __init__(self, body: FastBody, held: Held, rows: int, t: int, end: int, aside: int):
-        weight = body.layers[0].qkv[0]
-        self.body, self.ropes, self.memory = body, held.ropes, [(k[:rows], v[:rows]) for k, v in held.memory]
-        self.end, self.aside, self.graph = end, aside, None
+    def __init__(self, held: Held, rows: int, t: int, end: int, weight: Tensor):
+        self.end, self.graph, self.spots = end, None, held.spots_of(slice(rows))
         self.embedded = weight.new_zeros(rows, t, weight.shape[1])
         self.start = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
 
-    def __call__(self, embedded: Tensor, start: np.ndarray) -> Tensor:
-        n = len(embedded)
+    def __call__(self, body: FastBody, held: Held, embedded: Tensor, start: np.ndarray) -> Tensor:
+        n, t = embedded.shape[:2]
         self.embedded[:n] = embedded
         self.start[:n, 0] = sent(start, self.start.device)
-        self.start[n:] = self.aside
+        self.start[n:] = held.shape[3] - t
         if not self.embedded.is_cuda:
-            return self.run(through)[:n]
+            return self.run(body, held)[:n]
         if self.graph is None:
-            self._capture()
+            self._capture(body, held)
         self.graph.replay()
         return self.hidden[:n].clone()  # the next replay writes over it
 
-    def run(self, how: Callable) -> Tensor:
+    def run(self, body: FastBody, held: Held) -> Tensor:
         position = self.start + torch.arange(self.embedded.shape[1], device=self.start.device)
         back = position[:, None, :, None] - torch.arange(self.end, device=self.start.device)
         seen = {window: (0, back >= 0 if window is None else (back >= 0) & (back < window))
-                for window in set(self.body.windows)}
-        return self.body.read(self.embedded, position, self.ropes, self.memory, self.end, seen, how, static=True)
+                for window in set(body.windows)}
+        nowhere = [None] * len(held.flat)
+        return body.read(held, self.embedded, position, self.spots, nowhere, self.end, seen, held.shape)
 
-    def _capture(self) -> None:
-        how = torch.compile(through) if importlib.util.find_spec("triton") else through
+    def _capture(self, body: FastBody, held: Held) -> None:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            self.run(how)  # what is compiled or allocated once may not be captured
+            self.run(body, held)  # what is compiled or allocated once may not be captured
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.hidden = self.run(how)
+            self.hidden = self.run(body, held)
 
 
 def fast_body(backbone: nn.Module) -> FastBody | str:
@@ -299,13 +316,10 @@ def unlike(body: nn.Module) -> str | None:
     moving = {*(types.values() if isinstance(types, dict) else [types])} - {"default", "linear", "yarn", "llama3"}
     if moving:
         return f"its rotary embedding is {', '.join(sorted(moving))}, whose angles depend on the length"
-    known = {f"{part}.{p}" for part in (*LINEAR, *NORMS) for p in ("weight", "bias")}
-    strange = {name for layer in body.layers for name, _ in layer.named_parameters()} - known
+    names = {name for layer in body.layers for name, _ in layer.named_parameters()}
+    strange = names - {f"{part}.{kind}" for part in PARTS for kind in ("weight", "bias")}
     if strange:
         return f"its layers have {', '.join(sorted(strange)[:3])}, which the fast path does not know"
-    linear = [layer.get_submodule(part) for layer in body.layers for part in LINEAR]
-    if any(type(each) is not nn.Linear for each in linear):
-        return "its projections are not plain linear layers"
     if len({(p.dtype, p.device) for p in body.parameters()}) > 1:
         return "its weights are of several precisions or on several devices"
     return None
@@ -338,14 +352,16 @@ def layer_of(layer: nn.Module, config) -> Layer:
             norms = (None, first, None, second)
         case _:
             norms = (first, None, second, None)
-    return Layer(fused(attention.q_proj, attention.k_proj, attention.v_proj), fused(attention.o_proj),
-                 fused(mlp.gate_proj, mlp.up_proj), fused(mlp.down_proj), *norms, heads_norm(attention, config))
+    out, down = ((linear.weight.data.t(), None if linear.bias is None else linear.bias.data)
+                 for linear in (attention.o_proj, mlp.down_proj))
+    return Layer(fused(attention.q_proj, attention.k_proj, attention.v_proj), out,
+                 fused(mlp.gate_proj, mlp.up_proj), down, *norms, heads_norm(attention, config))
 
 
 def fused(*linear: nn.Linear) -> Linear:
     """Weights and biases of layers that read the same input, each one tensor, which the layers' own then view."""
     def joined(parts: list[nn.Parameter]) -> Tensor:
-        whole = torch.cat([p.data for p in parts]) if len(parts) > 1 else parts[0].data
+        whole = torch.cat([p.data for p in parts])
         for p, view in zip(parts, whole.split([len(p) for p in parts]), strict=True):
             p.data = view
         return whole
@@ -377,15 +393,18 @@ def heads_norm(attention: nn.Module, config) -> Norm | None:
 def window_of(config, layer: int) -> int | None:
     """How many keys a position of this layer sees, itself included."""
     match config.model_type:
+        case "llama" | "gemma" | "chameleon" | "emu3_text_model":
+            return None
         case "mistral":
             return config.sliding_window
-        case "qwen2" | "qwen3" | "gemma2" | "gemma3_text" if config.layer_types[layer] == "sliding_attention":
-            return config.sliding_window
-    return None
+    return config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
 
 
 def table(rotary: nn.Module, sliding: bool, length: int, like: Tensor) -> Tensor:
-    """Cosines (length, D) beside sines, those of the first half negative; `sliding` for windows of Gemma 3."""
+    """Cosines beside sines (length + 1, 2 D), those of the first half negative; the last ones turn nothing.
+
+    sliding   for windows of Gemma 3
+    """
     match rotary.rope_type:
         case dict() if sliding:
             turns, scale = rotary.sliding_attention_inv_freq, rotary.sliding_attention_attention_scaling
@@ -395,4 +414,5 @@ def table(rotary: nn.Module, sliding: bool, length: int, like: Tensor) -> Tensor
             turns, scale = rotary.inv_freq, rotary.attention_scaling
     angle = torch.arange(length, device=like.device).float()[:, None] * turns.to(like.device, torch.float32)
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    return torch.cat([cos, cos, -sin, sin], -1).to(like.dtype)
+    none = torch.tensor([1.0, 0.0], device=like.device).repeat_interleave(2 * turns.numel())
+    return torch.cat([torch.cat([cos, cos, -sin, sin], -1), none[None]]).to(like.dtype)

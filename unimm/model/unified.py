@@ -8,6 +8,7 @@ from unimm.losses import Losses, Weight
 from unimm.model.attention import Documents, Kernel
 from unimm.model.cache import RowCache, sent
 from unimm.model.cross_entropy import Loss, Way, soft_cap
+from unimm.model.fast import FastBody, fast_body
 from unimm.model.image_input import ImageInput
 from unimm.model.image_output import ImageHead
 from unimm.model.vision_input import Slots, VisionInput
@@ -45,6 +46,7 @@ class UnifiedModel(nn.Module):
         self.cap = getattr(backbone.config, "final_logit_softcapping", None)
         self.kernel: Kernel | None = None
         self.way: Way | None = None
+        self.fast: FastBody | None = None
 
     @property
     def device(self) -> torch.device:
@@ -90,9 +92,17 @@ class UnifiedModel(nn.Module):
         logits = soft_cap((parts[0] if len(parts) == 1 else torch.cat(parts, -1)).float(), cap)
         return logits if weights is None else _weighed(logits, weights)
 
+    def hasten(self) -> str | None:
+        """Read on through a FastBody from now on, for inference alone; the reason why not, where none is made."""
+        made = fast_body(self.backbone)
+        self.fast = None if isinstance(made, str) else made
+        return made if isinstance(made, str) else None
+
     def read(self, embedded: torch.Tensor, start: np.ndarray, cache: RowCache, first: int = 0) -> torch.Tensor:
         """Read embedded (n, t, width) into rows [first, first + n) of the cache, from `start` int64 (n,) on: hidden
         states (n, t, width). A row shorter than t is padded on its right, with anything."""
+        if self.fast is not None:
+            return self.fast(embedded, start, cache, first)
         cache.at(first, start, embedded.shape[1])
         return self.backbone.base_model(inputs_embeds=embedded, position_ids=cache.position, documents=cache,
                                         past_key_values=cache, use_cache=True).last_hidden_state
