@@ -244,6 +244,7 @@ def sampling(size: str, toy: bool) -> dict:
     check = samplers.world(shape, **make)
     ids = samplers.greedy(check, [one])[0]
     equal(f"{size}: ids of our loop and generate's, float32", ids, samplers.image(check, one))
+    equal(f"{size}: ids of the fast path and the module", ids, samplers.greedy(check, [one], fast=False)[0])
     del check
     world = samplers.world(shape, sure=True, dtype=torch.bfloat16, **make)
     ids = samplers.greedy(world, [one])[0]
