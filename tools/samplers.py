@@ -111,24 +111,28 @@ def world(shape: FreshBackbone, text: int = 400, codes: int = 64, sizes: tuple[t
     return World(model, made)
 
 
+def decoder(world: World, rows: int, fast: bool = True) -> Decoder:
+    """Our loop over so many rows; not `fast`: through the model's own module. One that is kept keeps its graphs."""
+    return Decoder(world.model, world.layout, rows, read=world.fast if fast else None)
+
+
 def greedy(world: World, asks: Sequence[Ask], fast: bool = True) -> list[list[int]]:
-    """The ids that our loop writes for each, all in one batch; not `fast`: through the model's own module."""
-    return [request.ids for request in run(world, [requested(ask) for ask in asks], fast)]
+    """The ids that our loop writes for each, all in one batch."""
+    return run(decoder(world, len(asks), fast), [requested(ask) for ask in asks])
+
+
+def run(loop: Decoder, requests: list[Request]) -> list[list[int]]:
+    """The ids of all requests, brought to their end together."""
+    for request in requests:
+        loop.add(request)
+    while loop.busy:
+        loop.step()
+    return [request.ids for request in requests]
 
 
 def requested(ask: Ask, how: Sampling = GREEDY, seed: int = 0) -> Request:
     how = replace(how, guidance=ask.guidance, text_length=ask.limit)
     return drawing(ask.parts, how, ask.size, seed) if ask.size else Request(ask.parts, how, seed)
-
-
-def run(world: World, requests: list[Request], fast: bool = True) -> list[Request]:
-    """All requests to their end, in one batch."""
-    decoder = Decoder(world.model, world.layout, len(requests), read=world.fast if fast else None)
-    for request in requests:
-        decoder.add(request)
-    while decoder.busy:
-        decoder.step()
-    return requests
 
 
 @torch.inference_mode()

@@ -135,8 +135,10 @@ def speculative(toy: bool) -> Iterable[Row]:
     asks = [Ask((Text(caption),), world.layout.config.sizes[0], how.guidance) for caption in CAPTIONS]
 
     def drawn(window: int) -> list[Request]:
-        set_ = replace(how, window=window)
-        return [samplers.run(world, [samplers.requested(ask, set_, n)])[0] for n, ask in enumerate(asks)]
+        made = [samplers.requested(ask, replace(how, window=window), n) for n, ask in enumerate(asks)]
+        for request in made:
+            samplers.run(samplers.decoder(world, 1), [request])
+        return made
 
     one = drawn(1)
     for window in (4, 8):
