@@ -19,11 +19,11 @@ from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.sampling import Choice, Sampling
 from unimm.config.tokens import Codebook, ImageLayout, LevelLayout
 from unimm.config.tokens import Layout as LayoutConfig
-from unimm.generate.decode import decode
+from unimm.generate.decode import Decoder
 from unimm.generate.request import Request, drawing
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone
-from unimm.model.cache import RowCache
+from unimm.model.fast import FastBody, fast_body
 from unimm.model.image_input import ImageInput
 from unimm.model.unified import UnifiedModel
 from unimm.sample import Part, Text
@@ -58,6 +58,14 @@ class World:
     def peer(self) -> nn.Module:
         """The transformers class over the same weights, with its own attention."""
         return self.released or stock(self.model).to(self.model.device, next(self.model.parameters()).dtype).eval()
+
+    @cached_property
+    def fast(self) -> FastBody:
+        """Raises TypeError where this family has no fast path: its figures would be another's."""
+        made = fast_body(self.model.backbone)
+        if isinstance(made, str):
+            raise TypeError(made)
+        return made
 
     def prompt(self, ask: Ask, unconditional: bool = False) -> torch.Tensor:
         """int64 (1, T): what transformers reads."""
@@ -103,16 +111,28 @@ def world(shape: FreshBackbone, text: int = 400, codes: int = 64, sizes: tuple[t
     return World(model, made)
 
 
-def greedy(world: World, asks: Sequence[Ask]) -> list[list[int]]:
+def decoder(world: World, rows: int, fast: bool = True) -> Decoder:
+    """Our loop over so many rows; not `fast`: through the model's own module. One that is kept keeps its graphs."""
+    return Decoder(world.model, world.layout, rows, read=world.fast if fast else None)
+
+
+def greedy(world: World, asks: Sequence[Ask], fast: bool = True) -> list[list[int]]:
     """The ids that our loop writes for each, all in one batch."""
-    made = [_request(ask) for ask in asks]
-    decode(world.model, world.layout, made)
-    return [request.ids for request in made]
+    return run(decoder(world, len(asks), fast), [requested(ask) for ask in asks])
 
 
-def _request(ask: Ask) -> Request:
-    how = replace(GREEDY, guidance=ask.guidance, text_length=ask.limit)
-    return drawing(ask.parts, how, ask.size) if ask.size else Request(ask.parts, how)
+def run(loop: Decoder, requests: list[Request]) -> list[list[int]]:
+    """The ids of all requests, brought to their end together."""
+    for request in requests:
+        loop.add(request)
+    while loop.busy:
+        loop.step()
+    return [request.ids for request in requests]
+
+
+def requested(ask: Ask, how: Sampling = GREEDY, seed: int = 0) -> Request:
+    how = replace(how, guidance=ask.guidance, text_length=ask.limit)
+    return drawing(ask.parts, how, ask.size, seed) if ask.size else Request(ask.parts, how, seed)
 
 
 @torch.inference_mode()
@@ -158,28 +178,18 @@ def image(world: World, ask: Ask) -> list[int]:
 
 
 class Ours:
-    """`steps(n)`: the n greedy ids behind a context of `length` text ids, which is read once."""
+    """`steps(n)`: the next n greedy ids behind a context of some `length`, which is read before, by our loop."""
 
-    def __init__(self, world: World, length: int, most: int = 64):
-        self.world, self.length = world, length
-        self.cache = RowCache(1, length + most, world.model.device)
-        self.read = 0
-        with torch.inference_mode():
-            self.first = self._read(_context(length))
+    def __init__(self, world: World, length: int):
+        self.request = requested(Ask(context(length), limit=10_000))
+        self.decoder = Decoder(world.model, world.layout, 1, length + 1000, world.fast)
+        self.decoder.add(self.request)
+        self.decoder.step()
 
-    def _read(self, ids: torch.Tensor) -> int:
-        model = self.world.model
-        embedded, _ = model.image_input(model.backbone.get_input_embeddings(), ids)
-        hidden = model.read(embedded, np.array([self.read]), self.cache)
-        self.read += ids.shape[1]
-        return int(model.logits(hidden[:, -1], slice(0, self.world.layout.vocab.text_size)).argmax())
-
-    @torch.inference_mode()
     def steps(self, n: int) -> list[int]:
-        self.read, found = self.length, [self.first]
-        while len(found) < n:
-            found.append(self._read(torch.tensor([[found[-1]]])))
-        return found
+        for _ in range(n):
+            self.decoder.step()
+        return self.request.ids[-n:]
 
 
 class Growing:
@@ -188,26 +198,25 @@ class Growing:
     def __init__(self, world: World, length: int):
         from transformers import DynamicCache
 
-        self.world, self.length, self.cache = world, length, DynamicCache()
-        with torch.inference_mode():
-            self.first = self._read(_context(length))
-
-    def _read(self, ids: torch.Tensor) -> int:
-        out = self.world.peer(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        return int(out.logits[0, -1].argmax())
+        self.world, self.cache = world, DynamicCache()
+        self.last = self._read(world.prompt(Ask(context(length))))
 
     @torch.inference_mode()
+    def _read(self, ids: torch.Tensor) -> torch.Tensor:
+        out = self.world.peer(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1].argmax(-1, keepdim=True)
+
     def steps(self, n: int) -> list[int]:
-        if (written := self.cache.get_seq_length() - self.length) > 0:
-            self.cache.crop(-written)
-        found = [self.first]
+        found = []
         while len(found) < n:
-            found.append(self._read(torch.tensor([[found[-1]]])))
+            self.last = self._read(self.last)
+            found.append(int(self.last))
         return found
 
 
-def _context(length: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, length)))
+def context(length: int) -> tuple[Part, ...]:
+    """Text of so many ids."""
+    return (Text(bytes(np.random.default_rng(0).integers(32, 127, length, np.uint8)).decode()),)
 
 
 def caption(n: int = 0) -> tuple[Part, ...]:

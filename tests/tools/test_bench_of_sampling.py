@@ -37,7 +37,16 @@ def test_what_transformers_draws_depends_on_its_guidance_its_prompt_and_keeps_to
     assert all(vocab.is_code[drawn[0][at]] for at in (0, 1, 3, 4, 6, 7))
 
 
-def test_text_behind_a_context_is_the_same_however_often_it_is_written():
+def test_text_goes_on_behind_a_context_alike_on_both_sides():
     world = samplers.world(sampling.TINY, draws=False)
     ours, theirs = samplers.Ours(world, 12), samplers.Growing(world, 12)
-    assert ours.steps(6) == ours.steps(6) == theirs.steps(6) == theirs.steps(6)
+    written = [ours.steps(n) for n in (1, 6, 3)]
+    assert written == [theirs.steps(n) for n in (1, 6, 3)]
+    whole = samplers.text(world, Ask(samplers.context(12), limit=11))
+    assert whole[1:] == sum(written, [])  # the first came with the context
+
+
+def test_our_loop_writes_the_same_through_the_fast_path_and_the_module():
+    world = samplers.world(sampling.TINY, sizes=((3, 2),))
+    asks = [Ask(caption(0), (3, 2), 3.0), Ask(caption(1), limit=5), Ask(samplers.edit(world, 2, (3, 2)), (3, 2), 3.0)]
+    assert greedy(world, asks) == greedy(world, asks, fast=False)
