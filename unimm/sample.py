@@ -7,7 +7,9 @@ it) or *context* (the model reads it). Captioning, text-to-image, question answe
 interleaved documents and chat are all samples; no task has a class of its own.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -116,7 +118,7 @@ Part = Text | Image
 
 @dataclass(frozen=True)
 class Sample:
-    """Parts in reading order. Build with `sample(...)`, which joins texts that belong together."""
+    """Parts in reading order; adjacent texts of the same speaker and use become one."""
 
     parts: tuple[Part, ...]
 
@@ -125,9 +127,7 @@ class Sample:
             raise SampleError("a sample has no parts")
         if len({part.role is None for part in self.parts}) > 1:
             raise SampleError("some parts have a role and some have none; a sample is a chat or a document")
-        for a, b in zip(self.parts, self.parts[1:]):
-            if isinstance(a, Text) and isinstance(b, Text) and (a.learn, a.role) == (b.learn, b.role):
-                raise SampleError(f"two adjacent texts of one speaker: {a.text!r}, {b.text!r}; join them")
+        object.__setattr__(self, "parts", joined(self.parts))
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -135,15 +135,15 @@ class Sample:
 
 
 def sample(*parts: Part) -> Sample:
-    """A Sample of `parts`, adjacent texts of the same speaker and use joined."""
-    joined: list[Part] = []
-    for part in parts:
-        last = joined[-1] if joined else None
-        if isinstance(part, Text) and isinstance(last, Text) and (last.learn, last.role) == (part.learn, part.role):
-            joined[-1] = Text(last.text + part.text, part.learn, part.role)
-        else:
-            joined.append(part)
-    return Sample(tuple(joined))
+    return Sample(parts)
+
+
+def joined(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """The parts with adjacent texts of the same speaker and use as one."""
+    found: list[Part] = []
+    for (said, learn, role), run in groupby(parts, lambda part: (isinstance(part, Text), part.learn, part.role)):
+        found += [Text("".join(part.text for part in run), learn, role)] if said else run
+    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
