@@ -10,7 +10,7 @@ from unimm.config.tokens import ImageLayout
 from unimm.config.tokens import Layout as LayoutConfig
 from unimm.errors import UserError
 from unimm.grammar import Fixed, Plan, Run, make_plan
-from unimm.sample import Codes, Image, Latents, Level, Pixels, Sequence, Slot
+from unimm.sample import Codes, Content, Image, Latents, Level, Pixels, Sequence, Slot
 from unimm.vocab import Range
 
 
@@ -125,7 +125,7 @@ class Form:
 
     # ------------------------------------------------------------ reading
 
-    def read(self, ids: np.ndarray, at: int, slots: dict[int, Slot]) -> tuple[int, int, Codes | Latents | Pixels] | None:
+    def read(self, ids: np.ndarray, at: int, slots: dict[int, Slot]) -> tuple[int, int, Content] | None:
         """(end, first code's position, content) of the image that begins at `at`, or None where none does."""
         for plan in [*self.plans.values(), *self._other_size(ids, at)]:
             if ids[at] == plan.header[0] and (found := self._match(plan, ids, at, slots)) is not None:
@@ -177,7 +177,7 @@ class Form:
         return [] if size in self.plans else [self._make(size)]
 
 
-def _content(plan: Plan, values: list[list[np.ndarray]]) -> Codes | Latents | Pixels:
+def _content(plan: Plan, values: list[list[np.ndarray]]) -> Content:
     first = values[0][0]
     if first.dtype == np.uint8:
         return Pixels(first)

@@ -36,8 +36,15 @@ class Text:
             raise SampleError("a Text part is empty; leave the part out instead")
 
 
+class _Arrays:
+    """Equal where all fields are, arrays as a whole."""
+
+    def __eq__(self, other):
+        return type(self) is type(other) and all(map(np.array_equal, vars(self).values(), vars(other).values()))
+
+
 @dataclass(frozen=True, eq=False)
-class Pixels:
+class Pixels(_Arrays):
     """An image as numbers: uint8 (height, width, 3), RGB."""
 
     array: np.ndarray
@@ -47,12 +54,9 @@ class Pixels:
         if a.dtype != np.uint8 or a.ndim != 3 or a.shape[2] != 3 or 0 in a.shape:
             raise SampleError(f"pixels must be uint8 (height, width, 3), got {a.dtype} {a.shape}")
 
-    def __eq__(self, other):
-        return isinstance(other, Pixels) and np.array_equal(self.array, other.array)
-
 
 @dataclass(frozen=True, eq=False)
-class Level:
+class Level(_Arrays):
     """One level of codes: `ids` int32 (positions, depth); `grid` (rows, columns) if it has one."""
 
     ids: np.ndarray
@@ -65,9 +69,6 @@ class Level:
         if self.grid is not None and self.grid[0] * self.grid[1] != len(ids):
             raise SampleError(f"a grid of {self.grid} holds {self.grid[0] * self.grid[1]} positions, got {len(ids)}")
         object.__setattr__(self, "ids", ids)
-
-    def __eq__(self, other):
-        return isinstance(other, Level) and self.grid == other.grid and np.array_equal(self.ids, other.ids)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Codes:
 
 
 @dataclass(frozen=True, eq=False)
-class Latents:
+class Latents(_Arrays):
     """What a continuous tokenizer or a vision encoder yields: float32 (positions, channels)."""
 
     array: np.ndarray
@@ -98,15 +99,15 @@ class Latents:
         if self.array.ndim != 2 or 0 in self.array.shape:
             raise SampleError(f"latents must be (positions, channels), got shape {self.array.shape}")
 
-    def __eq__(self, other):
-        return isinstance(other, Latents) and self.grid == other.grid and np.array_equal(self.array, other.array)
+
+Content = Pixels | Codes | Latents
 
 
 @dataclass(frozen=True)
 class Image:
     """An image at one stage of its way: pixels as found, codes or latents once tokenized."""
 
-    content: Pixels | Codes | Latents
+    content: Content
     learn: bool = False
     role: Role | None = None
     seen: bytes | None = None
@@ -142,7 +143,8 @@ def joined(parts: Iterable[Part]) -> tuple[Part, ...]:
     """The parts with adjacent texts of the same speaker and use as one."""
     found: list[Part] = []
     for (said, learn, role), run in groupby(parts, lambda part: (isinstance(part, Text), part.learn, part.role)):
-        found += [Text("".join(part.text for part in run), learn, role)] if said else run
+        same = list(run)
+        found += [Text("".join(part.text for part in same), learn, role)] if said else same
     return tuple(found)
 
 
