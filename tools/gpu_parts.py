@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from tools import samplers
 from tools.bench import step
 from tools.bench.rows import Unequal, equal
+from tools.losses import by_liger, by_torch
 from unimm.config.model import FreshBackbone
 from unimm.hardware import GPUS, flops_per_token, peak_flops
 from unimm.model.attention import Documents, attend, available, choose
@@ -182,10 +184,11 @@ def loss(toy: bool) -> dict:
     def full():
         return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
 
+    losses = {"one pass": weighted_loss, "chunks": partial(weighted_loss, way="chunks")}
+    losses |= {"torch": by_torch} if hasattr(F, "linear_cross_entropy") else {}
+    losses |= {"liger": by_liger} if _has_liger() else {}
     ways = {"full logits": full} | {
-        way: lambda way=way: weighted_loss(hidden, head, targets, weights, way=way)[0]
-        for way in ("one pass", "chunks", *(["torch"] if hasattr(F, "linear_cross_entropy") else []),
-                    *(["liger"] if _has_liger() else []))}
+        name: lambda made=made: made(hidden, head, targets, weights)[0] for name, made in losses.items()}
     exact, found = None, {}
     for name, way in ways.items():
         def run(way=way):

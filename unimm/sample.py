@@ -7,7 +7,9 @@ it) or *context* (the model reads it). Captioning, text-to-image, question answe
 interleaved documents and chat are all samples; no task has a class of its own.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -34,8 +36,15 @@ class Text:
             raise SampleError("a Text part is empty; leave the part out instead")
 
 
+class _Arrays:
+    """Equal where all fields are, arrays as a whole."""
+
+    def __eq__(self, other):
+        return type(self) is type(other) and all(map(np.array_equal, vars(self).values(), vars(other).values()))
+
+
 @dataclass(frozen=True, eq=False)
-class Pixels:
+class Pixels(_Arrays):
     """An image as numbers: uint8 (height, width, 3), RGB."""
 
     array: np.ndarray
@@ -45,12 +54,9 @@ class Pixels:
         if a.dtype != np.uint8 or a.ndim != 3 or a.shape[2] != 3 or 0 in a.shape:
             raise SampleError(f"pixels must be uint8 (height, width, 3), got {a.dtype} {a.shape}")
 
-    def __eq__(self, other):
-        return isinstance(other, Pixels) and np.array_equal(self.array, other.array)
-
 
 @dataclass(frozen=True, eq=False)
-class Level:
+class Level(_Arrays):
     """One level of codes: `ids` int32 (positions, depth); `grid` (rows, columns) if it has one."""
 
     ids: np.ndarray
@@ -63,9 +69,6 @@ class Level:
         if self.grid is not None and self.grid[0] * self.grid[1] != len(ids):
             raise SampleError(f"a grid of {self.grid} holds {self.grid[0] * self.grid[1]} positions, got {len(ids)}")
         object.__setattr__(self, "ids", ids)
-
-    def __eq__(self, other):
-        return isinstance(other, Level) and self.grid == other.grid and np.array_equal(self.ids, other.ids)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Codes:
 
 
 @dataclass(frozen=True, eq=False)
-class Latents:
+class Latents(_Arrays):
     """What a continuous tokenizer or a vision encoder yields: float32 (positions, channels)."""
 
     array: np.ndarray
@@ -96,15 +99,15 @@ class Latents:
         if self.array.ndim != 2 or 0 in self.array.shape:
             raise SampleError(f"latents must be (positions, channels), got shape {self.array.shape}")
 
-    def __eq__(self, other):
-        return isinstance(other, Latents) and self.grid == other.grid and np.array_equal(self.array, other.array)
+
+Content = Pixels | Codes | Latents
 
 
 @dataclass(frozen=True)
 class Image:
     """An image at one stage of its way: pixels as found, codes or latents once tokenized."""
 
-    content: Pixels | Codes | Latents
+    content: Content
     learn: bool = False
     role: Role | None = None
     seen: bytes | None = None
@@ -116,7 +119,7 @@ Part = Text | Image
 
 @dataclass(frozen=True)
 class Sample:
-    """Parts in reading order. Build with `sample(...)`, which joins texts that belong together."""
+    """Parts in reading order; adjacent texts of the same speaker and use become one."""
 
     parts: tuple[Part, ...]
 
@@ -125,9 +128,7 @@ class Sample:
             raise SampleError("a sample has no parts")
         if len({part.role is None for part in self.parts}) > 1:
             raise SampleError("some parts have a role and some have none; a sample is a chat or a document")
-        for a, b in zip(self.parts, self.parts[1:]):
-            if isinstance(a, Text) and isinstance(b, Text) and (a.learn, a.role) == (b.learn, b.role):
-                raise SampleError(f"two adjacent texts of one speaker: {a.text!r}, {b.text!r}; join them")
+        object.__setattr__(self, "parts", joined(self.parts))
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -135,15 +136,16 @@ class Sample:
 
 
 def sample(*parts: Part) -> Sample:
-    """A Sample of `parts`, adjacent texts of the same speaker and use joined."""
-    joined: list[Part] = []
-    for part in parts:
-        last = joined[-1] if joined else None
-        if isinstance(part, Text) and isinstance(last, Text) and (last.learn, last.role) == (part.learn, part.role):
-            joined[-1] = Text(last.text + part.text, part.learn, part.role)
-        else:
-            joined.append(part)
-    return Sample(tuple(joined))
+    return Sample(parts)
+
+
+def joined(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """The parts with adjacent texts of the same speaker and use as one."""
+    found: list[Part] = []
+    for (said, learn, role), run in groupby(parts, lambda part: (isinstance(part, Text), part.learn, part.role)):
+        same = list(run)
+        found += [Text("".join(part.text for part in same), learn, role)] if said else same
+    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,11 +15,12 @@ A run that was exported has the model's weights beside its recipe instead of sta
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from unimm.config.check import ConfigError
-from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
+from unimm.config.model import PretrainedBackbone, PretrainedVision, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Stage
 from unimm.config.tokens import PretrainedText, SentencePieceText
@@ -31,7 +32,6 @@ from unimm.vocab import markers, numbered
 
 if TYPE_CHECKING:
     from unimm.images.base import ImageTokenizer
-    from unimm.model.published import Published
     from unimm.model.unified import UnifiedModel
 
 TEXT_FILE, TOKENIZER_FOLDER, RECIPE_FILE, EXPORT_FILE = "text.model", "image_tokenizer", "recipe.json", "export.json"
@@ -57,7 +57,7 @@ def text_of(recipe: Recipe, folder: Path | None) -> TextTokenizer:
     """
     match recipe.text:
         case PretrainedText(path=path, size=size):
-            kept = folder / BACKBONE_FOLDER if folder else None
+            kept = _kept(folder, BACKBONE_FOLDER)
             if kept and (kept / "tokenizer.json").is_file():
                 return PretrainedTokenizer(str(kept))
             if folder is None and not Path(path).exists():
@@ -72,7 +72,7 @@ def text_of(recipe: Recipe, folder: Path | None) -> TextTokenizer:
 def _taken(recipe: Recipe) -> set[int]:
     """The ids that a recipe states for markers and codes."""
     stated = numbered(recipe.special_ids, markers(recipe.layout, recipe.continuous))
-    codes = [range(book.start, book.start + book.size) for book in recipe.codebooks if book.start is not None]
+    codes = [range(book.start, book.start + book.ids) for book in recipe.codebooks if book.start is not None]
     return set(stated.values()).union(*codes)
 
 
@@ -96,19 +96,27 @@ def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image
     With `shapes`, a run's folder, only the shape of what was published, which a checkpoint then fills in: from the
     run's folder where that kept it, so that the release may be gone.
     """
+    from unimm.model.axes import released_parts, take
     from unimm.model.backbone import build_backbone
     from unimm.model.published import published
 
-    weights, found = shapes is None, None
-    if isinstance(recipe.backbone, PretrainedBackbone):
-        kept = shapes / BACKBONE_FOLDER if shapes else None
-        found = published(str(kept) if kept and kept.is_dir() else recipe.backbone.path, weights)
+    weights, found, read = shapes is None, None, cache(published)  # each release once, whatever is taken of it
+    match recipe.backbone:
+        case PretrainedBackbone(path=path) if weights:
+            found = read(path)
+        case PretrainedBackbone(path=path):
+            found = published(str(_kept(shapes, BACKBONE_FOLDER) or path), weights)
     vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
     backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors, recipe.image_out, found, weights)
     model = around(backbone, recipe, layout, image_weight, z_loss, shapes, weights)
-    if weights:
-        _take_parts(recipe, model, found)
+    for own, (path, name) in released_parts(recipe.image_in, recipe.image_out).items() if weights else ():
+        take(model.get_submodule(own), path, read(path).whole, name)
     return model
+
+
+def _kept(run: Path | None, folder: str) -> Path | None:
+    """What a run's folder has kept of a published part."""
+    return run / folder if run and (run / folder).is_dir() else None
 
 
 def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0, z_loss: float = 0.0,
@@ -121,28 +129,9 @@ def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0, 
     from unimm.model.unified import UnifiedModel
 
     width = backbone.get_input_embeddings().weight.shape[1]
-    kept = shapes / VISION_FOLDER if shapes else None
-    reads = image_input(recipe.image_in, layout, width, kept if kept and kept.is_dir() else None, weights)
+    reads = image_input(recipe.image_in, layout, width, _kept(shapes, VISION_FOLDER), weights)
     writes = image_output(recipe.image_out, layout, width)
     return UnifiedModel(backbone, layout.vocab, reads, image_weight, z_loss, writes)
-
-
-def _take_parts(recipe: Recipe, model: "UnifiedModel", found: "Published | None") -> None:
-    """Fill aligners, table and head from the released Janus that the recipe names, reading it once."""
-    from unimm.model.axes import take_head, take_input
-    from unimm.model.published import published
-
-    def whole(path: str):
-        nonlocal found
-        same = isinstance(recipe.backbone, PretrainedBackbone) and recipe.backbone.path == path
-        if found is None or not same:
-            found = published(path)
-        return found.whole
-
-    if isinstance(recipe.image_in, VisionFeatures) and recipe.image_in.weights:
-        take_input(model.image_input, recipe.image_in.weights, whole(recipe.image_in.weights))
-    if isinstance(recipe.image_out, SeparateHead) and recipe.image_out.weights:
-        take_head(model.image_output, recipe.image_out.weights, whole(recipe.image_out.weights))
 
 
 def keep_shapes(recipe: Recipe, folder: Path, model: "UnifiedModel") -> None:
@@ -192,18 +181,17 @@ def stage_of(checkpoint: Path) -> str:
 def new_rows(recipe: Recipe, layout: Layout, model: "UnifiedModel") -> dict[str, range]:
     """The rows that must learn, by parameter: all of a fresh model's tables, those that a published one lacks, and all
     fresh ones that images are read and written with."""
+    from unimm.model.axes import released_parts
+
     parts, found = model.parts(), {}
     known = model.backbone.rows_known
     for name in [*parts["embeddings"], *parts["head"]] if known < layout.vocab.rows else ():
         found[name] = range(known, layout.vocab.rows)
-    fresh = {name: p for name, p in model.named_parameters() if name.startswith(("image_input.", "image_output."))}
-    if isinstance(recipe.image_in, VisionFeatures):
-        published = ["vision"] if isinstance(recipe.image_in.encoder, PretrainedVision) else []
-        published += ["aligner", "codes", "code_aligner"] if recipe.image_in.weights else []
-        known_in = tuple(f"image_input.{part}." for part in published)
-        fresh = {name: p for name, p in fresh.items() if not name.startswith(known_in)}
-    if isinstance(recipe.image_out, SeparateHead) and recipe.image_out.weights:
-        fresh = {name: p for name, p in fresh.items() if not name.startswith("image_output.")}
+    published = list(released_parts(recipe.image_in, recipe.image_out))
+    if isinstance(recipe.image_in, VisionFeatures) and isinstance(recipe.image_in.encoder, PretrainedVision):
+        published.append("image_input.vision")
+    fresh = {name: p for name, p in model.named_parameters() if name.startswith(("image_input.", "image_output."))
+             and not name.startswith(tuple(f"{part}." for part in published))}
     return found | {name: range(len(p)) for name, p in fresh.items()}
 
 

@@ -1,8 +1,8 @@
 """Strings to text ids and back. Control tokens are never written here: a user's "<s>" stays three characters."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 from unimm.errors import UserError
 
@@ -11,19 +11,28 @@ class TextError(UserError):
     """A text tokenizer that can't be read or trained."""
 
 
-class TextTokenizer(Protocol):
-    """`controls` are the ids below `size` that no text has: a release's own special tokens."""
+class TextTokenizer:
+    """Strings to ids and back; here, what holds where every id is text.
+
+    size      one more than its highest id
+    controls  the ids below `size` that no text has: a release's own special tokens
+    """
 
     size: int
-    controls: frozenset[int]
+    controls: frozenset[int] = frozenset()
 
-    def id_of(self, token: str) -> int | None: ...
+    def id_of(self, token: str) -> int | None:
+        """The id of a token the release already has, or None."""
+        return None
 
-    def keep_apart(self, ids: Iterable[int]) -> None: ...
+    def keep_apart(self, ids: Iterable[int]) -> None:
+        """From now on no text gives these ids, also where the release left their tokens unmarked (<unused0>, codes)."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Raises TextError for half a surrogate pair."""
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str:
+        """What `encode` was given."""
 
 
 def utf8(text: str) -> bytes:
@@ -35,19 +44,7 @@ def utf8(text: str) -> bytes:
         raise TextError(f"the text {near!r} is not valid Unicode: {error.reason}") from None
 
 
-class _OwnText:
-    """A tokenizer whose every id is text: it knows no token by a name."""
-
-    controls: frozenset[int] = frozenset()
-
-    def id_of(self, token: str) -> int | None:
-        return None
-
-    def keep_apart(self, ids: Iterable[int]) -> None:
-        pass
-
-
-class BytesTokenizer(_OwnText):
+class BytesTokenizer(TextTokenizer):
     """UTF-8 bytes as ids: stands in where a run has not trained its own tokenizer yet.
 
     For a release's tokenizer that is not at hand: `size` ids, of which bytes take the first 256 in a row that nothing
@@ -55,7 +52,11 @@ class BytesTokenizer(_OwnText):
     """
 
     def __init__(self, size: int = 256, taken: Iterable[int] = ()):
-        self.first = next((a for a, b in _gaps(taken, size) if b - a >= 256), size)
+        free = bytearray(b"\1") * size
+        for i in taken:
+            free[i:i + 1] = b"\0" * (i < size)
+        found = free.find(b"\1" * 256)
+        self.first = found if found >= 0 else size
         self.size = max(size, self.first + 256)
         self.controls = frozenset(range(self.first)) | frozenset(range(self.first + 256, self.size))
 
@@ -66,19 +67,10 @@ class BytesTokenizer(_OwnText):
         return bytes(i - self.first for i in ids).decode("utf-8", errors="replace")
 
 
-def _gaps(taken: Iterable[int], size: int) -> Iterable[tuple[int, int]]:
-    """The runs [a, b) of ids below `size` that are not taken."""
-    at = 0
-    for i in sorted({i for i in taken if i < size}):
-        yield at, i
-        at = i + 1
-    yield at, size
-
-
 SPACE = "\u2581"  # SentencePiece's own sign for a space
 
 
-class SentencePieceTokenizer(_OwnText):
+class SentencePieceTokenizer(TextTokenizer):
     """A SentencePiece model. Exact both ways: `decode(encode(text)) == text` for any text."""
 
     def __init__(self, model: bytes):
@@ -89,14 +81,10 @@ class SentencePieceTokenizer(_OwnText):
         self._processor.LoadFromSerializedProto(model)
         self.size = self._processor.vocab_size()
         self._space = [self._processor.PieceToId(f"<0x{byte:02X}>") for byte in SPACE.encode()]
-        self._known: dict[str, list[int]] = {}
+        self._encoded = lru_cache(100_000)(self._encode)  # for texts that repeat, as captions and questions do
 
     def encode(self, text: str) -> list[int]:
-        if text not in self._known:
-            if len(self._known) > 100_000:  # a cache for texts that repeat, not a leak for those that don't
-                self._known.clear()
-            self._known[text] = self._encode(text)
-        return list(self._known[text])
+        return list(self._encoded(text))
 
     def _encode(self, text: str) -> list[int]:
         utf8(text)
@@ -132,7 +120,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
     return SentencePieceTokenizer(model.getvalue())
 
 
-class PretrainedTokenizer:
+class PretrainedTokenizer(TextTokenizer):
     """The tokenizer of a published model, with special-token text in prompts kept as plain text."""
 
     def __init__(self, path: str):
@@ -158,7 +146,6 @@ class PretrainedTokenizer:
         self._apart: frozenset[int] = frozenset()
 
     def keep_apart(self, ids: Iterable[int]) -> None:
-        """From now on no text gives these ids, also where the release left their tokens unmarked (<unused0>, codes)."""
         self._apart = frozenset(ids)
 
     def encode(self, text: str) -> list[int]:
@@ -177,7 +164,6 @@ class PretrainedTokenizer:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token the release already has, or None."""
         return self._tokenizer.token_to_id(token)
 
 

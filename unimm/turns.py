@@ -1,15 +1,19 @@
-"""Turns of a chat: what stands between speakers, and which words are whose when a sequence is read back.
+"""Turns of a chat, both ways: what stands between speakers, and which words are whose when a sequence is read back.
 
-A sequence is read as *atoms*: one character of text, the id of a marker, or a whole image. A turn ends where what
-closes it is followed by what opens another one, so that a newline within somebody's words is no end of them.
+    parts  --write-->  atoms       parts  <--read--  atoms
+
+An *atom* is text (one character of it when read), the id of a marker, or a whole image. When a sequence is read, a turn
+ends where what closes it is followed by what opens another one, so that a newline within somebody's words is no end.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import NamedTuple
 
-from unimm.config.tokens import Chat
+from unimm.config.tokens import Layout
 from unimm.errors import UserError
+from unimm.grammar import Plan
 from unimm.sample import Image, Part, Role, Text
 
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
@@ -19,34 +23,103 @@ class TurnError(UserError):
     """A chat whose turns the layout can't write."""
 
 
-class Atom(NamedTuple):
-    """What stands at one place: a character, a marker's id or an image; and whether it is learned."""
+@dataclass(frozen=True)
+class Begun:
+    """The last part of a prompt: the model goes on in this turn, with an image of this plan where there is one."""
 
-    what: str | int | Image
-    learn: bool
+    role: Role | None
+    plan: Plan | None = None
+    learn: bool = False
+
+
+class Atom(NamedTuple):
+    """What stands at one place, and whether it is learned."""
+
+    what: str | int | Image | Begun
+    learn: bool = False
 
 
 class Turns:
-    """A `Chat` with its markers as ids. `pieces` spells out a template as texts and ids."""
+    """The chat of a layout with its markers as ids. `pieces` spells out a template as texts and ids."""
 
-    def __init__(self, chat: Chat, pieces: Callable[[str], list[str | int]], eos: int):
-        self.chat = chat
+    def __init__(self, config: Layout, pieces: Callable[[str], list[str | int]], eos: int):
+        self.chat = chat = config.chat
         self.eos = eos
-        self._pieces = pieces
+        self._learns_marks = config.learn != "codes"
+        self._prefaces = [pieces(words) for words in (chat.preface, chat.draw_preface)]
         spoken = {"system": chat.system, "user": chat.user, "assistant": chat.assistant}
         self.opens = {role: pieces(turn[0]) for role, turn in spoken.items() if turn is not None}
         self.closes = {role: pieces(turn[1]) for role, turn in spoken.items() if turn is not None}
         self._before = {role: _characters(template) for role, template in self.opens.items()}
-        self._after = {role: _characters(template) for role, template in self.closes.items()}
+        self._changes = {role: self._ends(role) for role in self.opens}
         unmarked = [role for role in ROLES if role in self._before and not self._before[role]]
         self._first: Role | None = unmarked[0] if unmarked and unmarked[0] != "assistant" else None
 
-    def preface(self, drawing: bool) -> list[str | int]:
-        """What begins a chat that has no system turn."""
-        words = self.chat.draw_preface if drawing else self.chat.preface
-        return [*self.opens["system"], *self._pieces(words), *self.closes["system"]] if words else []
+    @property
+    def markers(self) -> set[int]:
+        """The ids that begin or end turns."""
+        pieces = [piece for side in (self.opens, self.closes) for template in side.values() for piece in template]
+        return {self.eos, *(piece for piece in pieces if isinstance(piece, int))}
 
-    def check(self, before: Role | None, role: Role) -> None:
+    # ------------------------------------------------------------ writing
+
+    def write(self, parts: Iterable[Part | Begun], drawing: bool, inside: Role | None = None,
+              alone: bool = False) -> list[Atom]:
+        """What is written for the parts; the last turn is left open.
+
+        drawing  whether the last turn draws an image
+        inside   the speaker whose turn was opened before
+        alone    whether nothing stood before, so that any turn may be the first, and no preface precedes it
+        """
+        atoms: list[Atom] = []
+        before, learned = inside, False
+        for role, group in groupby(parts, lambda part: part.role):
+            said = list(group)
+            if role != before:
+                if before is not None:
+                    atoms += [Atom(piece, learned) for piece in self.closes[before]]
+                elif role not in (None, "system") and not alone:
+                    atoms += self._preface(drawing)
+                if role is not None:
+                    if not alone:
+                        self._check(before, role)
+                    atoms += map(Atom, self.opens[role])
+            atoms += self._spoken(role, said)
+            before, learned = role, self.learns_end(said[-1])
+        return atoms
+
+    def end(self, last: Part) -> list[Atom]:
+        """What closes the turn of a sequence's last part, and the sequence."""
+        ends = list(self.closes[last.role]) if last.role is not None else []
+        if last.role is None or (self.chat.eos and ends[-1:] != [self.eos]):
+            ends.append(self.eos)
+        return [Atom(piece, self.learns_end(last)) for piece in ends]
+
+    def learns_end(self, last: Part | Begun) -> bool:
+        """Whether the end of a turn that ends in `last` is learned."""
+        return last.learn and (self._learns_marks or not isinstance(last, Image))
+
+    def _preface(self, drawing: bool) -> list[Atom]:
+        """What begins a chat that has no system turn."""
+        words = self._prefaces[drawing]
+        return [Atom(piece) for piece in (*self.opens["system"], *words, *self.closes["system"])] if words else []
+
+    def _spoken(self, role: Role | None, said: list[Part | Begun]) -> list[Atom]:
+        beside, lead = (self.chat.beside_image, self.chat.lead) if role is not None else ("", "")
+        atoms: list[Atom] = []
+        last = None
+        for part in said:
+            if isinstance(part, Text):
+                begins = lead if role == "assistant" and last is None else ""
+                between = beside if isinstance(last, Image) else ""
+                atoms.append(Atom(between + begins + part.text, part.learn))
+            elif isinstance(part, Image) or part.plan is not None:
+                twice = 0 if last is None else 2 if isinstance(last, Image) else 1
+                atoms += [Atom(beside * twice, part.learn), Atom(part, part.learn)]
+            last = part
+        return atoms
+
+    def _check(self, before: Role | None, role: Role) -> None:
         """Raises TurnError where a turn of `role` after one of `before` could not be told from another's."""
         if role not in self.opens:
             raise TurnError(f"this layout has no {role} turn; say it in the user's")
@@ -55,25 +128,49 @@ class Turns:
             raise TurnError(f"this layout tells turns apart by their order, so {before or 'nothing'} before {role} "
                             "can't be written; begin with the user, who then alternates with the assistant")
 
-    def read(self, atoms: Sequence[Atom]) -> list[Part]:
-        """The parts that the atoms say, each with its speaker, or without one in a document."""
+    # ------------------------------------------------------------ reading
+
+    def read(self, atoms: list[Atom]) -> list[Part]:
+        """The parts that the atoms say, each with its speaker, or without one in a document; texts by character."""
         spans = self._spans([atom.what for atom in atoms])
         if spans and spans[0][0] == "system":
             said = [atom.what for atom in atoms[spans[0][1]:spans[0][2]]]
             if said in (list(self.chat.preface), list(self.chat.draw_preface)):
                 spans = spans[1:]
-        return [part for role, first, last in spans for part in self._turn(role, atoms[first:last])]
+        return [part for role, first, last in spans for part in self._heard(role, atoms[first:last])]
+
+    def _ends(self, role: Role) -> list[tuple[list, Role | None]]:
+        """What shows that a turn of `role` is over, and who speaks behind it; None where that is still to be seen."""
+        after = _characters(self.closes[role])
+        found = [(after + before, other) for other, before in self._before.items() if before]
+        following: Role = "assistant" if role == "user" else "user"
+        told = following if not self._before[following] else None
+        # A text that closes may be somebody's word; only a marker says so alone, or a text at the very end.
+        return found + ([(after, told)] if after and isinstance(after[0], int) else [(after + [None], told)])
+
+    def _change(self, role: Role | None, said: list, at: int) -> tuple[Role | None, int] | None:
+        """(next speaker, where the turn begins) if the turn of `role` ends at `at`."""
+        for what, following in self._changes[role] if role else ():
+            if said[at:at + len(what)] == what:
+                return following, at + len(what)
+        return None
+
+    def _opened(self, said: list, at: int) -> tuple[Role, int] | None:
+        for role, opening in self._before.items():
+            if opening and said[at:at + len(opening)] == opening:
+                return role, at + len(opening)
+        return None
 
     def _spans(self, said: list) -> list[tuple[Role | None, int, int]]:
         """(speaker, first, last) of every turn in order."""
         spans: list[tuple[Role | None, int, int]] = []
-        role, at = self._opened(said, 0) or (None, 0)
-        begin, guess = at, self._first if role is None else None
-        while at < len(said):
-            change = self._change(role, said, at) if role else self._guessed(guess, said, at)
-            if change is None and role is None and at == begin:
-                change = self._opened(said, at)
-            if change is not None:
+        role, begin, at = None, 0, 0
+        guess = self._first  # a document until a turn's end shows that it was the first turn of this one
+        said, end = [*said, None], len(said)
+        while at < end:
+            change = self._opened(said, at) if role is None and at == begin else None
+            change = change or self._change(role or guess, said, at)
+            if change is not None and (role is not None or change[0] is not None):
                 spans.append((role or guess, begin, at))
                 role, begin = change
                 at, guess = begin, None
@@ -82,34 +179,9 @@ class Turns:
             else:
                 at += 1
         spans.append((role, begin, at))
-        return [span for span in spans if span[1] < span[2]]
+        return [(who, first, last) for who, first, last in spans if first < last]
 
-    def _guessed(self, role: Role | None, said: list, at: int) -> tuple[Role | None, int] | None:
-        """What is a document until a turn's end shows that it was the first turn of `role`."""
-        change = self._change(role, said, at) if role else None
-        return change if change and change[0] is not None else None
-
-    def _opened(self, said: list, at: int) -> tuple[Role, int] | None:
-        for role, opening in self._before.items():
-            if opening and said[at:at + len(opening)] == opening:
-                return role, at + len(opening)
-        return None
-
-    def _change(self, role: Role | None, said: list, at: int) -> tuple[Role | None, int] | None:
-        """(next speaker, where the turn begins) if the turn of `role` ends at `at`."""
-        if role is None or said[at:at + len(self._after[role])] != self._after[role]:
-            return None
-        after = at + len(self._after[role])
-        if (opened := self._opened(said, after)) is not None:
-            return opened
-        marked = after > at and isinstance(self._after[role][0], int)
-        if marked or (after > at and after == len(said)):
-            following: Role = "assistant" if role == "user" else "user"
-            return (following if not self._before[following] else None), after
-        return None
-
-    def _turn(self, role: Role | None, atoms: Sequence[Atom]) -> list[Part]:
-        atoms = list(atoms)
+    def _heard(self, role: Role | None, atoms: list[Atom]) -> list[Part]:
         if role is not None:
             beside, lead = self.chat.beside_image, self.chat.lead
             for at in [n for n, atom in enumerate(atoms) if isinstance(atom.what, Image)][::-1] if beside else ():
@@ -119,15 +191,9 @@ class Turns:
                 _drop(atoms, 0, lead)
         parts: list[Part] = []
         for what, learn in atoms:
-            last = parts[-1] if parts else None
-            if isinstance(what, Image):
-                parts.append(replace(what, role=role))
-            elif isinstance(what, int):
+            if isinstance(what, int):
                 raise TurnError(f"id {what} stands within {role or 'a document'}, where no turn begins or ends")
-            elif isinstance(last, Text) and last.learn == learn:
-                parts[-1] = Text(last.text + what, learn, role)
-            else:
-                parts.append(Text(what, learn, role))
+            parts.append(replace(what, role=role) if isinstance(what, Image) else Text(what, learn, role))
         return parts
 
 

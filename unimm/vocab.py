@@ -8,11 +8,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 
 import numpy as np
 
 from unimm.config.check import ConfigError
-from unimm.config.tokens import Codebook, Continuous, ImageLayout, Layout
+from unimm.config.tokens import Codebook, Continuous, Layout
 
 MARKER = re.compile(r"<[^<>]+>")
 LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
@@ -79,11 +80,6 @@ class Vocab:
         return mask & ~self.is_code
 
 
-def _image_templates(image: ImageLayout) -> list[str]:
-    levels = [t for level in image.levels for t in (level.before, level.row_end, level.after)]
-    return [image.begin, *levels, image.end]
-
-
 def fill(template: str, size: tuple[int, int], pixels_per_code: int) -> str:
     """The template with {h} {w} (codes) and {H} {W} (pixels) of a size filled in."""
     h, w = size
@@ -100,7 +96,10 @@ def markers(layout: Layout, continuous: tuple[Continuous, ...] = ()) -> list[str
     plain = [layout.pad, layout.bos, layout.eos, layout.replacement]
     plain += [t for turn in (chat.system or (), chat.user, chat.assistant) for t in turn]
     plain += [chat.preface, chat.draw_preface]
-    sized = [t for image in (layout.write, layout.read) if image is not None for t in _image_templates(image)]
+    sized = []
+    for image in (layout.write, layout.read) if layout.read is not None else (layout.write,):
+        levels = [t for level in image.levels for t in (level.before, level.row_end, level.after)]
+        sized += [image.begin, *levels, image.end]
     filled = [fill(t, size, layout.pixels_per_code) for t in sized for size in layout.sizes]
     found = [m for t in plain + filled for m in MARKER.findall(t)] + [c.placeholder for c in continuous]
     return list(dict.fromkeys(found))
@@ -173,23 +172,15 @@ def build_vocab(text_size: int, names: list[str], special_ids: dict[str, int], c
         raise ConfigError(f"two codebooks share a name: {', '.join(b.name for b in codebooks)}; give each its own")
     if below := [i for i in [*special_ids.values(), *(b.start or 0 for b in codebooks)] if i < 0]:
         raise ConfigError(f"special_ids or a codebook's start is {below[0]}; an id is 0 or more")
-    taken = {special_ids[n] for n in names if n in special_ids}
-    stated = [b for b in codebooks if b.start is not None]
-    for book in stated:
-        taken.update(range(book.start, book.start + (book.size if book.depth == 1 else 1)))
-    if len(taken) != len({n for n in names if n in special_ids}) + sum(b.size if b.depth == 1 else 1 for b in stated):
+    claimed = list(special_ids.values())
+    for book in codebooks:
+        claimed += range(book.start, book.start + book.ids) if book.start is not None else ()
+    taken = set(claimed)
+    if len(taken) < len(claimed):
         raise ConfigError("special_ids and the codebooks' starts claim some id twice; give each its own")
-    following = text_size
-    special = {}
-    for name in names:
-        if name in special_ids:
-            special[name] = special_ids[name]
-            continue
-        while following in taken:
-            following += 1
-        special[name] = following
-        following += 1
-    following = max([following, *(i + 1 for i in special.values())])
+    free = (i for i in count(text_size) if i not in taken)
+    special = {name: special_ids[name] if name in special_ids else next(free) for name in names}
+    following = max([text_size, *(i + 1 for i in special.values())])
     ranges = {}
     for book in sorted(codebooks, key=lambda b: (not b.shared, b.start is None)):
         start = book.start if book.start is not None else following

@@ -13,7 +13,8 @@ from torch import nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from tools.bench.rows import Row, alone, at_most, equal, faster, interleaved, main
-from unimm.model.cross_entropy import Way, weighted_loss
+from tools.losses import by_torch
+from unimm.model.cross_entropy import chunk_of, weighted_loss
 
 
 def setting(positions: int, ids: int, width: int):
@@ -22,8 +23,8 @@ def setting(positions: int, ids: int, width: int):
     return torch.randn(positions, width, requires_grad=True), head, torch.randint(ids, (positions,))
 
 
-def ours(hidden, head, targets, way: Way | None = None):
-    total, _ = weighted_loss(hidden, head, targets, torch.full((len(targets),), 1 / len(targets)), way=way)
+def ours(hidden, head, targets, loss=weighted_loss):
+    total, _ = loss(hidden, head, targets, torch.full((len(targets),), 1 / len(targets)))
     return total.detach(), *torch.autograd.grad(total, (hidden, head.weight))
 
 
@@ -57,8 +58,11 @@ def rows(toy: bool = False) -> Iterable[Row]:
         yield at_most(f"time, {name}", peer, *interleaved(partial(ours, *given), partial(theirs, *given), repeats),
                       "CPU s", 100 if toy else 1.05)
     given = setting(*sizes[0])
-    for way, library in (("torch", "F.linear_cross_entropy"), ("chunks", "checkpointed chunks")):
-        times = interleaved(partial(ours, *given), partial(ours, *given, way=way), 1 if toy else 2)
+    by_chunk = partial(weighted_loss, way="chunks")
+    chunk = chunk_of(sizes[0][1], "cpu")
+    for loss, library in ((partial(by_torch, chunk=chunk), "F.linear_cross_entropy"),
+                          (by_chunk, "checkpointed chunks")):
+        times = interleaved(partial(ours, *given), partial(ours, *given, loss), 1 if toy else 2)
         yield faster(f"time, one pass, {sizes[0][1]:,} ids", library, *times, "CPU s", 0.01 if toy else 1.0)
 
 

@@ -60,6 +60,11 @@ class Codebook:
     def __post_init__(self):
         positive(self, "size", "depth")
 
+    @property
+    def ids(self) -> int:
+        """How many ids its codes take."""
+        return self.size if self.depth == 1 else 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Continuous:

@@ -9,7 +9,7 @@ does it is chosen by what there is: device, dtype, installed packages, row lengt
 import importlib.metadata
 from functools import cache, cached_property
 from itertools import accumulate
-from typing import Literal, assert_never
+from typing import Literal
 
 import torch
 
@@ -139,24 +139,7 @@ def attend(module, query, key, value, attention_mask, scaling=None, documents: D
     window = None if sliding_window is None or sliding_window >= t else sliding_window
     found = available(device) if width == value.shape[3] else frozenset()
     kernel = documents.kernel or choose(found, query.dtype, t, width, softcap is not None)
-    match kernel:
-        case "flash-attn 4":
-            run = kernels.by_flash4
-        case "flash-attn 2":
-            run = kernels.by_flash2
-        case "varlen (torch)":
-            run = kernels.by_varlen
-        case "flex (torch)":
-            run = kernels.by_flex
-        case "mask":
-            run = kernels.by_mask
-        case "documents":
-            run = kernels.by_document
-        case _:
-            assert_never(kernel)
-    if kernel == "varlen (torch)" and softcap is not None:
-        raise ConfigError("torch's varlen attention has no soft cap; let the kernel be chosen")
-    return run(query, key, value, documents, scaling, window, softcap), None
+    return kernels.KERNELS[kernel](query, key, value, documents, scaling, window, softcap), None
 
 
 def use_packed_attention(backbone, how=attend) -> None:

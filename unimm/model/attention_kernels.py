@@ -12,6 +12,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
+from unimm.config.check import ConfigError
+
 
 def causal_mask(queries: int, keys: int, window: int | None, device) -> torch.Tensor:
     """bool (queries, keys): which keys the last `queries` positions of `keys` see."""
@@ -72,45 +74,44 @@ def _piece(query, key, value, scale, window, cap):
     return under_mask(query, key, value, mask, scale, cap)
 
 
-def _flat(query, key, value):
-    """(B * T, heads, D) each: how the kernels for sequences of unequal length take them."""
-    return (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+def _end_to_end(attention, query, key, value, documents):
+    """`attention` over all rows as one of (B * T, heads, D), which it is told to cut where documents begin."""
+    starts, longest = documents.starts
+    flat = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    return attention(*flat, starts, longest).unflatten(0, (len(query), query.shape[2]))
 
 
 def by_varlen(query, key, value, documents, scale, window, cap):
     """Flash attention as torch has it built in: CUDA, 16-bit, no soft cap."""
     from torch.nn.attention.varlen import varlen_attn
 
-    starts, longest = documents.starts
+    if cap is not None:
+        raise ConfigError("torch's varlen attention has no soft cap; let the kernel be chosen")
     # torch 2.11 has no grouped heads yet; from 2.12 on they must be asked for. Repeated ones are right in both.
     key, value = repeated(key, value, query.shape[1])
-    q, k, v = _flat(query, key, value)
-    left = -1 if window is None else window - 1
-    out = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scale, window_size=(left, 0))
-    return out.unflatten(0, (len(query), query.shape[2]))
+    sides = (-1 if window is None else window - 1, 0)
+    return _end_to_end(lambda q, k, v, starts, longest: varlen_attn(
+        q, k, v, starts, starts, longest, longest, scale=scale, window_size=sides), query, key, value, documents)
 
 
 def by_flash2(query, key, value, documents, scale, window, cap):
     """The package flash-attn (2.6 or later for `softcap`): CUDA, 16-bit."""
     from flash_attn import flash_attn_varlen_func
 
-    starts, longest = documents.starts
-    left = -1 if window is None else window - 1
-    out = flash_attn_varlen_func(*_flat(query, key, value), starts, starts, longest, longest, softmax_scale=scale,
-                                 causal=True, window_size=(left, -1 if window is None else 0), softcap=cap or 0.0)
-    return out.unflatten(0, (len(query), query.shape[2]))
+    sides = (-1, -1) if window is None else (window - 1, 0)
+    return _end_to_end(lambda q, k, v, starts, longest: flash_attn_varlen_func(
+        q, k, v, starts, starts, longest, longest, softmax_scale=scale, causal=True, window_size=sides,
+        softcap=cap or 0.0), query, key, value, documents)
 
 
 def by_flash4(query, key, value, documents, scale, window, cap):
     """The package flash-attn-4: Hopper and Blackwell, 16-bit. Gives the output and a log-sum-exp."""
     from flash_attn.cute import flash_attn_varlen_func
 
-    starts, longest = documents.starts
     sides = (None, None) if window is None else (window - 1, 0)
-    out, _ = flash_attn_varlen_func(
-        *_flat(query, key, value), cu_seqlens_q=starts, cu_seqlens_k=starts, max_seqlen_q=longest,
-        max_seqlen_k=longest, softmax_scale=scale, causal=True, window_size=sides, softcap=cap or 0.0)
-    return out.unflatten(0, (len(query), query.shape[2]))
+    return _end_to_end(lambda q, k, v, starts, longest: flash_attn_varlen_func(
+        q, k, v, cu_seqlens_q=starts, cu_seqlens_k=starts, max_seqlen_q=longest, max_seqlen_k=longest,
+        softmax_scale=scale, causal=True, window_size=sides, softcap=cap or 0.0)[0], query, key, value, documents)
 
 
 @cache
@@ -129,6 +130,10 @@ def by_flex(query, key, value, documents, scale, window, cap):
     out = _flex()(query, key, value, score_mod=capped if cap is not None else None,
                   block_mask=documents.blocks(window), scale=scale, enable_gqa=query.shape[1] != key.shape[1])
     return out.transpose(1, 2).contiguous()
+
+
+KERNELS = {"flash-attn 4": by_flash4, "flash-attn 2": by_flash2, "varlen (torch)": by_varlen, "flex (torch)": by_flex,
+           "mask": by_mask, "documents": by_document}
 
 
 def over_cache(query, key, value, seen, scale, cap):

@@ -7,7 +7,6 @@ from torch import nn
 
 from unimm.config import model as config
 from unimm.config.check import ConfigError
-from unimm.grammar import Plan
 from unimm.layout import Layout
 from unimm.model.image_input import ImageInput
 from unimm.model.image_output import ImageHead
@@ -85,33 +84,28 @@ def _read_space(layout: Layout) -> str:
 def _check_features(layout: Layout, space: str, seen) -> None:
     """Refuse an encoder whose features are not what the layout has places for."""
     places = (seen.image_size // seen.patch_size) ** 2
-
-    def wrong(plan: Plan) -> bool:
-        return plan.lengths(0) != (places, places)
-
     if (channels := layout.continuous[space].channels) != seen.hidden_size:
         raise ConfigError(f"{space!r} has {channels} channels, but the encoder's features have {seen.hidden_size}; "
                           "state that")
-    if any(map(wrong, layout.read_plans.values())):
+    if wrong := [plan.lengths(0)[1] for plan in layout.read_plans.values() if plan.lengths(0) != (places, places)]:
         raise ConfigError(f"the encoder gives {places} features, but the layout reads an image as "
-                          f"{next(p for p in layout.read_plans.values() if wrong(p)).lengths(0)[1]} positions; change "
-                          "image_in.image, its patch or the layout's sizes")
+                          f"{wrong[0]} positions; change image_in.image, its patch or the layout's sizes")
 
 
-def take_input(made: VisionInput, path: str, whole: nn.Module) -> None:
-    """Fill the aligners and the table from a released Janus."""
-    for own, name in ((made.aligner, "aligner"), (made.codes, "generation_embeddings"),
-                      (made.code_aligner, "generation_aligner")):
-        _take(own, path, janus_part(path, whole, name), name)
+def released_parts(image_in: config.ImageIn, image_out: config.ImageOut) -> dict[str, tuple[str, str]]:
+    """The modules of a UnifiedModel that are taken from a released Janus: its path, and its own name for each."""
+    found = {}
+    if isinstance(image_in, config.VisionFeatures) and image_in.weights:
+        names = {"aligner": "aligner", "codes": "generation_embeddings", "code_aligner": "generation_aligner"}
+        found = {f"image_input.{own}": (image_in.weights, name) for own, name in names.items()}
+    if isinstance(image_out, config.SeparateHead) and image_out.weights:
+        found["image_output"] = (image_out.weights, "generation_head")
+    return found
 
 
-def take_head(made: ImageHead, path: str, whole: nn.Module) -> None:
-    """Fill the head from a released Janus."""
-    _take(made, path, janus_part(path, whole, "generation_head"), "generation_head")
-
-
-def _take(own: nn.Module, path: str, theirs: nn.Module, name: str) -> None:
-    """Raises ConfigError where the shapes are not the recipe's."""
+def take(own: nn.Module, path: str, whole: nn.Module, name: str) -> None:
+    """Fill a module with a part of a released Janus. Raises ConfigError where the shapes are not the recipe's."""
+    theirs = janus_part(path, whole, name)
     ours, found = ({k: tuple(t.shape) for k, t in m.state_dict().items()} for m in (own, theirs))
     if ours != found:
         wrong = min(k for k in ours.keys() | found.keys() if ours.get(k) != found.get(k))

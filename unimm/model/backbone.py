@@ -63,19 +63,14 @@ def fresh_backbone(config: FreshBackbone, rows: int):
         num_key_value_heads=config.kv_heads, intermediate_size=config.mlp, max_position_embeddings=32768,
         tie_word_embeddings=False, use_cache=False, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-    match config.family:
-        case "qwen3" | "llama" | "mistral":
-            kind, more = config.family, {"head_dim": head}
-        case "qwen2":
-            kind, more = "qwen2", {}
-        case "gemma2":
-            kind, more = "gemma2", {"head_dim": head, "query_pre_attn_scalar": head}
-        case "gemma3":
-            kind, more = "gemma3_text", {"head_dim": head, "query_pre_attn_scalar": head}
-            rope = {"full_attention": rope, "sliding_attention": rope}
-        case _:
-            assert_never(config.family)
-    return tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(kind, **shape, **more, rope_parameters=rope))
+    if config.family != "qwen2":
+        shape["head_dim"] = head
+    if config.family in ("gemma2", "gemma3"):
+        shape["query_pre_attn_scalar"] = head
+    if config.family == "gemma3":
+        rope = {"full_attention": rope, "sliding_attention": rope}
+    kind = "gemma3_text" if config.family == "gemma3" else config.family
+    return tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(kind, **shape, rope_parameters=rope))
 
 
 @torch.no_grad()

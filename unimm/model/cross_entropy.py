@@ -4,22 +4,18 @@
     total = sum of weight * (nll + z * logsumexp(x) ** 2)        nll = logsumexp(x) - x[target]
 """
 
-from typing import Literal, assert_never
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unimm.config.check import ConfigError
-
-Way = Literal["one pass", "chunks", "torch", "liger"]
+Way = Literal["one pass", "chunks"]
 """one pass  gradients beside the loss: 3 products where every other way needs 4, having to make its logits again.
              Against full logits 0.75 of the CPU time, F.linear_cross_entropy 1.04, chunks 1.2 (tools/bench/loss.py).
-chunks    through the head as a module and a checkpoint a chunk: any head, LoRA or a wrapper among them.
-torch     F.linear_cross_entropy of torch 2.13; of bfloat16 weights it gives bfloat16 losses.
-liger     Liger's kernel, of triton on CUDA.
-On a GPU none has been measured yet; tools/gpu_check.py can force each."""
+             `tools.losses` has F.linear_cross_entropy and Liger's kernel for the comparison on a GPU.
+chunks    through the head as a module and a checkpoint a chunk: any head, LoRA or a wrapper among them."""
 
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
 """Float32 logits that exist at one time. 1 GiB is 1,600 positions at 168,000 ids: large products, few of them."""
@@ -36,22 +32,9 @@ def weighted_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Ten
     chunk = chunk or chunk_of(head.out_features, hidden.device.type)
     if way is None:
         way = "one pass" if type(head) is nn.Linear else "chunks"
-    match way:
-        case "one pass":
-            return _OnePass.apply(*_cast(hidden, head), targets, weights, z_loss, cap, chunk)
-        case "chunks":
-            return _chunks(hidden, head, targets, weights, z_loss, cap, chunk)
-        case "torch":
-            if z_loss or cap is not None:
-                raise ConfigError("F.linear_cross_entropy has neither z-loss nor soft cap; choose another way")
-            hidden, weight, bias = _cast(hidden, head)
-            options = nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
-            nll = F.linear_cross_entropy(hidden, weight, targets, linear_bias=bias, reduction="none", options=options)
-            return (nll.float() * weights).sum(), nll.detach().float()
-        case "liger":
-            return _liger(*_cast(hidden, head), targets, weights, z_loss, cap)
-        case _:
-            assert_never(way)
+    if way == "one pass":
+        return _OnePass.apply(*_cast(hidden, head), targets, weights, z_loss, cap, chunk)
+    return _chunks(hidden, head, targets, weights, z_loss, cap, chunk)
 
 
 def chunk_of(ids: int, device: str) -> int:
@@ -150,12 +133,3 @@ def _chunks(hidden, head, targets, weights, z_loss, cap, chunk):
               for each in zip(hidden.split(chunk), targets.split(chunk), weights.split(chunk))]
     totals, nll = zip(*pieces)
     return torch.stack(totals).sum(), torch.cat(nll)
-
-
-def _liger(hidden, weight, bias, targets, weights, z_loss, cap):
-    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-    # Gradients of reduction "none" are right from 0.8.5 on: before, the weight's ignored what each position weighs.
-    out = liger_fused_linear_cross_entropy(hidden, weight, targets, bias=bias, lse_square_scale=z_loss, softcap=cap,
-                                           reduction="none", return_z_loss=True, accum_dtype=torch.float32)
-    return (out.loss * weights).sum(), (out.loss - out.z_loss).detach()
