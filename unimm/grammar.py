@@ -12,7 +12,7 @@ import numpy as np
 
 from unimm.config.check import ConfigError
 from unimm.config.tokens import Grid, ImageLayout, LevelLayout, Line, UpTo
-from unimm.vocab import Vocab, fill
+from unimm.vocab import Range, Vocab, fill
 
 
 @dataclass(frozen=True)
@@ -111,30 +111,36 @@ class Automaton:
     TEXT, DONE = 0, 1
 
     def __init__(self, vocab: Vocab, plans: list[Plan], ends: list[int], pad: int, by_count: bool,
-                 placeholders: dict[str, int]):
-        self.labels: dict[int | str, int] = {"text": 0}
+                 spaces: dict[str, Range]):
+        pieces = [piece for plan in plans for piece in plan.pieces]
+        used = sorted({piece.space for piece in pieces if isinstance(piece, Run)})
+        fixed = {i for piece in pieces if isinstance(piece, Fixed) for i in piece.ids}
+        self._keys = ["text", *used, *sorted(fixed | {*ends, pad})]  # what a label stands for
+        self._labels = {key: label for label, key in enumerate(self._keys)}
+        self.label_of = np.full(vocab.size, -1, np.int32)
+        self.label_of[vocab.is_text] = 0
+        for key, label in self._labels.items():
+            if key in spaces:
+                self.label_of[spaces[key].start:spaces[key].stop] = label
+            elif key != "text":
+                self.label_of[key] = label
         self._edges: list[dict[int, int]] = [{}, {}]
         self._codes = [0, 0]
         for plan in plans:
             self._insert(plan, by_count)
-        fixed = {key: label for key, label in self.labels.items() if isinstance(key, int)}
-        self.label_of = self._label_ids(vocab, ends + [pad], placeholders)
-        for key in fixed:
-            if vocab.is_text[key]:
-                self._edges[self.TEXT].setdefault(self.labels[key], self.TEXT)
-        self._edges[self.TEXT][0] = self.TEXT
-        for end in ends:
-            self._edges[self.TEXT][self.labels[end]] = self.DONE
-        self._edges[self.DONE][self.labels[pad]] = self.DONE
-        self._tabulate(vocab)
+        text = self._edges[self.TEXT]
+        for i in fixed:
+            if vocab.is_text[i]:
+                text.setdefault(self._labels[i], self.TEXT)
+        text[0] = self.TEXT
+        text.update({self._labels[end]: self.DONE for end in ends})
+        self._edges[self.DONE][self._labels[pad]] = self.DONE
+        self._tabulate()
         self.headers = {self.after(plan.header): plan.size for plan in plans[::-1]}
         begins = [plan.header[0] for plan in plans if not vocab.is_text[plan.header[0]]]
         self.no_image = len(self.sets)
         self.sets.append(np.setdiff1d(self.sets[self.set_of[self.TEXT]], begins))
         self.kinds.append("text")
-
-    def _label(self, key: int | str) -> int:
-        return self.labels.setdefault(key, len(self.labels))
 
     def _edge(self, state: int, label: int, last: bool, is_code: bool) -> int:
         """Follow or make the edge; the last one of an image leads back to TEXT."""
@@ -155,7 +161,7 @@ class Automaton:
         for n, (piece, k) in enumerate(steps):
             last = n == len(steps) - 1
             if isinstance(piece, Fixed):
-                label = self._label(piece.ids[k])
+                label = self._labels[piece.ids[k]]
                 target = self._edge(state, label, last, False)
                 for shorter in early:
                     self._edges[shorter][label] = target
@@ -163,27 +169,13 @@ class Automaton:
             else:
                 if k >= piece.shortest and piece.shortest < piece.length:
                     early.append(state)
-                target = self._edge(state, self._label(piece.space), last, True)
+                target = self._edge(state, self._labels[piece.space], last, True)
             state = target
 
-    def _label_ids(self, vocab: Vocab, others: list[int], placeholders: dict[str, int]) -> np.ndarray:
-        label_of = np.full(vocab.size, -1, np.int32)
-        label_of[vocab.is_text] = 0
-        for name, r in vocab.ranges.items():
-            if name in self.labels:
-                label_of[r.start:r.stop] = self.labels[name]
-        for name, i in placeholders.items():
-            if name in self.labels:
-                label_of[i] = self.labels[name]
-        for i in [k for k in self.labels if isinstance(k, int)] + others:
-            label_of[i] = self._label(i)
-        return label_of
-
-    def _tabulate(self, vocab: Vocab) -> None:
-        self.table = np.full((len(self._edges), len(self.labels)), -1, np.int32)
+    def _tabulate(self) -> None:
+        self.table = np.full((len(self._edges), len(self._keys)), -1, np.int32)
         for state, edges in enumerate(self._edges):
             self.table[state, list(edges)] = list(edges.values())
-        kinds_by_label = {n: key if isinstance(key, str) else "marker" for key, n in self.labels.items()}
         known: dict[tuple[int, ...], int] = {}
         self.sets: list[np.ndarray] = []
         self.kinds: list[str] = []
@@ -193,8 +185,8 @@ class Automaton:
             if key not in known:
                 known[key] = len(self.sets)
                 self.sets.append(np.flatnonzero(np.isin(self.label_of, key)))
-                names = [kinds_by_label[n] for n in key]
-                self.kinds.append("text" if 0 in key else next((n for n in names if n != "marker"), "marker"))
+                first = self._keys[key[0]]  # text before spaces before markers
+                self.kinds.append(first if isinstance(first, str) else "marker")
             self.set_of[state] = known[key]
         self.codes = np.array(self._codes)
         behind = [set(edges.values()) for edges in self._edges]

@@ -260,4 +260,4 @@ class Layout:
         """Which ids may come next, over all sizes this layout writes."""
         ends = [self.eos] + [piece for piece in self._turns.closes["assistant"][:1] if isinstance(piece, int)]
         return Automaton(self.vocab, list(self.write_plans.values()), ends, self.pad_id,
-                         self.config.write.stop == "count", self.placeholders)
+                         self.config.write.stop == "count", self._written.spaces)
