@@ -55,31 +55,27 @@ def published(path: str, weights: bool = True) -> Published:
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
         if getattr(part, "attention_dropout", None):
             part.attention_dropout = 0.0
-    match config.model_type:
-        case "chameleon":
-            whole = _model(tf.ChameleonForConditionalGeneration, path, config, weights)
-            del whole.model.vqmodel
-            backbone = whole
-        case "emu3":
-            whole = _model(tf.Emu3ForConditionalGeneration, path, config, weights)
-            backbone = _language(tf.Emu3ForCausalLM, whole, whole.model.text_model)
-        case "janus":
-            whole = _model(tf.JanusForConditionalGeneration, path, config, weights)
-            if config.text_config.model_type != "llama":
-                raise ConfigError(f"{path}: a Janus around {config.text_config.model_type}; only one around Llama is "
-                                  "read")
-            backbone = _language(tf.LlamaForCausalLM, whole, whole.model.language_model)
-        case "gemma3":
-            whole = _model(tf.Gemma3ForConditionalGeneration, path, config, weights)
-            backbone = _language(tf.Gemma3ForCausalLM, whole, whole.model.language_model)
-        case _ if type(config) not in tf.AutoModelForCausalLM._model_mapping:
-            raise ConfigError(f"{path} is {config.model_type}, of which transformers has no causal language model; "
-                              "take a decoder-only model")
-        case _ if config.get_text_config() is not config:
-            raise ConfigError(f"{path} is {config.model_type}, whose language model can't be told from its other "
-                              "parts; take the text-only model that it was made from")
-        case _:
-            whole = backbone = _model(tf.AutoModelForCausalLM, path, config, weights)
+    composite = {"emu3": (tf.Emu3ForConditionalGeneration, tf.Emu3ForCausalLM, "text_model"),
+                 "janus": (tf.JanusForConditionalGeneration, tf.LlamaForCausalLM, "language_model"),
+                 "gemma3": (tf.Gemma3ForConditionalGeneration, tf.Gemma3ForCausalLM, "language_model")}
+    kind = config.model_type
+    if kind == "janus" and config.text_config.model_type != "llama":
+        raise ConfigError(f"{path}: a Janus around {config.text_config.model_type}; only one around Llama is read")
+    if kind == "chameleon":
+        whole = backbone = _model(tf.ChameleonForConditionalGeneration, path, config, weights)
+        del whole.model.vqmodel
+    elif kind in composite:
+        released, causal, part = composite[kind]
+        whole = _model(released, path, config, weights)
+        backbone = _language(causal, whole, whole.model.get_submodule(part))
+    elif type(config) not in tf.AutoModelForCausalLM._model_mapping:
+        raise ConfigError(f"{path} is {kind}, of which transformers has no causal language model; take a decoder-only "
+                          "model")
+    elif config.get_text_config() is not config:
+        raise ConfigError(f"{path} is {kind}, whose language model can't be told from its other parts; take the "
+                          "text-only model that it was made from")
+    else:
+        whole = backbone = _model(tf.AutoModelForCausalLM, path, config, weights)
     return Published(backbone, whole, len(backbone.get_input_embeddings().weight), complete)
 
 

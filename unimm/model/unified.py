@@ -7,7 +7,7 @@ from torch import nn
 from unimm.losses import Losses, Weight
 from unimm.model.attention import Documents, Kernel
 from unimm.model.cache import RowCache, sent
-from unimm.model.cross_entropy import Loss, Way, soft_cap
+from unimm.model.cross_entropy import Loss, soft_cap
 from unimm.model.fast import FastBody, fast_body
 from unimm.model.image_input import ImageInput
 from unimm.model.image_output import ImageHead
@@ -30,7 +30,7 @@ class UnifiedModel(nn.Module):
     image_weight  weight of an image position in the loss, text having 1
     z_loss        how much the squared log of the softmax's denominator adds to the loss, at learned positions alone
 
-    `kernel` and `way` take away the choice of attention and of cross-entropy, for tests and measurements.
+    `kernel` takes away the choice of attention, for tests and measurements.
     """
 
     def __init__(self, backbone: nn.Module, vocab: Vocab, image_input: ImageInput | VisionInput,
@@ -45,7 +45,6 @@ class UnifiedModel(nn.Module):
         self.loss = Loss()
         self.cap = getattr(backbone.config, "final_logit_softcapping", None)
         self.kernel: Kernel | None = None
-        self.way: Way | None = None
         self.fast: FastBody | None = None
 
     @property
@@ -117,11 +116,11 @@ class UnifiedModel(nn.Module):
         # A rank without a learned position still runs the heads, on nothing: every rank runs every module.
         where, targets, weights, image = shared
         total, nll = self.loss(hidden[where], self.backbone.get_output_embeddings(), targets, weights,
-                               z_loss=self.z_loss, cap=self.cap, way=self.way)
+                               z_loss=self.z_loss, cap=self.cap)
         if self.image_output is not None:
             where, targets, weights, _ = separate
             more, of_codes = self.loss(self.image_output.inner(hidden[where]), self.image_output.vision_head,
-                                       targets - self.image_output.start, weights, z_loss=self.z_loss, way=self.way)
+                                       targets - self.image_output.start, weights, z_loss=self.z_loss)
             total, nll = total + more, torch.cat([nll, of_codes])
             image = torch.cat([image, torch.ones_like(of_codes, dtype=torch.bool)])
         parts = {name: ((nll * which).sum(), which.sum()) for name, which in (("text", ~image), ("image", image))}
