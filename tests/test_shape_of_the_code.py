@@ -140,7 +140,7 @@ def test_every_package_is_declared_and_every_declaration_is_used():
             top = module.split(".")[0]
             if top not in sys.stdlib_module_names and top not in OWN:
                 used[path in LIBRARY].add(INSTALLED_BY.get(module, INSTALLED_BY.get(top, top)))
-    assert used[True] == core | gpu
+    assert used[True] - gpu == core and gpu <= used[True] | used[False]  # tools compare with what a GPU has
     assert used[False] - core - gpu == dev - RUN_NOT_IMPORTED
 
 
@@ -159,7 +159,7 @@ def test_packages_re_export_nothing():
         "layout",
         "grammar",
         "turns",
-        "parse",
+        "form",
         "recipe",
         "text",
         "show",
