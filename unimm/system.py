@@ -50,6 +50,8 @@ class System:
     tokenizer: "ImageTokenizer"
     model: "UnifiedModel"
     checkpoint: Path
+    slow: str | None = None
+    """Why the model has no fast body, where it has been asked for one."""
 
 
 def text_of(recipe: Recipe, folder: Path | None) -> TextTokenizer:
@@ -242,7 +244,8 @@ def recipe_of(folder: Path) -> Recipe:
 def open_run(folder: str | Path, device: "torch.device | None" = None) -> System:
     """A trained run, with the newest whole checkpoint of its latest language stage, on `device`; the CPU by default.
 
-    On a GPU weights have the precision that their stage was trained in.
+    On a GPU weights have the precision that their stage was trained in. They are to stay as they are: a fast body holds
+    them in another order.
 
     Raises ConfigError where the folder is no run or has no trained model yet; TextError, TokenizerError
     and CheckpointError where a part of it is damaged.
@@ -261,7 +264,8 @@ def open_run(folder: str | Path, device: "torch.device | None" = None) -> System
         load_stage(found, model, recipe.stages[stage_of(found)])
     if device is not None and device.type == "cuda" and _precision(recipe, found) == "bf16":
         model.bfloat16()
-    return System(recipe, folder, layout, tokenizer.eval().to(device), model.eval().to(device), found)
+    model.eval().to(device)
+    return System(recipe, folder, layout, tokenizer.eval().to(device), model, found, model.hasten())
 
 
 def _precision(recipe: Recipe, found: Path) -> str:

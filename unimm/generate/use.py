@@ -68,8 +68,8 @@ def check_prompt(recipe: Recipe, layout: Layout, wish: Wish) -> None:
 
 
 def drawn(system: System, wishes: Iterable[Wish], rows: int = 256) -> Iterator[tuple[int, np.ndarray, int]]:
-    """Pictures as they are finished, `rows` under way at a time: (number of the wish, uint8 (height, width, 3), how many
-    steps of the model it took).
+    """Pictures as they are finished, `rows` under way at a time: (number of the wish, uint8 (height, width, 3), how
+    many steps of the model it took).
 
     Raises PromptError for a prompt that is empty, or longer than what the model was trained on.
     """

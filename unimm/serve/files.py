@@ -81,6 +81,8 @@ def draw_to_files(run: Path, orders: list[Order], out: Path, changes: Mapping[st
     system = open_run(run, ranks.device())
     if not system.tokenizer.draws:
         raise PromptError(f"{run} can't draw: its image tokenizer came without its decoder")
+    if system.slow and ranks.rank() == 0:
+        print(f"decoding: {system.slow}", flush=True)
     manifest = json.loads((system.checkpoint / MANIFEST).read_bytes())
     version = next((found.version for found in distributions(name="unimm")), "")
     jobs = list(_jobs(orders, wishes, system.recipe.layout.pixels_per_code, {
