@@ -78,7 +78,7 @@ WRONG = {
     "tokens long": lambda m, p: m.edit(p, "make it red " * 200),
     "pixels must be uint8": lambda m, p: m.ask(p / 255, "what?"),
     "nothing is said": lambda m, p: m.ask(p, ""),
-    "no file": lambda m, p: m.ask(Path("none.png"), "what?"),
+    "none.png: No such file": lambda m, p: m.ask(Path("none.png"), "what?"),
     "conversation is empty": lambda m, p: m.chat([]),
     "role 'cat'": lambda m, p: m.chat([{"role": "cat"}]),
     "neither": lambda m, p: m.go_on({}),

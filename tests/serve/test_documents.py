@@ -29,7 +29,7 @@ def test_a_question_is_answered_as_the_library_does(run, unimm, shown, tmp_path)
     assert want and unimm("ask", *[tmp_path / "a.png"] * 2, "what is this?", *flags) == want + "\n"
     assert "tokens long" in unimm.refused("ask", tmp_path / "a.png", "what " * 300)
     assert "give a picture and then the question" in unimm.refused("ask", tmp_path / "a.png")
-    assert "no file" in unimm.refused("ask", tmp_path / "none.png", "what is this?")
+    assert "none.png: No such file" in unimm.refused("ask", tmp_path / "none.png", "what is this?")
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["document", "chat"])
@@ -73,7 +73,7 @@ def test_what_is_no_document_is_refused(unimm, tmp_path):
                       '{"messages": []}': "nothing in it",
                       '{"parts": [{"type": "text", "text": ""}]}': "nothing in it",
                       '{"parts": [{"type": "sound"}]}': "a part must be",
-                      '{"parts": [{"type": "image", "image": "none.png"}]}': "no file",
+                      '{"parts": [{"type": "image", "image": "none.png"}]}': "none.png: No such file",
                       '{"messages": [{"role": "cat", "content": "miaow"}]}': "role 'cat'"}.items():
         file.write_text(text)
         assert why in unimm.refused("continue", file), text

@@ -63,7 +63,7 @@ LINES = {
     '{"prompt": "a", "negative_prompt": "b"}': "did you mean 'negative'?",
     '{"prompt": "a", "size": [7, 9]}': "p.jsonl:2: no size 7 9; this run's (height width) are: 32 32",
     '{"prompt": "a", "size": "wide"}': "p.jsonl:2: aspect 'wide' is none",
-    '{"prompt": "a", "images": ["none.png"]}': "none.png: no file",
+    '{"prompt": "a", "images": ["none.png"]}': "none.png: No such file",
     '{"prompt": "' + "a" * 2000 + '"}': "p.jsonl:2: the prompt is",
     '{"prompt": "\\ud800"}': "p.jsonl:2: the text '\\ud800' is not valid Unicode",
     '{"prompt": "a", "negative": "\\u0000"}': "p.jsonl:2: a zero character",

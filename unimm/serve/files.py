@@ -29,7 +29,7 @@ from unimm.resize import nearest_size
 from unimm.sample import Image, Part, Pixels, Text
 from unimm.serve.prompts import Order, codes_of
 from unimm.stream.pixels import load_pixels
-from unimm.system import layout_of, open_run, recipe_of, text_of
+from unimm.system import System, layout_of, open_run, recipe_of, text_of
 from unimm.train import ranks
 from unimm.train.progress import Progress
 
@@ -83,12 +83,23 @@ def draw_to_files(run: Path, orders: list[Order], out: Path, changes: Mapping[st
         raise PromptError(f"{run} can't draw: its image tokenizer came without its decoder")
     if system.slow and ranks.rank() == 0:
         print(f"decoding: {system.slow}", flush=True)
-    manifest = json.loads((system.checkpoint / MANIFEST).read_bytes())
-    version = next((found.version for found in distributions(name="unimm")), "")
-    jobs = list(_jobs(orders, wishes, system.recipe.layout.pixels_per_code, {
-        "recipe": system.recipe.name, "checkpoint": manifest["sha256"], "Software": f"unimm {version}"}))
+    jobs = list(_jobs(system, orders, wishes))
     places = ranks.from_first(_placed(jobs, out, form) if ranks.rank() == 0 else None)
-    began, steps = time.monotonic(), []
+    began = time.monotonic()
+    steps = _draw(system, jobs, places, out, rows)
+    ranks.barrier(late)
+    new, in_all = ranks.total([float(len(steps)), float(sum(steps))])
+    rate = new / max(time.monotonic() - began, 1e-9)
+    if ranks.rank() == 0:
+        grids = _grids(jobs, places, out, form)
+        speed = f"; {rate:.2f} images/s, {in_all / new:.1f} steps an image" if new else ""
+        print(f"{len(jobs)} pictures in {out}, {len(jobs) - int(new)} of them there already{speed}; "
+              f"together: {grids[0]}{f' and {len(grids) - 1} more' if grids[1:] else ''}")
+
+
+def _draw(system: System, jobs: list[Job], places: list[Place], out: Path, rows: int) -> list[int]:
+    """Draw this rank's share of what is not there, and write each picture when it is finished; the steps of each."""
+    steps: list[int] = []
     mine = [n for n, (_, done) in enumerate(places) if not done][ranks.rank()::ranks.world()]
     name = f"drawing{f', rank 0 of {ranks.world()}' if ranks.world() > 1 else ''}"
     progress = Progress(name, 0, len(mine), "images")
@@ -103,14 +114,7 @@ def draw_to_files(run: Path, orders: list[Order], out: Path, changes: Mapping[st
     finally:
         if 0 < len(steps) < len(mine):
             print(f"\n{len(steps)} of {len(mine)} pictures are in {out}; the same command draws the others", flush=True)
-    ranks.barrier(late)
-    new, in_all = ranks.total([float(len(steps)), float(sum(steps))])
-    rate = new / max(time.monotonic() - began, 1e-9)
-    if ranks.rank() == 0:
-        grids = _grids(jobs, places, out, form)
-        speed = f"; {rate:.2f} images/s, {in_all / new:.1f} steps an image" if new else ""
-        print(f"{len(jobs)} pictures in {out}, {len(jobs) - int(new)} of them there already{speed}; "
-              f"together: {grids[0]}{f' and {len(grids) - 1} more' if grids[1:] else ''}")
+    return steps
 
 
 def _checked(run: Path, orders: list[Order], out: Path, changes: Mapping[str, Any], rows: int) -> list[Wish]:
@@ -148,9 +152,12 @@ def _wish(job: Job) -> Wish:
     return Wish(_parts(job.order), job.seed, job.sampling, job.size)
 
 
-def _jobs(orders: list[Order], wishes: list[Wish], side: int, made_by: dict[str, str]) -> Iterator[Job]:
+def _jobs(system: System, orders: list[Order], wishes: list[Wish]) -> Iterator[Job]:
+    side, version = system.recipe.layout.pixels_per_code, next((d.version for d in distributions(name="unimm")), "")
+    made_by = {"recipe": system.recipe.name, "checkpoint": _hash(system.checkpoint / MANIFEST),
+               "Software": f"unimm {version}"}
     for number, (order, wish) in enumerate(zip(orders, wishes, strict=True)):
-        images = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in order.images]
+        images = [_hash(Path(file)) for file in order.images]
         about = {"prompt": order.prompt, "negative": wish.sampling.negative, "tag": order.tag,
                  "images": " ".join(images), "size": f"{wish.size[0] * side} {wish.size[1] * side}",
                  # However many ids are read in a step, the picture is the same.
@@ -158,6 +165,10 @@ def _jobs(orders: list[Order], wishes: list[Wish], side: int, made_by: dict[str,
         said = {name: value for name, value in (about | made_by).items() if value}
         for seed in range(order.seed, order.seed + order.n):
             yield Job(order, number, seed, wish.size, wish.sampling, said)
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _placed(jobs: list[Job], out: Path, form: Form) -> list[Place]:
