@@ -1,6 +1,5 @@
-import inspect
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,7 @@ from tiny import TINY, shortened
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from data.emoji import FontMissing, find_font
-from unimm import api
 from unimm.checkpoint.read import newest
-from unimm.cli import commands
 from unimm.config.check import ConfigError
 from unimm.config.data import ImageFolder, Use
 from unimm.config.model import PretrainedBackbone
@@ -27,7 +24,6 @@ from unimm.images.tokenizer import build_tokenizer, load_tokenizer
 from unimm.pipeline import encode_run, train_run
 from unimm.recipe import load_recipe
 from unimm.sample import Image, Pixels, Text
-from unimm.serve.files import sample_to_files
 from unimm.serve.terminal import parts_said
 from unimm.status import read_status
 from unimm.stream.shards import open_shards
@@ -108,34 +104,6 @@ def test_a_trained_system_draws_answers_and_replies(run):
     assert isinstance(answer(system, [[shown, Text("what is this?", role="user")]])[0], str)
     for part in reply(system, [shown, Text("what is this?", role="user")]):
         assert part.role == "assistant"
-
-
-def test_python_gives_what_the_commands_give_with_the_same_defaults(run, tmp_path):
-    system = api.open_run(run)
-    one, two = api.sample(system, "a red circle", n=2, seed=5)
-    sample_to_files(run, ("a red circle",), 2, 5, tmp_path, {})
-    assert np.array_equal(one, Picture.open(tmp_path / "a-red-circle-5.png"))
-    assert np.array_equal(two, Picture.open(tmp_path / "a-red-circle-6.png"))
-    shown = [{"type": "image", "image": one}, {"type": "text", "text": "what is this?"}]
-    said = api.chat(system, [{"role": "user", "content": shown}])
-    assert said["role"] == "assistant" and {part["type"] for part in said["content"]} <= {"text", "image"}
-    for function, command in ((api.sample, commands.Sample), (api.chat, commands.Chat), (api.evaluate, commands.Eval)):
-        given = inspect.signature(function).parameters
-        ours = {name: p.default for name, p in given.items() if p.default is not p.empty}
-        theirs = {f.name: f.default for f in fields(command)}
-        assert ours and ours == {name: theirs[name] for name in ours}
-    for wrong in (lambda: api.sample(system, " "), lambda: api.chat(system, []), lambda: api.sample(system, "a", n=0),
-                  lambda: api.sample(system, "a", temperature=-1.0), lambda: api.chat(system, [{"role": "cat"}])):
-        with pytest.raises(UserError):
-            wrong()
-
-
-def test_sampling_writes_a_grid_and_single_pictures(run, tmp_path):
-    grid = sample_to_files(run, ("a red circle", "two blue squares"), 3, 5, tmp_path, {})
-    names = {p.name for p in tmp_path.iterdir()}
-    single = {f"{prompt}-{n}.png" for prompt in ("a-red-circle", "two-blue-squares") for n in (5, 6, 7)}
-    assert names == {grid.name} | single
-    assert Picture.open(grid).size[1] > 2 * 128
 
 
 def test_a_line_of_chat_names_its_pictures(tmp_path):

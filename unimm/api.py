@@ -1,54 +1,98 @@
-"""The commands from Python: `sample`, `chat` and `evaluate`, with the commands' names and defaults.
+"""A trained run from Python, with the commands' names and defaults.
 
-    from unimm.api import chat, open_run, sample
+    from unimm.api import Model
 
-    run = open_run("runs/demo")
-    pictures = sample(run, "a red circle above a blue square", n=8, seed=0)
-    answer = chat(run, [{"role": "user", "content": [{"type": "image", "image": pictures[0]},
-                                                     {"type": "text", "text": "what color is the circle?"}]}])
+    model = Model.load("runs/demo")
+    pictures = model.draw("a red circle above a blue square", n=8, seed=0)
+    answer = model.ask(pictures[0], "what color is the circle?")
+
+Pictures go in as paths, Pillow images or uint8 arrays (height, width, 3), and come out as such arrays.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from unimm.evaluate.run import evaluate
-from unimm.generate.use import PromptError, draw, reply
-from unimm.sample import Image, Pixels, Text
-from unimm.stream.messages import parts_of
+from unimm.generate.use import PromptError, answer, draw, go_on, reply
+from unimm.resize import nearest_size
+from unimm.sample import Image, Part, Pixels, Text
+from unimm.serve.documents import document, parts_in
+from unimm.serve.prompts import Order, codes_of
+from unimm.stream.messages import parts_of, pixels_of
 from unimm.system import System, open_run
+from unimm.train import ranks
 
-__all__ = ["chat", "evaluate", "open_run", "sample"]
+Picture = Any
+"""A path, a Pillow image or a uint8 array (height, width, 3)."""
 
 
-def sample(run: System, prompt: str, n: int = 4, seed: int = 0, **sampling: float | str) -> list[np.ndarray]:
-    """`n` pictures of a prompt, uint8 (height, width, 3), with seeds `seed`, `seed` + 1, ...
+class Model:
+    """What a run has learned, ready to draw, answer, edit and talk; `system` holds its parts.
 
-    `sampling` changes the run's own settings, as `unimm sample` does: guidance, temperature, top_k, negative, ...
-    Raises PromptError where there is nothing to draw, ConfigError for a setting out of range.
+    `sampling` changes the run's own settings, as the commands' flags do: guidance, temperature, top_k, negative,
+    text_temperature, ... Everything raises a UserError for what can't be used, in one line that says why.
     """
-    if not prompt.strip():
-        raise PromptError('no prompt; say what to draw, such as "a red circle"')
-    if n < 1:
-        raise PromptError(f"n is {n}; ask for at least one picture")
-    settings = run.recipe.sampling.changed(**sampling)
-    return draw(run, [[Text(prompt)]] * n, range(seed, seed + n), settings)
+
+    def __init__(self, system: System):
+        self.system = system
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Model":
+        """The newest whole checkpoint of a run's latest stage, on a GPU where there is one."""
+        return cls(open_run(path, ranks.device()))
+
+    def draw(self, prompt: str, n: int = 4, seed: int = 0, size: tuple[int, int] | str | None = None,
+             **sampling: float | str) -> list[np.ndarray]:
+        """`n` pictures of a prompt, with seeds `seed`, `seed` + 1, ...; `size` is (height, width) or such as "16:9"."""
+        order = Order(prompt=prompt, n=n, seed=seed, size=size)
+        return self._pictures([Text(prompt)], order, codes_of(self.system.recipe.layout, size), sampling)
+
+    def edit(self, image: Picture, instruction: str, n: int = 4, seed: int = 0,
+             size: tuple[int, int] | str | None = None, **sampling: float | str) -> list[np.ndarray]:
+        """`n` pictures of what an instruction makes of one; without a `size`, of the offered one nearest to its own."""
+        order, shown = Order(prompt=instruction, n=n, seed=seed, size=size), pixels_of(image, Path())
+        layout = self.system.recipe.layout
+        codes = codes_of(layout, size) if size else nearest_size(*shown.shape[:2], layout.sizes)
+        return self._pictures(_asked([shown], instruction), order, codes, sampling)
+
+    def _pictures(self, parts: list[Part], order: Order, codes: tuple[int, int], sampling: dict) -> list[np.ndarray]:
+        settings = self.system.recipe.sampling.changed(**sampling)
+        return draw(self.system, [parts] * order.n, range(order.seed, order.seed + order.n), settings, codes)
+
+    def ask(self, image: Picture | list[Picture], question: str, seed: int = 0, **sampling: float | str) -> str:
+        """The answer to a question about a picture, or about several."""
+        shown = [pixels_of(one, Path()) for one in (image if isinstance(image, list) else [image])]
+        settings = self.system.recipe.sampling.changed(**sampling)
+        return answer(self.system, [_asked(shown, question)], settings, seed)[0].strip()
+
+    def chat(self, messages: Sequence[dict], seed: int = 0, **sampling: float | str) -> dict:
+        """The assistant's next message; images in messages may be anything that is a picture."""
+        if not messages:
+            raise PromptError("the conversation is empty; say something")
+        settings = self.system.recipe.sampling.changed(**sampling)
+        spoken = reply(self.system, parts_of(list(messages), None, Path()), settings, seed)
+        said = document(spoken, _array)["messages"][0]["content"] if spoken else []
+        return {"role": "assistant", "content": said}
+
+    def go_on(self, given: dict | Path, images: int = 4, seed: int = 0, **sampling: float | str) -> dict:
+        """A document or a chat with what the model writes behind it, at most `images` pictures; see
+        `unimm.serve.documents`."""
+        parts, settings = parts_in(given), self.system.recipe.sampling.changed(**sampling)
+        return document([*parts, *go_on(self.system, parts, settings, seed, images)], _array)
+
+    def evaluate(self, count: int = 200, seed: int = 0) -> dict:
+        """What `unimm eval` writes as report.json."""
+        return evaluate(self.system, count, seed)
 
 
-def chat(run: System, messages: Sequence[dict], seed: int = 0) -> dict:
-    """The assistant's next message; its image parts hold uint8 arrays, and so may those of `messages`.
+def _asked(shown: list[np.ndarray], words: str) -> list[Part]:
+    if not words.strip():
+        raise PromptError("nothing is said about the picture; ask something")
+    return [*(Image(Pixels(array), role="user") for array in shown), Text(words, role="user")]
 
-    Raises PromptError, RowError and ImageError for a conversation that can't be read.
-    """
-    if not messages:
-        raise PromptError("the conversation is empty; say something")
-    spoken = reply(run, parts_of(list(messages), None, Path()), seed=seed)
-    content = []
-    for part in spoken:
-        match part:
-            case Text(text=text):
-                content.append({"type": "text", "text": text})
-            case Image(content=Pixels(array=array)):
-                content.append({"type": "image", "image": array})
-    return {"role": "assistant", "content": content}
+
+def _array(image: Image) -> np.ndarray:
+    return image.content.array

@@ -84,6 +84,6 @@ def nearest_size(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> t
     """
     def share(size: tuple[int, int]) -> tuple[float, int]:
         scales = size[0] / height, size[1] / width
-        return min(scales) / max(scales), size[0] * size[1]
+        return round(min(scales) / max(scales), 9), size[0] * size[1]
 
     return max(sizes, key=share)

@@ -31,6 +31,8 @@ from unimm.text import BytesTokenizer, PretrainedTokenizer, TextTokenizer, load_
 from unimm.vocab import markers, numbered
 
 if TYPE_CHECKING:
+    import torch
+
     from unimm.images.base import ImageTokenizer
     from unimm.model.unified import UnifiedModel
 
@@ -48,6 +50,8 @@ class System:
     tokenizer: "ImageTokenizer"
     model: "UnifiedModel"
     checkpoint: Path
+    slow: str | None = None
+    """Why the model has no fast body, where it has been asked for one."""
 
 
 def text_of(recipe: Recipe, folder: Path | None) -> TextTokenizer:
@@ -230,8 +234,18 @@ def load_converted(path: Path, model: "UnifiedModel", recipe: Recipe, layout: La
     start_rows(model.backbone, layout.vocab, model.backbone.rows_known, recipe.image_in, recipe.image_out, vectors)
 
 
-def open_run(folder: str | Path) -> System:
-    """A trained run, with the newest whole checkpoint of its latest language stage.
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe of a run. Raises ConfigError where the folder is none."""
+    if not (folder / RECIPE_FILE).is_file():
+        raise ConfigError(f"{folder}: not a run (no {RECIPE_FILE}); give a folder that `unimm train` wrote: runs/demo")
+    return load_recipe(folder)
+
+
+def open_run(folder: str | Path, device: "torch.device | None" = None) -> System:
+    """A trained run, with the newest whole checkpoint of its latest language stage, on `device`; the CPU by default.
+
+    On a GPU weights have the precision that their stage was trained in. They are to stay as they are: a fast body holds
+    them in another order.
 
     Raises ConfigError where the folder is no run or has no trained model yet; TextError, TokenizerError
     and CheckpointError where a part of it is damaged.
@@ -239,9 +253,7 @@ def open_run(folder: str | Path) -> System:
     from unimm.images.tokenizer import load_tokenizer
 
     folder = Path(folder)
-    if not (folder / RECIPE_FILE).is_file():
-        raise ConfigError(f"{folder}: not a run (no {RECIPE_FILE}); give a folder that `unimm train` wrote: runs/demo")
-    recipe = load_recipe(folder)
+    recipe = recipe_of(folder)
     found = language_of(recipe, folder)
     layout = layout_of(recipe, text_of(recipe, folder))
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
@@ -250,4 +262,12 @@ def open_run(folder: str | Path) -> System:
         load_converted(found, model, recipe, layout, tokenizer)
     else:
         load_stage(found, model, recipe.stages[stage_of(found)])
-    return System(recipe, folder, layout, tokenizer.eval(), model.eval(), found)
+    if device is not None and device.type == "cuda" and _precision(recipe, found) == "bf16":
+        model.bfloat16()
+    model.eval().to(device)
+    return System(recipe, folder, layout, tokenizer.eval().to(device), model, found, model.hasten())
+
+
+def _precision(recipe: Recipe, found: Path) -> str:
+    """The precision of a checkpoint's stage; of what was converted, that of the first stage that would go on."""
+    return (recipe.stages.get(stage_of(found)) or next(iter(recipe.language.values()))).precision

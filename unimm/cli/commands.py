@@ -2,19 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+
+from unimm.config.check import ConfigError
 
 
 @dataclass(frozen=True)
 class Show:
-    """Print a recipe: its axes, its stages, one rendered sample per task with what is learned marked."""
+    """Print a recipe: its axes, its stages, one rendered sample per task with what is learned marked. Or how a picture
+    was drawn."""
 
     recipe: Positional[Path]
-    """A recipe file such as recipes/demo.py, or a run's folder. Any field of it can be changed: --backbone.width 384"""
+    """A recipe file such as recipes/demo.py, or a run's folder. Any field of it can be changed: --backbone.width 384.
+    Or a PNG that `unimm sample` wrote."""
     json: bool = False
-    """Print the resolved recipe as JSON instead."""
+    """Print the resolved recipe, or what the picture says of itself, as JSON instead."""
 
 
 @dataclass(frozen=True)
@@ -96,19 +100,85 @@ class SamplingChange:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What pictures are asked for in every command that draws."""
+
+    n: Annotated[int, arg(aliases=["-n"])] = 4
+    """Pictures per prompt, with seeds SEED, SEED + 1, ..."""
+    seed: int = 0
+    size: tuple[int, int] | None = None
+    """Height and width in pixels."""
+    aspect: str | None = None
+    """Or width:height, such as 16:9: the nearest of the sizes that the run draws."""
+    batch: int = 32
+    """Pictures drawn at a time; fewer take less memory, more take less time a picture."""
+    sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()
+
+    def said(self) -> dict[str, Any]:
+        """The fields of an order that every prompt shares."""
+        if self.size and self.aspect:
+            raise ConfigError("--size and --aspect are two ways to say one thing; give one")
+        return {"n": self.n, "seed": self.seed, "size": self.size or self.aspect}
+
+
 @dataclass(frozen=True)
 class Sample:
-    """Draw pictures: a labelled grid and single PNGs."""
+    """Draw pictures: single PNGs that say how they were drawn, and labelled grids. Started again, it draws what is not
+    yet there; under torchrun, deepspeed or srun, each process draws its share."""
 
     run: Positional[Path]
     """The run's folder."""
     prompts: Positional[tuple[str, ...]]
-    """What to draw, each in quotes."""
-    n: Annotated[int, arg(aliases=["-n"])] = 4
-    """Pictures per prompt."""
+    """What to draw, each in quotes; - reads standard input, one prompt a line."""
+    file: Path | None = None
+    """Prompts one a line, as text or as {"prompt": ..., "seed": ..., "n": ..., "size": [H, W], "negative": ...}."""
+    out: Path | None = None
+    """Where to write; RUN/samples by default, RUN/geneval in GenEval's layout."""
+    layout: Literal["files", "geneval"] = "files"
+    """geneval: OUT/00000/samples/0000.png beside metadata.jsonl, as its evaluation reads them."""
+    drawing: OmitArgPrefixes[Drawing] = Drawing()
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Change a picture as told; where it is written, and what is known of it there, is as with `sample`."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    words: Positional[tuple[str, ...]]
+    """The picture's file, or several, and then the instruction in quotes."""
+    out: Path | None = None
+    """Where to write; RUN/edits by default."""
+    drawing: OmitArgPrefixes[Drawing] = Drawing()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Print the answer to a question about a picture."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    words: Positional[tuple[str, ...]]
+    """The picture's file, or several, and then the question in quotes."""
+    seed: int = 0
+    sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()
+
+
+@dataclass(frozen=True)
+class Continue:
+    """Go on with a document of text and pictures, or with a chat: what the model writes behind it, pictures and all."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    document: Positional[Path]
+    """JSON: {"messages": [{"role": ..., "content": ...}]}, or {"parts": [{"type": "text", "text": ...}, {"type":
+    "image", "image": PATH}]} without speakers."""
+    images: int = 4
+    """The most pictures that it may draw."""
     seed: int = 0
     out: Path | None = None
-    """Where to write; RUN/samples by default."""
+    """A folder for document.json and its pictures; DOCUMENT-continued by default."""
     sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()
 
 
@@ -203,5 +273,6 @@ Command = (  # in the order of `unimm --help`: a run from its recipe to its use
     Annotated[Show, subcommand("show")] | Annotated[Plan, subcommand("plan")] | Annotated[Train, subcommand("train")]
     | Annotated[Status, subcommand("status")] | Annotated[Checkpoint, subcommand("checkpoint")]
     | Annotated[Encode, subcommand("encode")] | Annotated[Sample, subcommand("sample")]
-    | Annotated[Chat, subcommand("chat")] | Annotated[Eval, subcommand("eval")]
-    | Annotated[Convert, subcommand("convert")])
+    | Annotated[Edit, subcommand("edit")] | Annotated[Ask, subcommand("ask")]
+    | Annotated[Continue, subcommand("continue")] | Annotated[Chat, subcommand("chat")]
+    | Annotated[Eval, subcommand("eval")] | Annotated[Convert, subcommand("convert")])

@@ -44,6 +44,8 @@ def run(arguments: list[str]) -> int:
     if rest and not isinstance(command, commands.Show | commands.Plan | commands.Train):
         raise ConfigError(f"unknown option {rest[0]}; see --help for what this command takes")
     match command:
+        case commands.Show(recipe=path, json=as_json) if path.suffix == ".png":
+            _show_picture(path, as_json)
         case commands.Show(recipe=path, json=as_json):
             return _show(load(path, rest), as_json)
         case commands.Plan():
@@ -56,10 +58,15 @@ def run(arguments: list[str]) -> int:
             from unimm.pipeline import encode_run
 
             encode_run(load(folder, []), folder, data)
-        case commands.Sample():
-            from unimm.serve.files import sample_to_files
+        case commands.Sample() | commands.Edit():
+            _draw(command)
+        case commands.Ask():
+            _ask(command)
+        case commands.Continue(document=file):
+            from unimm.serve.documents import continue_file
 
-            sample_to_files(command.run, command.prompts, command.n, command.seed, command.out, command.sampling.said())
+            out = command.out or file.with_name(f"{file.stem}-continued")
+            print(continue_file(command.run, file, out, command.images, command.seed, command.sampling.said()))
         case commands.Chat():
             from unimm.serve.terminal import chat_in_terminal
 
@@ -67,8 +74,9 @@ def run(arguments: list[str]) -> int:
         case commands.Eval(run=folder, count=count, seed=seed):
             from unimm.evaluate.run import evaluate
             from unimm.system import open_run
+            from unimm.train import ranks
 
-            evaluate(open_run(folder), count=count, seed=seed)
+            evaluate(open_run(folder, ranks.device()), count=count, seed=seed)
         case commands.Checkpoint(do=do):
             _checkpoint(do)
         case commands.Convert():
@@ -101,6 +109,49 @@ def _show(recipe: Recipe, as_json: bool) -> int:
     for line in show(recipe, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ):
         print(line)
     return 0
+
+
+def _show_picture(path: Path, as_json: bool) -> None:
+    from unimm.pictures import facts_of
+
+    facts = facts_of(path)
+    if not facts:
+        raise ConfigError(f"{path} does not say how it was drawn, as whole pictures of `unimm sample` do")
+    print(json.dumps(facts, indent=1) if as_json else "\n".join(f"{name}: {value}" for name, value in facts.items()))
+
+
+def _apart(words: tuple[str, ...], what: str) -> tuple[tuple[str, ...], str]:
+    """The files of pictures, and what is said about them."""
+    *images, said = words or ("",)
+    if not images or not said.strip() or os.path.isfile(said):
+        raise ConfigError(f'give a picture and then the {what} in quotes: picture.png "..."')
+    return tuple(images), said
+
+
+def _ask(command: commands.Ask) -> None:
+    from unimm.api import Model
+    from unimm.stream.pixels import load_pixels
+    from unimm.system import recipe_of
+
+    images, question = _apart(command.words, "question")
+    shown, said = [load_pixels(file, file) for file in images], command.sampling.said()
+    recipe_of(command.run).sampling.changed(**said)  # refused now, not once weights are read
+    print(Model.load(command.run).ask(shown, question, command.seed, **said))
+
+
+def _draw(command: commands.Sample | commands.Edit) -> None:
+    from unimm.serve.files import draw_to_files
+    from unimm.serve.prompts import Order, read_orders
+
+    drawing, said = command.drawing, command.drawing.said()
+    match command:
+        case commands.Sample(layout=form):
+            orders = read_orders(command.prompts, command.file, said)
+            out = command.out or command.run / ("geneval" if form == "geneval" else "samples")
+        case commands.Edit():
+            images, instruction = _apart(command.words, "instruction")
+            orders, out, form = [Order(prompt=instruction, images=images, **said)], command.out, "files"
+    draw_to_files(command.run, orders, out or command.run / "edits", drawing.sampling.said(), drawing.batch, form)
 
 
 def _checkpoint(do: commands.CheckpointList | commands.CheckpointVerify | commands.CheckpointExport) -> None:

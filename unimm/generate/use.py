@@ -1,22 +1,26 @@
-"""What people do with a trained system: draw pictures from prompts, answer in a chat.
+"""What people do with a trained system: draw pictures, answer in a chat, go on with a document.
 
-The command line, the chat and the scores all go through these two functions, with the same defaults.
+The command line, the chat, the scores and Python all go through these functions, with the same defaults.
 """
 
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
 from unimm.config.model import VisionFeatures
+from unimm.config.recipe import Recipe
 from unimm.config.sampling import Sampling
 from unimm.errors import UserError
-from unimm.generate.decode import decode
+from unimm.generate.decode import Decoder
 from unimm.generate.guidance import warn
 from unimm.generate.request import Request, drawing, written
 from unimm.images.prepare import as_seen, prepare
 from unimm.images.tokenizer import to_codes, to_pixels
-from unimm.sample import Codes, Image, Part, Pixels, Text
+from unimm.layout import Layout
+from unimm.sample import Image, Part, Pixels, Text
 from unimm.system import System
 
 
@@ -38,22 +42,66 @@ def encoded(system: System, parts: Many[Part]) -> tuple[Part, ...]:
     return tuple(read(p) if p in images else p for p in parts)
 
 
-def draw(system: System, contexts: Many[Many[Part]], seeds: Many[int], sampling: Sampling | None = None,
-         guided: bool = True) -> list[np.ndarray]:
-    """One picture, uint8 (height, width, 3), after each context (a caption, or a chat with an instruction).
+@dataclass(frozen=True)
+class Wish:
+    """One picture: what it follows (a caption, or a chat), its seed, its settings, its rows and columns of codes."""
+
+    parts: Many[Part]
+    seed: int
+    sampling: Sampling
+    size: tuple[int, int]
+
+
+def check_prompt(recipe: Recipe, layout: Layout, wish: Wish) -> None:
+    """Raises PromptError where there is nothing to draw, or where prompt and image are longer than the model's rows.
+
+    Needs no model; pictures among the parts are counted only once they are codes.
+    """
+    if not wish.parts:
+        raise PromptError('the prompt is empty; say what to draw, such as "a red circle"')
+    read = tuple(p for p in wish.parts if not (isinstance(p, Image) and isinstance(p.content, Pixels)))
+    negative = (Text(wish.sampling.negative, role=wish.parts[-1].role and "user"),) if wish.sampling.negative else ()
+    for parts in (read and _praised(read, wish.sampling), negative):
+        if parts:
+            prompt = len(layout.prompt(parts, "image", wish.size)) - len(layout.write_plans[wish.size].header)
+            _check_length(recipe, prompt, layout.tokens(wish.size))
+
+
+def drawn(system: System, wishes: Iterable[Wish], rows: int = 256) -> Iterator[tuple[int, np.ndarray, int]]:
+    """Pictures as they are finished, `rows` under way at a time: (number of the wish, uint8 (height, width, 3), how
+    many steps of the model it took).
 
     Raises PromptError for a prompt that is empty, or longer than what the model was trained on.
     """
-    if any(not parts for parts in contexts):
-        raise PromptError("the prompt is empty; say what to draw")
-    sampling = sampling or system.recipe.sampling
-    sampling = sampling if guided else replace(sampling, guidance=1.0, image_guidance=0.0)
-    warn(system.recipe, sampling, any(isinstance(part, Image) for parts in contexts for part in parts))
-    size = system.recipe.layout.sizes[0]
-    requests = [drawing(_praised(encoded(system, parts), sampling), sampling, size, seed)
-                for parts, seed in zip(contexts, seeds, strict=True)]
-    _decode(system, requests)
-    return to_pixels(system.tokenizer, [written_image(system, request) for request in requests])
+    numbers: dict[Request, int] = {}
+
+    def requests() -> Iterator[Request]:
+        for number, wish in enumerate(wishes):
+            parts = encoded(system, wish.parts)
+            check_prompt(system.recipe, system.layout, replace(wish, parts=parts))
+            warn(system.recipe, wish.sampling, any(isinstance(part, Image) for part in parts))
+            numbers[request := drawing(_praised(parts, wish.sampling), wish.sampling, wish.size, wish.seed)] = number
+            yield request
+
+    automaton = system.layout.automaton()
+    for done in _ended(system, requests(), rows):
+        codes = [written(system.layout, automaton, request)[-1].content for request in done]
+        for request, picture in zip(done, to_pixels(system.tokenizer, codes)):
+            yield numbers.pop(request), picture, request.steps
+
+
+def draw(system: System, contexts: Many[Many[Part]], seeds: Many[int], sampling: Sampling | None = None,
+         size: tuple[int, int] | None = None) -> list[np.ndarray]:
+    """One picture, uint8 (height, width, 3), after each context; `size` in rows and columns of codes.
+
+    Raises PromptError for a prompt that is empty, or longer than what the model was trained on.
+    """
+    sampling, size = sampling or system.recipe.sampling, size or system.recipe.layout.sizes[0]
+    wishes = [Wish(parts, seed, sampling, size) for parts, seed in zip(contexts, seeds, strict=True)]
+    for wish in wishes:
+        check_prompt(system.recipe, system.layout, wish)
+    found = {number: picture for number, picture, _ in drawn(system, wishes)}
+    return [found[number] for number in range(len(wishes))]
 
 
 def _praised(parts: tuple[Part, ...], sampling: Sampling) -> tuple[Part, ...]:
@@ -64,16 +112,14 @@ def _praised(parts: tuple[Part, ...], sampling: Sampling) -> tuple[Part, ...]:
     return (*parts[:-1], replace(last, text=last.text + sampling.positive))
 
 
-def written_image(system: System, request: Request) -> Codes:
-    """The codes of the image that a request ended with."""
-    return written(system.layout, system.layout.automaton(), request)[-1].content
-
-
 def answer(system: System, contexts: Many[Many[Part]], sampling: Sampling | None = None, seed: int = 0) -> list[str]:
     """The text that follows each context, as far as its end."""
     sampling = sampling or system.recipe.sampling
     requests = [Request(encoded(system, parts), sampling, seed + n) for n, parts in enumerate(contexts)]
-    _decode(system, requests)
+    for request in requests:
+        _check_length(system.recipe, len(system.layout.prompt(request.parts)), 1)
+    for _ in _ended(system, iter(requests), 256):
+        pass
     return [system.layout.said(r.ids, r.parts[-1].role is not None) for r in requests]
 
 
@@ -82,18 +128,53 @@ def reply(system: System, parts: Many[Part], sampling: Sampling | None = None, s
 
     Raises PromptError where the chat does not fit the positions the model was trained on.
     """
-    request = Request(encoded(system, parts), sampling or system.recipe.sampling, seed, images=1, text=False)
-    _decode(system, [request])
-    return [replace(part, content=Pixels(to_pixels(system.tokenizer, [part.content])[0]), learn=False)
-            if isinstance(part, Image) else part
-            for part in written(system.layout, system.layout.automaton(), request)]
+    return go_on(system, parts, sampling, seed, images=1, text=False)
 
 
-def _decode(system: System, requests: list[Request]) -> None:
-    longest = max(s.seq_len for s in system.recipe.language.values())
-    for request in requests:
-        prompt = system.layout.prompt(request.parts, "image" if request.size else "text", request.size)
-        if len(prompt) >= longest:
-            raise PromptError(f"the prompt is {len(prompt)} tokens long, but the model was trained on at most "
-                              f"{longest}; say less, show fewer images, or start a new conversation")
-    decode(system.model, system.layout, requests)
+def go_on(system: System, parts: Many[Part], sampling: Sampling | None = None, seed: int = 0, images: int = 4,
+          text: bool = True) -> list[Text | Image]:
+    """What the model writes behind a document or a chat: texts and at most `images` pictures, in its own order, fewer
+    where the positions that it was trained on hold no more; `text` also behind the last of them.
+
+    Raises PromptError where there is nothing to go on from, or no room is left.
+    """
+    if not parts:
+        raise PromptError("there is nothing to go on from; say something first")
+    layout, sampling = system.layout, sampling or system.recipe.sampling
+    context = encoded(system, parts)
+    read = len(layout.prompt(context))
+    _check_length(system.recipe, read, 1)
+    room = (longest(system.recipe) - read - sampling.text_length) // max(map(layout.tokens, layout.config.sizes))
+    request = Request(context, sampling, seed, images=min(images, max(1, room)), text=text)
+    for _ in _ended(system, iter([request]), 1):
+        pass
+    found = written(layout, layout.automaton(), request)
+    pictures = iter(to_pixels(system.tokenizer, [part.content for part in found if isinstance(part, Image)]))
+    return [replace(part, content=Pixels(next(pictures)), learn=False) if isinstance(part, Image) else part
+            for part in found]
+
+
+def _ended(system: System, requests: Iterator[Request], rows: int) -> Iterator[list[Request]]:
+    """Requests as they end, `rows` under way at a time; each is made when there is room for it."""
+    decoder, under_way = Decoder(system.model, system.layout, rows), 0
+    while True:
+        for request in islice(requests, rows - under_way):
+            decoder.add(request)
+            under_way += 1
+        if not under_way:
+            return
+        done = decoder.step()
+        under_way -= len(done)
+        yield done
+
+
+def longest(recipe: Recipe) -> int:
+    """The most positions that the model was trained on."""
+    return max(stage.seq_len for stage in recipe.language.values())
+
+
+def _check_length(recipe: Recipe, prompt: int, more: int) -> None:
+    if prompt + more > (most := longest(recipe)):
+        image = f", {more} of them the image's" if more > 1 else ""
+        raise PromptError(f"the prompt is {prompt} tokens long, but the model was trained on at most {most}{image}; "
+                          "say less, show fewer images, or start a new conversation")

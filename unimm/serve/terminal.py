@@ -9,6 +9,7 @@ from unimm.pictures import enlarged, write_png
 from unimm.sample import Image, Part, Pixels, Text
 from unimm.stream.pixels import load_pixels
 from unimm.system import System, open_run
+from unimm.train import ranks
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -34,7 +35,7 @@ def parts_said(line: str) -> list[Part]:
 
 def chat_in_terminal(run: Path, seed: int, out: Path | None) -> None:
     """Talk until the end of input. A refused line is answered by its reason and leaves the conversation as it was."""
-    system = open_run(run)
+    system = open_run(run, ranks.device())
     out = out or run / "chat"
     out.mkdir(parents=True, exist_ok=True)
     print(f"{system.recipe.name}: {system.checkpoint}\n{HELP}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
 from unimm.errors import UserError
 from unimm.sample import Image, Part, Pixels, Role, Text
@@ -68,12 +69,13 @@ def text_of(value: Any) -> str:
 
 
 def pixels_of(image: Any, folder: Path) -> np.ndarray:
-    """uint8 (H, W, 3) of an array, a path, bytes, or datasets' {"bytes", "path"}; bytes in JSON are base64."""
+    """uint8 (H, W, 3) of an array, a Pillow image, a path, bytes, or datasets' {"bytes", "path"}; bytes in JSON are
+    base64."""
     name = image.get("path") if isinstance(image, dict) else None
     match image:
         case np.ndarray():
             return Pixels(image).array
-        case {"bytes": bytes(data)} | bytes(data):
+        case {"bytes": bytes(data)} | bytes(data) | (PIL.Image.Image() as data):
             return load_pixels(data, name or "its image")
         case {"bytes": str(data)}:
             try:

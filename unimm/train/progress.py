@@ -122,15 +122,19 @@ class Progress:
 
     def show(self, step: int, values: dict[str, float]) -> None:
         """After `step` steps; `values` is the newest metrics line."""
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name.startswith("loss"))
+        self.tell(step, f"  {losses}  {values['tokens_per_second']:,.0f} {self.unit}/s", "steps")
+
+    def tell(self, step: int, words: str, unit: str) -> None:
+        """`words` with how far it is, how many `unit` a second, and how long it still takes."""
         now = time.monotonic()
         due = self.live or step >= self.next_step or now >= self.next_time or step == self.steps
         if not due:
             return
         self.next_step, self.next_time = step + max(1, self.steps // 20), now + 60
         rate = (step - self.start) / max(now - self.began, 1e-9)
-        losses = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name.startswith("loss"))
-        line = (f"{self.name} {step}/{self.steps}  {losses}  {values['tokens_per_second']:,.0f} {self.unit}/s  "
-                f"{rate:.2f} steps/s  {span((self.steps - step) / max(rate, 1e-9))} left")
+        left = span((self.steps - step) / max(rate, 1e-9))
+        line = f"{self.name} {step}/{self.steps}{words}  {rate:.2f} {unit}/s  {left} left"
         end = "" if self.live and step < self.steps else "\n"
         print(f"\r\033[K{line}" if self.live else line, end=end, flush=True)
 

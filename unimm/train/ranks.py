@@ -83,9 +83,9 @@ def own_group(hours: float = 2) -> dist.ProcessGroup | None:
     return dist.new_group(backend="gloo", timeout=timedelta(hours=hours)) if world() > 1 else None
 
 
-def barrier() -> None:
+def barrier(group: dist.ProcessGroup | None = None) -> None:
     if world() > 1:
-        dist.barrier()
+        dist.barrier(group)
 
 
 def total(values: list[float]) -> list[float]:
