@@ -23,7 +23,6 @@ from unimm.generate.decode import Decoder
 from unimm.generate.request import Request, drawing
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone
-from unimm.model.fast import FastBody, fast_body
 from unimm.model.image_input import ImageInput
 from unimm.model.unified import UnifiedModel
 from unimm.sample import Part, Text
@@ -58,14 +57,6 @@ class World:
     def peer(self) -> nn.Module:
         """The transformers class over the same weights, with its own attention."""
         return self.released or stock(self.model).to(self.model.device, next(self.model.parameters()).dtype).eval()
-
-    @cached_property
-    def fast(self) -> FastBody:
-        """Raises TypeError where this family has no fast path: its figures would be another's."""
-        made = fast_body(self.model.backbone)
-        if isinstance(made, str):
-            raise TypeError(made)
-        return made
 
     def prompt(self, ask: Ask, unconditional: bool = False) -> torch.Tensor:
         """int64 (1, T): what transformers reads."""
@@ -112,8 +103,15 @@ def world(shape: FreshBackbone, text: int = 400, codes: int = 64, sizes: tuple[t
 
 
 def decoder(world: World, rows: int, fast: bool = True) -> Decoder:
-    """Our loop over so many rows; not `fast`: through the model's own module. One that is kept keeps its graphs."""
-    return Decoder(world.model, world.layout, rows, read=world.fast if fast else None)
+    """Our loop over so many rows; not `fast`: through the model's own module. One that is kept keeps its graphs.
+
+    Raises TypeError where this family has no fast path: its figures would be another's.
+    """
+    if not fast:
+        world.model.fast = None
+    elif world.model.fast is None and (why := world.model.hasten()):
+        raise TypeError(why)
+    return Decoder(world.model, world.layout, rows)
 
 
 def greedy(world: World, asks: Sequence[Ask], fast: bool = True) -> list[list[int]]:
@@ -182,7 +180,7 @@ class Ours:
 
     def __init__(self, world: World, length: int):
         self.request = requested(Ask(context(length), limit=10_000))
-        self.decoder = Decoder(world.model, world.layout, 1, length + 1000, world.fast)
+        self.decoder = decoder(world, 1)
         self.decoder.add(self.request)
         self.decoder.step()
 
