@@ -1,5 +1,7 @@
 """Every Llama-like family: transformers' own module without a cache, and the fast body over one."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -130,7 +132,7 @@ def test_nothing_is_held_twice_and_the_module_is_what_it_was(backbone):
         for whole, parts in ((fused.qkv, (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)),
                              (fused.gate_up, (layer.mlp.gate_proj, layer.mlp.up_proj)),
                              (fused.out, [layer.self_attn.o_proj]), (fused.down, [layer.mlp.down_proj])):
-            whole = whole[0]
+            whole = whole[0]  # without its bias
             assert {p.weight.untyped_storage().data_ptr() for p in parts} == {whole.untyped_storage().data_ptr()}
             assert sum(p.weight.numel() for p in parts) * 4 == whole.untyped_storage().nbytes()
 
@@ -152,8 +154,8 @@ def test_a_body_that_reads_other_weights_is_refused(part, monkeypatch):
 
     def broken(layer, config):
         made = layer_of(layer, config)
-        weight, bias = made._asdict()[part]
-        return made._replace(**{part: (weight.roll(1, 0), bias)})
+        weight, *rest = made._asdict()[part]
+        return made._replace(**{part: (weight.roll(1, 0), *rest)})
 
     monkeypatch.setattr(fast, "layer_of", broken)
     assert "hidden states differ from its own by" in fast_body(llama())
@@ -172,6 +174,31 @@ def test_other_models_run_through_their_own_module_and_say_so():
     mixed = llama()
     mixed.model.norm.bfloat16()
     assert "several precisions" in fast_body(mixed)
+
+
+def test_what_is_kept_for_a_cache_ends_with_it():
+    made = llama()
+    use_packed_attention(made)
+    read = fast_body(made)
+    with torch.no_grad():
+        memory = RowCache(2, 6, torch.device("cpu"))
+        read(embedded_rows(made, 2, 6), np.zeros(2, int), memory)
+        held = read.caches[memory]
+        read.step(held, 2, 1, 6)(read, held, embedded_rows(made, 2, 1), np.full(2, 5))
+        kept = weakref.ref(held.flat[0])
+    del held, memory
+    assert kept() is None and not read.caches
+
+
+def test_large_matrices_give_two_to_four_rows_the_same():
+    made = llama(hidden_size=512, intermediate_size=1024, num_hidden_layers=1, mlp_bias=True)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.mul_(0.1)
+    use_packed_attention(made)
+    read = fast_body(made)
+    assert read.layers[0].gate_up[2] and read.layers[0].down[2]
+    compare(made, read, 2e-5)
 
 
 def test_a_cache_that_grows_is_followed():

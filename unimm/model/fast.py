@@ -39,31 +39,27 @@ KEYS_AT_ONCE = 512
 class Norm(NamedTuple):
     """A root-mean-square norm, or with `bias` Chameleon's layer norm of each head.
 
-    weight  (W,), or (heads, D) of heads; Gemma's with its 1 added, in float32
+    weight          (1, W), or (heads, D) of heads; Gemma's with its 1 added, in float32
+    scaled, floor   what float32 on a CPU takes in their place: weight * sqrt(W), sqrt(W eps)
     """
 
     weight: Tensor
     eps: float
-    bias: Tensor | None
-    scaled: Tensor
-    floor: Tensor
-
-    @classmethod
-    def of(cls, weight: Tensor, eps: float, bias: Tensor | None = None) -> "Norm":
-        width = weight.shape[-1]
-        return cls(weight, eps, bias, weight * width ** 0.5, torch.tensor((width * eps) ** 0.5).to(weight))
+    bias: Tensor | None = None
+    scaled: Tensor | None = None
+    floor: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.bias is not None:
-            return torch.addcmul(self.bias, F.layer_norm(x, self.weight.shape[-1:], eps=self.eps), self.weight)
-        if x.dtype == torch.float32 and not x.is_cuda:
+        if self.floor is not None:
             # Half the time of F.rms_norm, which a CPU runs as seven operations: 3.4 instead of 7.0 us up to width 1024.
             return x.div(torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.floor)).mul_(self.scaled)
+        if self.bias is not None:
+            return torch.addcmul(self.bias, F.layer_norm(x, self.weight.shape[-1:], eps=self.eps), self.weight)
         return (F.rms_norm(x.to(self.weight.dtype), self.weight.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
 
 
-Linear = tuple[Tensor, Tensor | None]
-"""Weight (outputs, inputs) and bias."""
+Linear = tuple[Tensor, Tensor | None, bool]
+"""Weight (outputs, inputs), bias, and whether it is large: see `product`."""
 
 
 class Layer(NamedTuple):
@@ -106,8 +102,8 @@ def through(x: Tensor, layer: Layer, form: Form, rope: tuple[Tensor, Tensor], fl
         qkv = torch.cat([layer.heads(qkv[:, :h + g]), qkv[:, h + g:]], 1)
     qkv = torch.addcmul(qkv * cos, qkv.roll(d // 2, -1), sin)
     flat.index_copy_(0, where, qkv[:, h:].reshape(-1, d))
-    n = len(x) // t
-    keys, values = (kept if static is None else flat.view(static)[:, :n]).narrow(3, low, end - low)
+    kept = kept if static is None else flat.view(static)[:, :len(x) // t]
+    keys, values = kept.narrow(3, low, end - low).unbind(0)
     y = (attended if static is None else written_out)(qkv[:, :h], keys, values, mask, t, form)
     x = added(x, y, *layer.out, layer.after_attention)
     y = x if layer.before_mlp is None else layer.before_mlp(x)
@@ -115,28 +111,24 @@ def through(x: Tensor, layer: Layer, form: Form, rope: tuple[Tensor, Tensor], fl
     return added(x, form.act(gate) * up, *layer.down, layer.after_mlp)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if not few(x, weight):
-        return F.linear(x, weight, bias)
-    y = (weight @ x.t()).t().contiguous()
-    return y if bias is None else y.add_(bias)
-
-
-def added(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, after: Norm | None) -> Tensor:
-    """x + y @ weight + bias: weight (inputs, outputs) as a view, which to make costs as much as to add."""
-    if bias is None and after is None and not few(y, weight):
-        return torch.addmm(x, y, weight)
-    y = product(y, weight.t(), bias)
-    return x + (y if after is None else after(y))
-
-
-def few(x: Tensor, weight: Tensor) -> bool:
-    """Whether weight @ x.T takes a CPU half the time of x @ weight.T: two to four rows on matrices beyond its cache.
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, large: bool) -> Tensor:
+    """weight @ x.T takes a CPU half the time of x @ weight.T for two to four rows on a matrix beyond its cache.
 
     Measured with MKL on an AMD EPYC: 306 instead of 688 us at two rows and 2,304 x 768, but 28 instead of 21 at 768 x
     256; with more rows or wider ones it loses.
     """
-    return len(x) > 1 and x.numel() <= 4096 and weight.numel() >= 1 << 19 and x.dtype == torch.float32 and not x.is_cuda
+    if large and 1 < len(x) and x.numel() <= 4096:
+        y = (weight @ x.t()).t().contiguous()
+        return y if bias is None else y.add_(bias)
+    return F.linear(x, weight, bias)
+
+
+def added(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, large: bool, after: Norm | None) -> Tensor:
+    """x + y @ weight + bias: weight (inputs, outputs) as a view, which to make costs as much as to add."""
+    if bias is None and after is None and not large:
+        return torch.addmm(x, y, weight)
+    y = product(y, weight.t(), bias, large)
+    return x + (y if after is None else after(y))
 
 
 def attended(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, t: int, form: Form) -> Tensor:
@@ -207,7 +199,7 @@ class FastBody:
                          attention.scaling, config.attn_logit_softcapping if config.model_type == "gemma2" else None,
                          body.layers[0].mlp.act_fn.forward)
         self.layers = [layer_of(layer, config) for layer in body.layers]
-        self.norm = norm_of(body.norm, config)
+        self.norm = norm_of(config, body.norm)
         self.windows = [window_of(config, n) for n in range(len(self.layers))]
         self.rotary = body.rotary_emb
         compiles = self.layers[0].qkv[0].is_cuda and importlib.util.find_spec("triton")
@@ -343,17 +335,16 @@ def disagreement(made: FastBody, backbone: nn.Module) -> float:
 
 def layer_of(layer: nn.Module, config) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    first, second = (norm_of(norm, config) for norm in (layer.input_layernorm, layer.post_attention_layernorm))
+    first, second = (norm_of(config, norm) for norm in (layer.input_layernorm, layer.post_attention_layernorm))
     match config.model_type:
         case "gemma2" | "gemma3_text":
-            norms = (first, second, norm_of(layer.pre_feedforward_layernorm, config),
-                     norm_of(layer.post_feedforward_layernorm, config))
+            norms = (first, second, norm_of(config, layer.pre_feedforward_layernorm),
+                     norm_of(config, layer.post_feedforward_layernorm))
         case "chameleon" if config.swin_norm:
             norms = (None, first, None, second)
         case _:
             norms = (first, None, second, None)
-    out, down = ((linear.weight.data.t(), None if linear.bias is None else linear.bias.data)
-                 for linear in (attention.o_proj, mlp.down_proj))
+    out, down = ((weight.t(), *rest) for weight, *rest in (fused(attention.o_proj), fused(mlp.down_proj)))
     return Layer(fused(attention.q_proj, attention.k_proj, attention.v_proj), out,
                  fused(mlp.gate_proj, mlp.up_proj), down, *norms, heads_norm(attention, config))
 
@@ -361,32 +352,36 @@ def layer_of(layer: nn.Module, config) -> Layer:
 def fused(*linear: nn.Linear) -> Linear:
     """Weights and biases of layers that read the same input, each one tensor, which the layers' own then view."""
     def joined(parts: list[nn.Parameter]) -> Tensor:
-        whole = torch.cat([p.data for p in parts])
+        whole = torch.cat([p.data for p in parts]) if len(parts) > 1 else parts[0].data
         for p, view in zip(parts, whole.split([len(p) for p in parts]), strict=True):
             p.data = view
         return whole
 
-    return (joined([each.weight for each in linear]),
-            None if linear[0].bias is None else joined([each.bias for each in linear]))
+    weight = joined([each.weight for each in linear])
+    bias = None if linear[0].bias is None else joined([each.bias for each in linear])
+    return weight, bias, weight.numel() >= 1 << 19 and weight.dtype == torch.float32 and not weight.is_cuda
 
 
-def norm_of(norm: nn.Module, config) -> Norm:
-    if config.model_type.startswith("gemma"):
-        return Norm.of(1 + norm.weight.data.float(), norm.eps)
-    return Norm.of(norm.weight.data, norm.variance_epsilon)
+def norm_of(config, *norms: nn.Module, counts: tuple[int, ...] = (1,)) -> Norm:
+    """A layer's norm; or those of heads below each other, as often as there are heads."""
+    gemma = config.model_type.startswith("gemma")
+    weight = torch.cat([norm.weight.data.expand(count, -1) for norm, count in zip(norms, counts, strict=True)])
+    eps = norms[0].eps if gemma else norms[0].variance_epsilon
+    on_cpu = weight.dtype == torch.float32 and not weight.is_cuda
+    weight, width = 1 + weight.float() if gemma else weight, weight.shape[1]
+    return Norm(weight, eps, None, *((weight * width ** 0.5, torch.tensor((width * eps) ** 0.5)) if on_cpu else ()))
 
 
 def heads_norm(attention: nn.Module, config) -> Norm | None:
-    """The norm of queries and keys, laid out head by head."""
-    h, g = config.num_attention_heads, config.num_key_value_heads
+    """The norm of queries and keys."""
+    both = config.num_attention_heads, config.num_key_value_heads
     match config.model_type:
         case "chameleon":
-            both = attention.q_norm, attention.k_norm
+            q, k = attention.q_norm, attention.k_norm
             # 1e-5 whatever its module says: the number stands in ChameleonLayerNorm.forward.
-            return Norm.of(torch.cat([n.weight.data for n in both]), 1e-5, torch.cat([n.bias.data for n in both]))
+            return Norm(torch.cat([q.weight.data, k.weight.data]), 1e-5, torch.cat([q.bias.data, k.bias.data]))
         case "qwen3" | "gemma3_text":
-            q, k = norm_of(attention.q_norm, config), norm_of(attention.k_norm, config)
-            return Norm.of(torch.cat([q.weight.expand(h, -1), k.weight.expand(g, -1)]), q.eps)
+            return norm_of(config, attention.q_norm, attention.k_norm, counts=both)
     return None
 
 
