@@ -165,7 +165,7 @@ def outcome(path: Path, rank=0):
     shard = pieces.read_bytes() if pieces.exists() else b""  # without ZeRO rank 0 saves for all
     weights = (path / "model.safetensors").read_bytes()
     lines = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
-    timed = ("seconds", "seconds/data", "seconds/save", "tokens_per_second")
+    timed = ("seconds", "seconds/data", "seconds/save", "seconds/preview", "tokens_per_second")
     timeless = [{k: v for k, v in line.items() if k not in timed} for line in lines]
     return weights.hex(), shard.hex(), read_state(path)["stream"], timeless
 

@@ -264,7 +264,7 @@ def curve(folder: Path) -> list[float]:
     return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
 
-TIMED = {"seconds", "seconds/data", "seconds/save", "tokens_per_second", "mfu"}
+TIMED = {"seconds", "seconds/data", "seconds/save", "seconds/preview", "tokens_per_second", "mfu"}
 
 
 def differences(wanted: Path, found: Path, steps: int = STEPS) -> list[str]:

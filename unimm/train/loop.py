@@ -11,7 +11,6 @@ import dataclasses
 import random
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +33,7 @@ from unimm.train import ranks, table, trains
 from unimm.train.engine import Engine, build_engine
 from unimm.train.guards import Guards
 from unimm.train.meter import Flops, Meter
-from unimm.train.progress import Log, Progress, Window, teller
+from unimm.train.progress import Log, Progress, teller
 from unimm.train.schedule import multiplier
 from unimm.train.shares import Shares, shares
 from unimm.train.signals import Interrupted, Signals, verdict, votes
@@ -113,8 +112,8 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
         f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}")
     peak = peak_flops(ranks.device_name())
     flops = work.flops() if work.flops and peak else None  # before ZeRO-3 takes the weights apart
-    run = _Run(work, stage, cut, folder, name, Meter(work.codes, flops, peak),
-               build_engine(work.module, stage, engine, trained.rates, trained.rows), status)
+    built = build_engine(work.module, stage, engine, trained.rates, trained.rows)
+    run = _Run(work, stage, cut, folder, name, Meter(work.codes, flops, peak), built, status)
     if found:
         run.restore(found)
         say(f"{name}: continuing after step {run.step} from {found}")
@@ -148,9 +147,6 @@ class _Run:
         self.work, self.stage, self.shares, self.folder, self.name = work, stage, cut, folder, name
         self.engine = engine
         self.step = 0
-        self.tokens = 0
-        self.seconds = 0.0
-        self.window = Window()
         self.saver = Saver(folder, stage.keep, stage.keep_every, Peers.over(ranks.own_group()))
         self.saved: Path | None = None
         self.status, self.meter = status, meter
@@ -164,9 +160,6 @@ class _Run:
     def begin(self) -> None:
         self.work.module.train()
         self.log = Log(self.folder, self.step) if ranks.rank() == 0 else None
-        self.clock = self.logged_at = time.monotonic()
-        self.seconds_before = self.seconds
-        self.logged_tokens = self.tokens
         self.progress = Progress(self.name, self.step, self.stage.steps, "tokens" if self.shares.tokens else "images")
         self.watchdog.start()
         self._tell()
@@ -222,7 +215,7 @@ class _Run:
         if failed:
             self.saver.wait()
         self._judged(loss)
-        self.tokens += int(read)
+        self.meter.tokens += int(read)
         return verdict(asked), learned
 
     def judge(self) -> None:
@@ -265,21 +258,14 @@ class _Run:
     def _count(self, losses: list[Losses], weight: float, norm: float) -> None:
         # Every rank adds its share of the weight, so that the average over ranks and steps is that over positions.
         for each in losses:
-            self.window.add("loss", each.total, weight / (ranks.world() * len(losses)))
+            self.meter.add("loss", each.total, weight / (ranks.world() * len(losses)))
             for part, (value, count) in each.parts.items():
-                self.window.add(f"loss/{part}", value, count)
-        self.window.add("grad_norm", norm)
+                self.meter.add(f"loss/{part}", value, count)
+        self.meter.add("grad_norm", norm)
         self.unjudged = self.step, sum(float(each.total) for each in losses), weight  # the update has waited for them
 
     def _write(self, lr: float) -> None:
-        means = self.window.means()
-        now = time.monotonic()
-        self.seconds = self.seconds_before + now - self.clock
-        rate = (self.tokens - self.logged_tokens) / max(now - self.logged_at, 1e-9)
-        self.logged_at, self.logged_tokens = now, self.tokens
-        values = {"seconds": round(self.seconds, 3), "lr": lr, **means, "tokens": self.tokens,
-                  "tokens_per_second": round(rate, 1), **self.guards.metrics(),
-                  **self.meter.line(self.window.counted, rate)}
+        values = {"lr": lr, **self.meter.line(), **self.guards.metrics()}
         self._log(values)
         if ranks.rank() == 0:
             self.progress.show(self.step, values)
@@ -291,26 +277,22 @@ class _Run:
     def _preview(self) -> None:
         if self.work.preview is None:
             return
-        began, values = time.monotonic(), None
-        with self.engine.shown(), torch.no_grad():
+        values = None
+        with self.meter.waiting("preview"), self.engine.shown(), torch.no_grad():
             if ranks.rank() == 0:
                 self.work.module.eval()
                 values = self.work.preview(self.step)
                 self.work.module.train()
-        self.logged_at += time.monotonic() - began  # tokens per second are those of training alone
         if values:
             self._log({f"preview/{name}": value for name, value in values.items()})
 
     def save(self) -> None:
         self._at("save")
-        began = time.monotonic()
-        self.seconds = self.seconds_before + began - self.clock
-        state = {"stage": self.name, "zero": self.stage.zero, "seconds": self.seconds, "tokens": self.tokens,
-                 "engine": self.engine.scalars(), "window": ranks.gather(self.window.state()),
-                 "stream": self.work.batches.state(), "guards": self.guards.state(), "meter": self.meter.state()}
-        self.saved = self.saver.save(self.step, self.engine.weights(), self.engine.pieces(), state, self.work.recipe)
-        self.logged_at += time.monotonic() - began
-        self.meter.waited["save"] += time.monotonic() - began
+        with self.meter.waiting("save"):
+            state = {"stage": self.name, "zero": self.stage.zero, "engine": self.engine.scalars(),
+                     "stream": self.work.batches.state(), "guards": self.guards.state(), "meter": self.meter.state()}
+            self.saved = self.saver.save(self.step, self.engine.weights(), self.engine.pieces(), state,
+                                         self.work.recipe)
         self._tell()
 
     def restore(self, path: Path) -> None:
@@ -325,10 +307,9 @@ class _Run:
         with contextlib.closing(open_pieces(path)) as read:
             self.engine.restore(read, state["engine"])
         self.work.batches.restore(state["stream"])
-        self.window.restore(state["window"])
         self.guards.restore(state["guards"])
         self.meter.restore(state["meter"])
-        self.step, self.tokens, self.seconds, self.saved = state["step"], state["tokens"], state["seconds"], path
+        self.step, self.saved = state["step"], path
 
     def __enter__(self) -> "_Run":
         return self

@@ -6,73 +6,12 @@ import json
 import os
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from unimm.disk import writing
 from unimm.train import ranks
 from unimm.words import span
-
-MOST_KEPT = 10_000
-"""Values that a window keeps before it adds them up."""
-
-
-class Window:
-    """Sums and counts of named values since the last metrics line, weighted averages when it is due.
-
-    Values are kept as they come and added up together, so that a GPU is not waited for at every step.
-    """
-
-    def __init__(self):
-        self.added: list[tuple[str, Tensor | float, Tensor | float]] = []
-        self.sums: dict[str, list[float]] = {}
-        self.counted: dict[str, float] = {}
-
-    def add(self, name: str, value: Tensor | float, count: Tensor | float = 1.0) -> None:
-        """Scalars; tensors without a graph, which are not to change any more."""
-        self.added.append((name, value, count))
-        if len(self.added) == MOST_KEPT:
-            self.state()
-
-    def state(self) -> dict[str, list[float]]:
-        """Name -> [sum, count] of this rank so far."""
-        tensors = [v.double() for _, *both in self.added for v in both if isinstance(v, Tensor)]
-        read = iter(torch.stack(tensors).tolist() if tensors else ())
-        for name, *both in self.added:
-            total = self.sums.setdefault(name, [0.0, 0.0])
-            for i, v in enumerate(both):
-                total[i] += next(read) if isinstance(v, Tensor) else v
-        self.added = []
-        return self.sums
-
-    def restore(self, saved: list[dict[str, list[float]]]) -> None:
-        """Go on from the sums of every rank; at another number of ranks the first takes them all."""
-        if len(saved) == ranks.world():
-            mine = saved[ranks.rank()]
-        else:
-            totals = {name: [sum(sums.get(name, (0.0, 0.0))[i] for sums in saved) for i in range(2)]
-                      for name in {name: None for sums in saved for name in sums}}
-            mine = totals if ranks.rank() == 0 else {}
-        self.added, self.sums = [], {name: list(both) for name, both in mine.items()}
-
-    def means(self) -> dict[str, float]:
-        """The averages over all ranks, and a fresh start. A name that one rank lacks counts as 0 of 0 there.
-
-        `counted` then says what they are averages over.
-        """
-        everyone = ranks.gather(self.state())
-        totals = defaultdict(lambda: [0.0, 0.0])
-        for sums in everyone:
-            for name, (value, count) in sums.items():
-                totals[name][0] += value
-                totals[name][1] += count
-        self.sums = {}
-        self.counted = {name: count for name, (_, count) in totals.items()}
-        return {name: value / count for name, (value, count) in totals.items() if count}
 
 
 class Log:
