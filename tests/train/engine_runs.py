@@ -155,16 +155,16 @@ def skipping(folder: Path, stage: dict, **_) -> list[float]:
         for step in range(3):
             batch = tensors(stream.next(), ranks.device())
             for poison in ([float("nan"), 1.0] if bad and step == 1 else [1.0]):
-                before = engine.weights()
+                before = engine.masters.weights()
                 engine.backward(engine(batch[:2], last=False).total / 40)
                 engine.backward(engine(batch[2:], last=True).total * poison / 40)
                 try:
                     engine.step()
                 except NotFinite:
-                    assert poison != 1.0 and all(torch.equal(before[k], v) for k, v in engine.weights().items())
+                    assert poison != 1.0 and all(torch.equal(before[k], v) for k, v in engine.masters.weights().items())
                 else:
                     assert poison == 1.0
-        ends.append(engine.weights())
+        ends.append(engine.masters.weights())
         engine.close()
     return [max((float((ends[0][k] - ends[1][k]).abs().max()) for k in ends[0]), default=0.0)]
 
@@ -178,9 +178,9 @@ def returning(folder: Path, stage: dict, **_) -> list[float]:
             engine.restore(*kept)
         engine.backward(engine(tensors(stream.next(), ranks.device()), last=True).total / 40)
         engine.step()
-        ends.append(engine.weights())
+        ends.append(engine.masters.weights())
         if len(ends) == 1:
-            kept = in_memory(engine.pieces()), engine.scalars()
+            kept = in_memory(engine.masters.pieces()), engine.masters.updates
     return [max((float((ends[2][k] - ends[4][k]).abs().max()) for k in ends[2]), default=0.0)]
 
 
@@ -202,7 +202,7 @@ def restored(folder: Path, stage: dict, start: str, **_) -> list[float]:
     torch.nn.init.zeros_(net.embed.weight)
     engine = build_engine(net, build(dict(stage)), "deepspeed")
     path = folder / start
-    engine.restore(open_pieces(path), read_state(path)["engine"])
+    engine.restore(open_pieces(path), read_state(path)["updates"])
     with torch.no_grad():
         return ranks.total([float(engine(tensors(Stream("lm").next(), ranks.device())).total)])
 

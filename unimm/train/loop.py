@@ -278,7 +278,7 @@ class _Run:
         if self.work.preview is None:
             return
         values = None
-        with self.meter.waiting("preview"), self.engine.shown(), torch.no_grad():
+        with self.meter.waiting("preview"), self.engine.masters.shown(), torch.no_grad():
             if ranks.rank() == 0:
                 self.work.module.eval()
                 values = self.work.preview(self.step)
@@ -288,11 +288,11 @@ class _Run:
 
     def save(self) -> None:
         self._at("save")
+        masters = self.engine.masters
         with self.meter.waiting("save"):
-            state = {"stage": self.name, "zero": self.stage.zero, "engine": self.engine.scalars(),
+            state = {"stage": self.name, "zero": self.stage.zero, "updates": masters.updates,
                      "stream": self.work.batches.state(), "guards": self.guards.state(), "meter": self.meter.state()}
-            self.saved = self.saver.save(self.step, self.engine.weights(), self.engine.pieces(), state,
-                                         self.work.recipe)
+            self.saved = self.saver.save(self.step, masters.weights(), masters.pieces(), state, self.work.recipe)
         self._tell()
 
     def restore(self, path: Path) -> None:
@@ -305,7 +305,7 @@ class _Run:
             raise CheckpointError(f"{path} was saved by stage {state['stage']!r}, this is {self.name!r}; "
                                              "continue that one, or train into another folder")
         with contextlib.closing(open_pieces(path)) as read:
-            self.engine.restore(read, state["engine"])
+            self.engine.restore(read, state["updates"])
         self.work.batches.restore(state["stream"])
         self.guards.restore(state["guards"])
         self.meter.restore(state["meter"])

@@ -12,6 +12,7 @@ import math
 import os
 import warnings
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class DeepSpeedEngine(Engine):
         deepspeed = _import_deepspeed()
         ranks.start(alone=True)
         super().__init__(module, stage, rates, undecayed)
-        self.zero, self.whole = stage.zero, stage.zero < 3
+        self.zero = stage.zero
         whole = held_whole(module, self.optimizer)
         parameters = sum(p.numel() for p in module.parameters())
         self.engine, *_ = deepspeed.initialize(
@@ -70,9 +71,9 @@ class DeepSpeedEngine(Engine):
             config=deepspeed_config(stage, ranks.world(), parameters))
         if ranks.world() == 1 and stage.zero == 0:
             self.engine.enable_backward_allreduce = False  # it would copy every gradient there and back for nobody
-        self.gathered = deepspeed.zero.GatheredParameters
         held = self._held(whole)
-        self.masters = Masters(module, self.optimizer, held, stage.ema, shared=stage.zero == 0, frozen=self._frozen)
+        self.masters = Masters(module, self.optimizer, held, stage.ema, shared=stage.zero == 0,
+                               gathered=deepspeed.zero.GatheredParameters if stage.zero == 3 else nullcontext)
         if isinstance(self.optimizer, MuonAdamW) and stage.zero:
             self.optimizer.exchanges = self._exchanges(held)
 
@@ -111,12 +112,6 @@ class DeepSpeedEngine(Engine):
                 exchanges[flat] = Exchange(own)
         return exchanges
 
-    def _frozen(self, p: nn.Parameter) -> Tensor:
-        if self.zero < 3:
-            return p.detach()
-        with self.gathered([p]):
-            return p.detach().clone()
-
     def __call__(self, batch, last: bool = True) -> Losses:
         self.engine.set_gradient_accumulation_boundary(last)
         return self.engine(batch)
@@ -141,8 +136,8 @@ class DeepSpeedEngine(Engine):
         return norm
 
     @torch.no_grad()
-    def restore(self, read: Read, scalars: Mapping[str, int]) -> None:
-        super().restore(read, scalars)
+    def restore(self, read: Read, updates: int) -> None:
+        super().restore(read, updates)
         sharded = self.engine.optimizer
         match self.zero:
             case 1 | 2:

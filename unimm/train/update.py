@@ -1,13 +1,11 @@
 """What every engine does in a step, and how it fails."""
 
-import contextlib
 import math
 from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from unimm.checkpoint.pieces import Piece
 from unimm.config.stages import Stage
 from unimm.errors import UserError
 from unimm.losses import Losses
@@ -33,9 +31,7 @@ class Autocast(nn.Module):
         self.enabled = stage.precision == "bf16"
 
     def forward(self, batch) -> Losses:
-        if not self.enabled:
-            return self.module(batch)
-        with torch.autocast(ranks.device().type, torch.bfloat16):
+        with torch.autocast(ranks.device().type, torch.bfloat16, enabled=self.enabled):
             return self.module(batch)
 
 
@@ -52,11 +48,11 @@ def clip(gradients: list[Tensor], limit: float) -> float:
 class Engine:
     """What the loop needs; the methods that raise here are those in which engines differ.
 
-    `module` is the caller's own module, never a wrapper. `whole` says whether it holds whole weights.
+    `module` is the caller's own module, never a wrapper. `masters` is the training state: saved as its pieces, and
+    what the stage would leave now.
     """
 
     masters: Masters
-    whole = True
 
     def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None,
                  undecayed: Collection[str]):
@@ -84,25 +80,10 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-    def pieces(self) -> list[Piece]:
-        """This rank's part of the training state."""
-        return self.masters.pieces()
-
-    def scalars(self) -> dict[str, int]:
-        """What else it takes to continue, the same on every rank, as small JSON."""
-        return {"updates": self.masters.updates}
-
-    def restore(self, read: Read, scalars: Mapping[str, int]) -> None:
-        """Continue from a state saved at any world size and ZeRO stage; the module's weights follow from it."""
-        self.masters.restore(read, scalars["updates"])
-
-    def weights(self) -> dict[str, Tensor]:
-        """What the stage would leave now, whole, in rank 0's host memory; {} elsewhere. Every rank calls it."""
-        return self.masters.weights(self.whole)
-
-    def shown(self) -> contextlib.AbstractContextManager:
-        """Inside, rank 0's module holds those weights. Every rank enters it."""
-        return self.masters.shown(self.whole)
+    def restore(self, read: Read, updates: int) -> None:
+        """Continue from a state saved at any world size and ZeRO stage after so many updates; the module's weights
+        follow from it."""
+        self.masters.restore(read, updates)
 
     def close(self) -> None:
         """Let go of the module. Its weights may then be empty: load what the stage saved."""
