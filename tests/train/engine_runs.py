@@ -33,7 +33,7 @@ from unimm.sample import Batch
 from unimm.text import BytesTokenizer
 from unimm.train import ranks
 from unimm.train.engine import build_engine
-from unimm.train.loop import Work, run_stage, tensors
+from unimm.train.loop import Work, run_stage
 from unimm.train.update import NotFinite
 
 OPTIMIZERS = {"adamw": AdamW(lr=0.01, clip=0.5, weight_decay=0.1), "muon": Muon(clip=0.5, weight_decay=0.1)}
@@ -139,11 +139,11 @@ def previewed(folder: Path, name: str, module: str, stage: dict, **_) -> list[fl
     changes = dict(stage)
     net, stream = parts(module, changes)
     batch = Tokens(np.ones((1, 5), int), np.ones((1, 5), int), np.ones((1, 5), bool))
-    path = run_stage(Work(net, stream, lambda step: seen.append(float(net(tensors(batch, ranks.device())).total))),
+    path = run_stage(Work(net, stream, lambda step: seen.append(float(net(batch).total))),
                      build(changes | {"train": Trains(frozen=("blocks.0",))}), folder / name, engine="deepspeed")
     net, _ = parts(module, dict(stage))
     load_weights(path, net)
-    return [*seen, net(tensors(batch, ranks.device())).total.item()]
+    return [*seen, net(batch).total.item()]
 
 
 def skipping(folder: Path, stage: dict, **_) -> list[float]:
@@ -153,7 +153,7 @@ def skipping(folder: Path, stage: dict, **_) -> list[float]:
         net, stream = ToyLM(), Stream("lm")
         engine = build_engine(net, build(dict(stage)), "deepspeed")
         for step in range(3):
-            batch = tensors(stream.next(), ranks.device())
+            batch = stream.next()
             for poison in ([float("nan"), 1.0] if bad and step == 1 else [1.0]):
                 before = engine.masters.weights()
                 engine.backward(engine(batch[:2], last=False).total / 40)
@@ -176,7 +176,7 @@ def returning(folder: Path, stage: dict, **_) -> list[float]:
     for stream.i in (0, 1, 2, 1, 2):
         if len(ends) == 3:
             engine.restore(*kept)
-        engine.backward(engine(tensors(stream.next(), ranks.device()), last=True).total / 40)
+        engine.backward(engine(stream.next(), last=True).total / 40)
         engine.step()
         ends.append(engine.masters.weights())
         if len(ends) == 1:
@@ -204,7 +204,7 @@ def restored(folder: Path, stage: dict, start: str, **_) -> list[float]:
     path = folder / start
     engine.restore(open_pieces(path), read_state(path)["updates"])
     with torch.no_grad():
-        return ranks.total([float(engine(tensors(Stream("lm").next(), ranks.device())).total)])
+        return ranks.total([float(engine(Stream("lm").next()).total)])
 
 
 def moved(folder: Path, name: str) -> dict[str, list[int]]:

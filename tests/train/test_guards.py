@@ -180,7 +180,7 @@ class Counting(Regression):
         self.register_buffer("seen", torch.zeros(6))
 
     def forward(self, batch):
-        self.seen.lerp_(batch.x.mean(0), 0.5)
+        self.seen.lerp_(torch.as_tensor(batch.x).mean(0), 0.5)
         return super().forward(batch)
 
 

@@ -43,6 +43,7 @@ class Regression(nn.Module):
         self.head = nn.Linear(6, 1)
 
     def forward(self, batch):
+        batch = tensors(batch)
         x, y = batch.x, batch.y
         for block in self.blocks:
             x = x + torch.tanh(block(x))
@@ -64,6 +65,7 @@ class ToyLM(nn.Module):
         self.head = nn.Linear(8, 12, bias=False)
 
     def forward(self, batch):
+        batch = tensors(batch)
         h = self.embed(batch.ids)
         for block in self.blocks:
             h = h + torch.tanh(block(h))
@@ -85,6 +87,12 @@ class Rows:
 
     def __getitem__(self, rows):
         return replace(self, **{name: value[rows] for name, value in vars(self).items()})
+
+
+def tensors(batch: Rows) -> Rows:
+    """On the device of this rank."""
+    arrays = {name: torch.as_tensor(value, device=ranks.device()) for name, value in vars(batch).items()}
+    return replace(batch, **arrays)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,7 @@ known before the first forward, and every slot starts all random generators from
 """
 
 import contextlib
-import dataclasses
 import random
-import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +24,6 @@ from unimm.checkpoint.write import Saver
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.hardware import peak_flops
 from unimm.losses import Losses
-from unimm.sample import Batch
 from unimm.status import HUNG, Status
 from unimm.train import ranks, table, trains
 from unimm.train.engine import Engine, build_engine
@@ -58,8 +54,8 @@ class Stream(Protocol):
 class Work:
     """What a stage trains and on what.
 
-    module    called with a slot (a `Batch` as it is, of any other the arrays as tensors on this rank's device), gives
-              Losses; its method `weigh` says of the slot before that what it weighs (`unimm.losses.Weighs`)
+    module    called with a slot as it comes from the stream, on the host, gives Losses; its method `weigh` says of the
+              slot before that what it weighs (`unimm.losses.Weighs`)
     batches   this rank's share of each optimizer step
     preview   called on rank 0 every `preview_every` steps and at the end, module in eval mode, without gradients, its
               weights those that the stage would leave; may return scalars for the metrics
@@ -83,12 +79,12 @@ class Work:
 
 
 def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name: str = "train",
-              again: str | None = None, engine: Literal["auto", "deepspeed", "plain"] = "auto",
+              again: str = "the same command", engine: Literal["auto", "deepspeed", "plain"] = "auto",
               status: Status | None = None) -> Path:
     """Train `work.module` in place to the stage's last step; returns the final checkpoint.
 
     Continues from the newest whole checkpoint in `folder`, if any. Every rank calls this together.
-    `again` is the command that continues after an interruption; by default this process's own. `status` is kept up.
+    `again` is the command that continues after an interruption. `status` is kept up.
 
     Raises ConfigError (uneven shares), TrainError (nothing trains, NaN), CheckpointError, Interrupted.
     """
@@ -132,7 +128,7 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
             if due:
                 run.save()
             if stop and not done:
-                raise Interrupted(stop, run.saver.wait(), again or _own_command())
+                raise Interrupted(stop, run.saver.wait(), again)
         run.saved = run.saver.wait()
     run.engine.close()
     load_weights(run.saved, work.module)
@@ -249,8 +245,7 @@ class _Run:
         """One forward and backward; what is left of its losses is without a graph."""
         seed_slot(self.stage.seed, self.step, number)
         self._at("forward")
-        # A packed batch stays on the host: the model finds there what a GPU would have to be waited for.
-        losses: Losses = self.engine(slot if isinstance(slot, Batch) else tensors(slot, ranks.device()), last)
+        losses: Losses = self.engine(slot, last)
         self._at("backward")
         self.engine.backward(losses.total / (weight or 1.0))
         return Losses(losses.total.detach(), losses.parts)
@@ -322,20 +317,6 @@ class _Run:
             self.saver.wait()
 
 
-def tensors(batch, device: torch.device):
-    """A batch with its numpy arrays as tensors on `device`; an array, or a dataclass, tuple or dict, one level deep."""
-    def move(value):
-        return torch.from_numpy(value).to(device, non_blocking=True) if isinstance(value, np.ndarray) else value
-
-    if isinstance(batch, np.ndarray):
-        return move(batch)
-    if dataclasses.is_dataclass(batch):
-        return dataclasses.replace(batch, **{name: move(value) for name, value in vars(batch).items()})
-    if isinstance(batch, dict):
-        return {name: move(value) for name, value in batch.items()}
-    return tuple(move(value) for value in batch)
-
-
 def _find(folder: Path, say: Callable[[str], None]) -> Path | None:
     """Rank 0's choice of the checkpoint to continue from; damaged ones are reported and set aside."""
     found = None
@@ -357,7 +338,3 @@ def seed_slot(seed: int, step: int, slot: int) -> None:
         torch.cuda.manual_seed(number)
     np.random.seed(number % 2**32)
     random.seed(number)
-
-
-def _own_command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
