@@ -14,9 +14,10 @@ from unimm.checkpoint import phases
 from unimm.checkpoint.manifest import CheckpointError
 from unimm.checkpoint.read import read_state
 from unimm.config.guards import Guards
+from unimm.disk import DiskError
 from unimm.train.loop import Work, run_stage
 from unimm.train.signals import Interrupted
-from unimm.train.update import NotFinite, TrainError
+from unimm.train.update import NotFinite
 
 DROPOUT = {"objective": "regression", "dropout": 0.3, "log_every": 5}
 
@@ -161,7 +162,7 @@ def test_a_changed_recipe_is_pointed_out_on_continuing(tmp_path, capsys):
 
 def test_a_folder_that_can_not_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(TrainError, match="can't write into .*file/run"):
+    with pytest.raises(DiskError, match="can't write .*file/run"):
         train(tmp_path / "file" / "run")
 
 

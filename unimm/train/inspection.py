@@ -38,8 +38,9 @@ def save_batch(stem: Path, batch, losses: Sequence[Losses], facts: Mapping) -> P
     passes = [{"loss": float(each.total.detach()),
                "parts": {part: {"sum": float(total), "count": float(count)}
                          for part, (total, count) in each.parts.items()}} for each in losses]
+    text = json.dumps({**facts, "losses": passes, "values": plain}, default=str)
     # Python's JSON writes NaN as such, which jq and browsers refuse: as text it survives every reader.
-    text = json.dumps(_readable({**facts, "losses": passes, "values": plain}), indent=1, ensure_ascii=False)
+    text = json.dumps(json.loads(text, parse_constant=lambda name: str(float(name))), indent=1, ensure_ascii=False)
     with writing(stem):
         stem.parent.mkdir(parents=True, exist_ok=True)
         save_file(arrays, stem.with_suffix(".safetensors"))
@@ -60,13 +61,3 @@ def _leaves(value, name: str) -> Iterator[tuple[str, object]]:
         return
     for key, inner in items:
         yield from _leaves(inner, f"{name}.{key}" if name else str(key))
-
-
-def _readable(value):
-    if isinstance(value, Mapping):
-        return {str(key): _readable(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_readable(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -22,6 +22,7 @@ from unimm.checkpoint.phases import Peers
 from unimm.checkpoint.read import load_buffers, load_weights, open_pieces, read_recipe, read_state, take_up
 from unimm.checkpoint.write import Saver
 from unimm.config.stages import NextToken, Reconstruct
+from unimm.disk import writing
 from unimm.hardware import peak_flops
 from unimm.losses import Losses
 from unimm.status import HUNG, Status
@@ -29,11 +30,11 @@ from unimm.train import ranks, table, trains
 from unimm.train.engine import Engine, build_engine
 from unimm.train.guards import Guards
 from unimm.train.meter import Flops, Meter
-from unimm.train.progress import Log, Progress, teller
+from unimm.train.progress import Log, Progress
 from unimm.train.schedule import multiplier
 from unimm.train.shares import Shares, shares
 from unimm.train.signals import Interrupted, Signals, verdict, votes
-from unimm.train.update import NotFinite, TrainError
+from unimm.train.update import NotFinite
 from unimm.train.watchdog import Watchdog, Where
 
 
@@ -90,40 +91,37 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
     """
     ranks.start()
     cut = shares(stage, ranks.world())
-    say = teller()
     torch.manual_seed(stage.seed)  # adapters start alike on every rank
     trained = trains.apply(work.module, stage.train, work.new_rows, work.parts, f"stages.{name}.train")
-    found = _find(folder, say)
-    if found and read_state(found)["step"] >= stage.steps:
+    found = _find(folder)
+    if found:
         load_weights(found, work.module)
-        say(f"{name}: already done, {found}")
+    if found and read_state(found)["step"] >= stage.steps:
+        ranks.say(f"{name}: already done, {found}")
         if status:
             status.at(stage=name, step=stage.steps, steps=stage.steps, checkpoint=str(found))
         return found
-    if found:
-        load_weights(found, work.module)
     work.module.to(ranks.device())
-    say("\n".join(table.lines(work.module, stage, trained, ranks.world())))
-    say(f"{name}: {stage.steps:,} steps; {cut}; {stage.precision}, zero {stage.zero}, "
-        f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}")
+    ranks.say("\n".join(table.lines(work.module, stage, trained, ranks.world())))
+    ranks.say(f"{name}: {stage.steps:,} steps; {cut}; {stage.precision}, zero {stage.zero}, "
+              f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}")
     peak = peak_flops(ranks.device_name())
     flops = work.flops() if work.flops and peak else None  # before ZeRO-3 takes the weights apart
     built = build_engine(work.module, stage, engine, trained.rates, trained.rows)
     run = _Run(work, stage, cut, folder, name, Meter(work.codes, flops, peak), built, status)
     if found:
         run.restore(found)
-        say(f"{name}: continuing after step {run.step} from {found}")
+        ranks.say(f"{name}: continuing after step {run.step} from {found}")
         if read_recipe(found) != work.recipe:
-            say(f"{name}: the recipe differs from the one it was saved with ({found / 'recipe.json'})")
-    run.begin()
+            ranks.say(f"{name}: the recipe differs from the one it was saved with ({found / 'recipe.json'})")
     with run, Signals() as signals:
         while run.step < stage.steps:
             stop = run.one_step(signals)
             done = run.step == stage.steps
             due = done or stop or run.step % stage.save_every == 0
             if due:
-                run.judge()  # what is saved holds no spike
-            if run.leapt and run.roll_back():
+                run.guards.judge(*ranks.total([run.guards.share]))  # what is saved holds no spike
+            if run.guards.leapt is not None and run.roll_back():
                 continue  # a signal is still there at the next step
             if due:
                 run.save()
@@ -146,19 +144,10 @@ class _Run:
         self.saver = Saver(folder, stage.keep, stage.keep_every, Peers.over(ranks.own_group()))
         self.saved: Path | None = None
         self.status, self.meter = status, meter
-        self.guards = Guards(stage.guards, folder, name, teller(), work.show)
+        self.guards = Guards(stage.guards, folder, name, work.show)
         self.watchdog = Watchdog(folder, ranks.rank(), ranks.world(), stage.guards.late_seconds,
                                  ends=stage.guards.end_when_late,
                                  last_words=lambda text: status and status.end("resume", HUNG, text))
-        self.unjudged: tuple[int, float, float] | None = None
-        self.leapt = False
-
-    def begin(self) -> None:
-        self.work.module.train()
-        self.log = Log(self.folder, self.step) if ranks.rank() == 0 else None
-        self.progress = Progress(self.name, self.step, self.stage.steps, "tokens" if self.shares.tokens else "images")
-        self.watchdog.start()
-        self._tell()
 
     def _tell(self) -> None:
         if self.status:
@@ -173,7 +162,7 @@ class _Run:
         self.engine.set_rate(factor)
         self._at("data")
         with self.meter.waiting("data"):
-            batch = self.guards.draw(self.step + 1, self.work.batches)
+            batch = self.guards.draw(self.work.batches)
         slots = self.shares.slots(batch, ranks.rank())
         self._at("collective")
         stop, weight = self._agree(slots.values(), signals)
@@ -188,7 +177,9 @@ class _Run:
             self._count(losses, weight, norm)
             self.meter.see(batch)
         if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
-            self._write(self.stage.optimizer.lr * factor)
+            values = {"lr": self.stage.optimizer.lr * factor, **self.meter.line(), **self.guards.metrics()}
+            self.log.write(self.step, values)
+            self.progress.show(self.step, values)
         if self.step % self.stage.preview_every == 0 or self.step == self.stage.steps:
             self._at("preview")
             self._preview()
@@ -206,39 +197,27 @@ class _Run:
         """
         weights = [self.work.module.weigh(slot) for slot in slots]
         learned, read, failed, loss, *asked = ranks.total([
-            float(sum(w.learned for w in weights)), float(sum(w.read for w in weights)), float(self.saver.failed),
-            self.unjudged[1] if self.unjudged else 0.0, *votes(signals.received)])
+            sum(w.learned for w in weights), sum(w.read for w in weights), self.saver.failed, self.guards.share,
+            *votes(signals.received)])
         if failed:
             self.saver.wait()
-        self._judged(loss)
+        self.guards.judge(loss)
         self.meter.tokens += int(read)
         return verdict(asked), learned
 
-    def judge(self) -> None:
-        """Judge the newest loss at once, before a checkpoint."""
-        self._judged(ranks.total([self.unjudged[1] if self.unjudged else 0.0])[0])
-
-    def _judged(self, total: float) -> None:
-        if self.unjudged:
-            step, _, weight = self.unjudged
-            self.unjudged = None
-            self.leapt |= self.guards.after_step(step, total / (weight or 1.0)) == "roll back"
-
     def roll_back(self) -> bool:
         """Back to the newest checkpoint, which is from before the spike; False, and nothing is done, without one."""
-        self.leapt = False
         if self.saved is None:
-            teller()(f"{self.name}: there is no checkpoint to go back to; going on")
+            self.guards.leapt = None
+            ranks.say(f"{self.name}: there is no checkpoint to go back to; going on")
             return False
         self.saver.wait()
-        found = _find(self.folder, teller())
+        found = _find(self.folder)
         self.guards.condemn(read_state(found)["guards"])
-        self.unjudged = None
         self.restore(found)
         load_buffers(found, self.work.module)
-        if self.log:
-            self.log.close()
-            self.log = Log(self.folder, self.step)
+        self.log.close()
+        self.log = Log(self.folder, self.step)
         return True
 
     def _learn(self, slot, number: int, weight: float, last: bool) -> Losses:
@@ -257,17 +236,8 @@ class _Run:
             for part, (value, count) in each.parts.items():
                 self.meter.add(f"loss/{part}", value, count)
         self.meter.add("grad_norm", norm)
-        self.unjudged = self.step, sum(float(each.total) for each in losses), weight  # the update has waited for them
-
-    def _write(self, lr: float) -> None:
-        values = {"lr": lr, **self.meter.line(), **self.guards.metrics()}
-        self._log(values)
-        if ranks.rank() == 0:
-            self.progress.show(self.step, values)
-
-    def _log(self, values: Mapping[str, float]) -> None:
-        if self.log:
-            self.log.write(self.step, dict(values))
+        # The update has waited for these losses.
+        self.guards.taken(self.step, sum(float(each.total) for each in losses), weight)
 
     def _preview(self) -> None:
         if self.work.preview is None:
@@ -279,7 +249,7 @@ class _Run:
                 values = self.work.preview(self.step)
                 self.work.module.train()
         if values:
-            self._log({f"preview/{name}": value for name, value in values.items()})
+            self.log.write(self.step, {f"preview/{name}": value for name, value in values.items()})
 
     def save(self) -> None:
         self._at("save")
@@ -298,7 +268,7 @@ class _Run:
         state = read_state(path)
         if state["stage"] != self.name:
             raise CheckpointError(f"{path} was saved by stage {state['stage']!r}, this is {self.name!r}; "
-                                             "continue that one, or train into another folder")
+                                  "continue that one, or train into another folder")
         with contextlib.closing(open_pieces(path)) as read:
             self.engine.restore(read, state["updates"])
         self.work.batches.restore(state["stream"])
@@ -307,25 +277,27 @@ class _Run:
         self.step, self.saved = state["step"], path
 
     def __enter__(self) -> "_Run":
+        self.work.module.train()
+        self.log = Log(self.folder, self.step)
+        self.progress = Progress(self.name, self.step, self.stage.steps, "tokens" if self.shares.tokens else "images")
+        self.watchdog.start()
+        self._tell()
         return self
 
     def __exit__(self, kind, *error) -> None:
         self.watchdog.stop()
-        if self.log:
-            self.log.close()
+        self.log.close()
         if kind is NotFinite:  # on all ranks alike, so that a checkpoint under way can be finished
             self.saver.wait()
 
 
-def _find(folder: Path, say: Callable[[str], None]) -> Path | None:
+def _find(folder: Path) -> Path | None:
     """Rank 0's choice of the checkpoint to continue from; damaged ones are reported and set aside."""
     found = None
     if ranks.rank() == 0:
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainError(f"can't write into {folder}: {error.strerror}") from error
-        found = take_up(folder, say)
+        found = take_up(folder, ranks.say)
     return ranks.from_first(found)
 
 

@@ -66,7 +66,7 @@ class Meter:
                 part = f"learned/{name.removeprefix('loss/')}"
                 self.learned[part] = self.learned.get(part, 0) + int(count)
         everyone = ranks.gather(dict(self.waited))
-        waited = {f"seconds/{what}": round(max(rank.get(what, 0.0) for rank in everyone), 3)
+        waited = {f"seconds/{what}": round(max(rank.get(what, 0.0) for rank in everyone), 6)
                   for what in sorted(set().union(*everyone))}
         # Of training alone, without what it stops for.
         training = now - self.line_began - self.waited["save"] - self.waited["preview"]

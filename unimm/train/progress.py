@@ -1,32 +1,28 @@
-"""What a run tells: the table before step 1, metrics.jsonl and TensorBoard, the progress line."""
+"""What rank 0 tells of a stage: metrics.jsonl, TensorBoard, the progress line."""
 
 import contextlib
 import importlib.util
 import json
-import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from unimm.disk import writing
+from unimm.disk import replace_file, writing
 from unimm.train import ranks
 from unimm.words import span
 
 
 class Log:
-    """metrics.jsonl, one flat object a line, and TensorBoard where it is installed."""
+    """metrics.jsonl, one flat object a line, and TensorBoard where it is installed; written by rank 0 alone."""
 
     def __init__(self, folder: Path, step: int):
         """Continue at `step`: lines of later steps, written before a crash, are dropped. Raises DiskError."""
-        self.path = folder / "metrics.jsonl"
+        self.path, self.board = folder / "metrics.jsonl", None
+        if ranks.rank() > 0:
+            return
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        part = self.path.with_name("metrics.jsonl.part")
-        with writing(self.path):
-            part.write_text("".join(kept))
-            os.replace(part, self.path)
-        self.board = None
+        replace_file(self.path, "".join(kept).encode())
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -34,6 +30,8 @@ class Log:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add a line. Raises DiskError."""
+        if ranks.rank() > 0:
+            return
         with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
         if self.board:
@@ -63,7 +61,7 @@ class Progress:
         """After `step` steps; `values` is the newest metrics line."""
         now = time.monotonic()
         due = self.live or step >= self.next_step or now >= self.next_time or step == self.steps
-        if not due:
+        if not due or ranks.rank() > 0:
             return
         self.next_step, self.next_time = step + max(1, self.steps // 20), now + 60
         rate = (step - self.start) / max(now - self.began, 1e-9)
@@ -72,8 +70,3 @@ class Progress:
                 f"{rate:.2f} steps/s  {span((self.steps - step) / max(rate, 1e-9))} left")
         end = "" if self.live and step < self.steps else "\n"
         print(f"\r\033[K{line}" if self.live else line, end=end, flush=True)
-
-
-def teller() -> Callable[[str], None]:
-    """`print` on rank 0, silence elsewhere."""
-    return (lambda text: print(text, flush=True)) if ranks.rank() == 0 else (lambda text: None)

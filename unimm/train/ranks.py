@@ -97,15 +97,6 @@ def total(values: list[float]) -> list[float]:
     return tensor.tolist()
 
 
-def from_first(value):
-    """Rank 0's `value`, on every rank."""
-    if world() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
 def gather(value) -> list:
     """Every rank's `value`, in order of rank."""
     if world() == 1:
@@ -113,6 +104,17 @@ def gather(value) -> list:
     values = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_first(value):
+    """Rank 0's `value`, on every rank."""
+    return gather(value)[0]
+
+
+def say(text: str) -> None:
+    """Print it, on rank 0."""
+    if rank() == 0:
+        print(text, flush=True)
 
 
 def leave(code: int = 0) -> None:
