@@ -7,9 +7,8 @@ import torch
 from train_toys import Regression, moved, stage
 
 from unimm.config.stages import AdamW
-from unimm.train.engine import PlainEngine
 from unimm.train.sharded import deepspeed_config
-from unimm.train.update import NotFinite, clip
+from unimm.train.update import Engine, NotFinite, clip
 
 
 def test_deepspeed_gives_the_plain_engine_s_curve_clips_and_refuses_nan(toys, tmp_path, plain_curves):
@@ -34,7 +33,7 @@ def test_the_plain_engine_clips():
     seen = []
     for limit in (1e9, 1e-9):
         module = Regression()
-        seen.append(moved(PlainEngine(module, stage(optimizer=AdamW(lr=0.01, clip=limit))), module))
+        seen.append(moved(Engine(module, stage(optimizer=AdamW(lr=0.01, clip=limit))), module))
     check_clipping(*seen)
 
 

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 
 import torch
@@ -23,7 +22,7 @@ from unimm.train import ranks
 from unimm.train.muon import Exchange, MuonAdamW
 from unimm.train.pieces import Held, Masters, Read, held_whole, own_parameters
 from unimm.train.shares import shares
-from unimm.train.update import Autocast, Engine, NotFinite, clip
+from unimm.train.update import Engine, NotFinite, clip
 
 
 def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
@@ -56,26 +55,24 @@ def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
 class DeepSpeedEngine(Engine):
     """See `Engine`."""
 
-    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None,
-                 undecayed: Collection[str] = ()):
+    def _take_over(self, stage: Stage) -> Masters:
         self.launched = "LOCAL_RANK" in os.environ
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it, at ZeRO-3 in every step, launcher or not
         deepspeed = _import_deepspeed()
         ranks.start(alone=True)
-        super().__init__(module, stage, rates, undecayed)
         self.zero = stage.zero
-        whole = held_whole(module, self.optimizer)
-        parameters = sum(p.numel() for p in module.parameters())
+        whole = held_whole(self.module, self.optimizer)
+        parameters = sum(p.numel() for p in self.module.parameters())
         self.engine, *_ = deepspeed.initialize(
-            model=Autocast(module, stage), optimizer=self.optimizer, dist_init_required=False,
+            model=self.forward, optimizer=self.optimizer, dist_init_required=False,
             config=deepspeed_config(stage, ranks.world(), parameters))
         if ranks.world() == 1 and stage.zero == 0:
             self.engine.enable_backward_allreduce = False  # it would copy every gradient there and back for nobody
         held = self._held(whole)
-        self.masters = Masters(module, self.optimizer, held, stage.ema, shared=stage.zero == 0,
-                               gathered=deepspeed.zero.GatheredParameters if stage.zero == 3 else nullcontext)
         if isinstance(self.optimizer, MuonAdamW) and stage.zero:
             self.optimizer.exchanges = self._exchanges(held)
+        return Masters(self.module, self.optimizer, held, stage.ema, shared=stage.zero == 0,
+                       gathered=deepspeed.zero.GatheredParameters if stage.zero == 3 else nullcontext)
 
     def _held(self, whole: dict[nn.Parameter, Held]) -> list[Held]:
         """What of every trained parameter this rank's optimizer updates."""

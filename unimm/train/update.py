@@ -11,7 +11,7 @@ from unimm.errors import UserError
 from unimm.losses import Losses
 from unimm.train import ranks
 from unimm.train.optimizer import build_optimizer
-from unimm.train.pieces import Masters, Read
+from unimm.train.pieces import Masters, Read, held_whole
 
 
 class TrainError(UserError):
@@ -46,34 +46,45 @@ def clip(gradients: list[Tensor], limit: float) -> float:
 
 
 class Engine:
-    """What the loop needs; the methods that raise here are those in which engines differ.
+    """One process, torch alone: the whole model on one device, and the reference for the curve of every other engine.
 
     `module` is the caller's own module, never a wrapper. `masters` is the training state: saved as its pieces, and
     what the stage would leave now.
     """
 
-    masters: Masters
-
-    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None,
-                 undecayed: Collection[str]):
+    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None,
+                 undecayed: Collection[str] = ()):
         self.module, self.limit = module, stage.optimizer.clip
         self.trained = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(module, stage.optimizer, rates, undecayed)
+        self.forward: nn.Module = Autocast(module, stage)
+        self.masters = self._take_over(stage)
+
+    def _take_over(self, stage: Stage) -> Masters:
+        """Bring weights and optimizer to where they are updated, all of them or this rank's part."""
+        return Masters(self.module, self.optimizer, list(held_whole(self.module, self.optimizer).values()), stage.ema,
+                       shared=True)
 
     def __call__(self, batch, last: bool = True) -> Losses:
         """One forward; `last` in the last one of a step."""
-        raise NotImplementedError
+        return self.forward(batch)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss` to that of the step; the sum over ranks is what moves the weights."""
-        raise NotImplementedError
+        loss.backward()
 
     def step(self) -> float:
         """Clip, update, clear; the gradient norm before clipping, over all ranks.
 
         Raises NotFinite, on all ranks alike, with weights and optimizer unmoved and the gradients cleared.
         """
-        raise NotImplementedError
+        try:
+            norm = clip([p.grad for p in self.trained if p.grad is not None], self.limit)
+            self.optimizer.step()
+            self.masters.updated()
+        finally:
+            self.optimizer.zero_grad()
+        return norm
 
     def set_rate(self, factor: float) -> None:
         """Set every group's learning rate to `factor` times its highest."""
