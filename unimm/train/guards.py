@@ -2,8 +2,7 @@
 
     batch = guards.draw(batches)            leaves out the batches that a rollback condemned
     guards.skip(step, why, batch, losses)   the update of this step was refused: count, keep the batch, stop in the end
-    guards.taken(step, loss, weight)        it was not
-    guards.judge(loss of all ranks)         later: sets `leapt` where the loss is one that the run goes back for
+    guards.judge(step, loss)                it was not; sets `leapt` where the loss is one that the run goes back for
 
 All ranks call these together and decide alike: on counts that move together, on a loss that is the same number on
 each, and on what a gather tells all of them. Nothing here waits for a device.
@@ -14,7 +13,6 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from unimm.config.guards import Guards as Limits
 from unimm.disk import read_sealed, write_sealed
@@ -25,15 +23,6 @@ from unimm.train.update import NotFinite
 
 MOST_FILES = 20
 """So many skipped steps' batches are kept for inspection; the one that stops the run is kept in any case."""
-
-
-class Taken(NamedTuple):
-    """A step that moved the weights: its number, its batch's, this rank's loss, the weight of all ranks' losses."""
-
-    step: int
-    batch: int
-    loss: float
-    weight: float
 
 
 class Spikes:
@@ -71,7 +60,6 @@ class Guards:
         self.limits, self.folder, self.name, self.show = limits, folder, name, show
         self.spikes = Spikes(limits.spike, limits.spike_window)
         self.skipped = self.in_row = self.drawn = 0
-        self.unjudged: Taken | None = None
         self.leapt: int | None = None
         written = ranks.from_first(read_sealed(self._file)) or {"spikes": 0, "condemned": []}
         self.spiked: int = written["spikes"]
@@ -118,23 +106,9 @@ class Guards:
         stem = self.folder / "bad-batches" / f"step-{step:08d}-rank-{ranks.rank():05d}"
         return save_batch(stem, batch, losses, facts | (self.show(batch) if self.show else {}))
 
-    def taken(self, step: int, loss: float, weight: float) -> None:
-        """Note a step that moved the weights: this rank's loss, and the weight of all ranks' that it is divided by."""
-        self.unjudged = Taken(step, self.drawn - 1, loss, weight)
-
-    @property
-    def share(self) -> float:
-        """What this rank adds to the loss that `judge` is given."""
-        return self.unjudged.loss if self.unjudged else 0.0
-
-    def judge(self, total: float) -> None:
-        """Judge the newest step by its loss, the shares of all ranks added up: the same number on each. It may be
-        called later than the step, and again."""
-        if self.unjudged is None:
-            return
-        step, batch, _, weight = self.unjudged
-        self.unjudged, self.in_row = None, 0
-        loss = total / (weight or 1.0)
+    def judge(self, step: int, loss: float) -> None:
+        """Judge the mean loss over all ranks of a step that was taken: the same number on each."""
+        self.in_row = 0
         bound = self.spikes.add(loss)
         if bound is None:
             return
@@ -142,7 +116,7 @@ class Guards:
         back = len(self.condemned) < self.limits.rollbacks
         spent = f" (all {self.limits.rollbacks} rollbacks are used up)" if self.limits.rollbacks and not back else ""
         ranks.say(f"{self.name}, step {step}: the loss leapt to {loss:.4g}; up to {bound:.4g} is ordinary{spent}")
-        self.leapt = batch if back else None
+        self.leapt = self.drawn - 1 if back else None
 
     def condemn(self, state: dict) -> None:
         """Before the loop goes back to a checkpoint whose `state` of these guards is given: leave out what led here.
@@ -161,7 +135,7 @@ class Guards:
         return {"skipped": self.skipped, "spikes": self.spiked, "rollbacks": len(self.condemned)}
 
     def state(self) -> dict:
-        """Small JSON, alike on all ranks; goes into every checkpoint, once the newest step was judged."""
+        """Small JSON, alike on all ranks; goes into every checkpoint."""
         return {"skipped": self.skipped, "in_row": self.in_row, "spikes": self.spiked, "drawn": self.drawn,
                 "losses": list(self.spikes.seen)}
 
@@ -171,4 +145,4 @@ class Guards:
         self.spiked = max(self.spiked, state["spikes"])
         self.spikes.seen.clear()
         self.spikes.seen.extend(state["losses"])
-        self.unjudged = self.leapt = None
+        self.leapt = None

@@ -119,8 +119,6 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
             stop = run.one_step(signals)
             done = run.step == stage.steps
             due = done or stop or run.step % stage.save_every == 0
-            if due:
-                run.guards.judge(*ranks.total([run.guards.share]))  # what is saved holds no spike
             if run.guards.leapt is not None and run.roll_back():
                 continue  # a signal is still there at the next step
             if due:
@@ -191,17 +189,12 @@ class _Run:
         self.watchdog.beat(self.step if done else self.step + 1, where)
 
     def _agree(self, slots: Iterable, signals: Signals) -> tuple[int, float]:
-        """The step's one collective: the signal to stop, and the weight of its slots on all ranks.
-
-        The loss of the step before goes with it: it is known by now, and nothing waits for it.
-        """
+        """What all ranks know before a step: the signal to stop, and the weight of its slots."""
         weights = [self.work.module.weigh(slot) for slot in slots]
-        learned, read, failed, loss, *asked = ranks.total([
-            sum(w.learned for w in weights), sum(w.read for w in weights), self.saver.failed, self.guards.share,
-            *votes(signals.received)])
+        learned, read, failed, *asked = ranks.total([
+            sum(w.learned for w in weights), sum(w.read for w in weights), self.saver.failed, *votes(signals.received)])
         if failed:
             self.saver.wait()
-        self.guards.judge(loss)
         self.meter.tokens += int(read)
         return verdict(asked), learned
 
@@ -230,14 +223,15 @@ class _Run:
         return Losses(losses.total.detach(), losses.parts)
 
     def _count(self, losses: list[Losses], weight: float, norm: float) -> None:
+        own = sum(float(each.total) for each in losses)  # the update has waited for them
         # Every rank adds its share of the weight, so that the average over ranks and steps is that over positions.
+        self.meter.add("loss", own, weight / ranks.world())
         for each in losses:
-            self.meter.add("loss", each.total, weight / (ranks.world() * len(losses)))
             for part, (value, count) in each.parts.items():
                 self.meter.add(f"loss/{part}", value, count)
         self.meter.add("grad_norm", norm)
-        # The update has waited for these losses.
-        self.guards.taken(self.step, sum(float(each.total) for each in losses), weight)
+        total, = ranks.total([own])
+        self.guards.judge(self.step, total / (weight or 1.0))
 
     def _preview(self) -> None:
         if self.work.preview is None:
