@@ -12,7 +12,7 @@ from pathlib import Path
 from unimm import system
 from unimm.checkpoint.folders import candidates
 from unimm.checkpoint.manifest import MANIFEST
-from unimm.checkpoint.read import newest
+from unimm.checkpoint.read import load_weights, newest
 from unimm.config.check import ConfigError
 from unimm.config.images import Published
 from unimm.config.model import VisionFeatures
@@ -158,8 +158,10 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
                            ranks.world())
     work = Work(Reconstruction(tokenizer), batches, preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
                 recipe=json.loads(recipe_to_json(recipe)), flops=lambda: flops_of_images(recipe, stage, name))
-    run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
+    trained = run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
     if ranks.rank() == 0:
+        tokenizer = codec.build_tokenizer(recipe.image_tokenizer)
+        load_weights(trained, Reconstruction(tokenizer))
         codec.save_tokenizer(tokenizer, target)
         ranks.say(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {target}")
     ranks.barrier()

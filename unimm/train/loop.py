@@ -82,10 +82,11 @@ class Work:
 def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name: str = "train",
               again: str = "the same command", engine: Literal["auto", "deepspeed", "plain"] = "auto",
               status: Status | None = None) -> Path:
-    """Train `work.module` in place to the stage's last step; returns the final checkpoint.
+    """Train to the stage's last step; returns the final checkpoint, which has all that was learned.
 
-    Continues from the newest whole checkpoint in `folder`, if any. Every rank calls this together.
-    `again` is the command that continues after an interruption. `status` is kept up.
+    `work.module` is spent by it: it may be left without weights. Continues from the newest whole checkpoint in
+    `folder`, if any. Every rank calls this together. `again` is the command that continues after an interruption.
+    `status` is kept up.
 
     Raises ConfigError (uneven shares), TrainError (nothing trains, NaN), CheckpointError, Interrupted.
     """
@@ -94,13 +95,13 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
     torch.manual_seed(stage.seed)  # adapters start alike on every rank
     trained = trains.apply(work.module, stage.train, work.new_rows, work.parts, f"stages.{name}.train")
     found = _find(folder)
-    if found:
-        load_weights(found, work.module)
     if found and read_state(found)["step"] >= stage.steps:
         ranks.say(f"{name}: already done, {found}")
         if status:
             status.at(stage=name, step=stage.steps, steps=stage.steps, checkpoint=str(found))
         return found
+    if found:
+        load_weights(found, work.module)
     work.module.to(ranks.device())
     ranks.say("\n".join(table.lines(work.module, stage, trained, ranks.world())))
     ranks.say(f"{name}: {stage.steps:,} steps; {cut}; {stage.precision}, zero {stage.zero}, "
@@ -127,7 +128,6 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
                 raise Interrupted(stop, run.saver.wait(), again)
         run.saved = run.saver.wait()
     run.engine.close()
-    load_weights(run.saved, work.module)
     return run.saved
 
 

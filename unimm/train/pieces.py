@@ -166,19 +166,3 @@ def _without_hooks(module: nn.Module) -> Iterator[None]:
     yield
     for m, after, before in kept:
         m._forward_hooks, m._forward_pre_hooks = after, before
-
-
-def own_parameters(module: nn.Module) -> None:
-    """Give a module that DeepSpeed held fresh parameters of its own, to be loaded; ties stay ties.
-
-    After ZeRO-3 they are in host memory: whole, they may not fit on the device.
-    """
-    made: dict[nn.Parameter, nn.Parameter] = {}
-    for m in module.modules():
-        fresh = {}
-        for name, p in m._parameters.items():
-            if p is not None and p not in made:
-                shape, device = getattr(p, "ds_shape", p.shape), "cpu" if hasattr(p, "ds_shape") else p.device
-                made[p] = nn.Parameter(torch.zeros(shape, dtype=p.dtype, device=device), p.requires_grad)
-            fresh[name] = None if p is None else made[p]
-        m._parameters = fresh

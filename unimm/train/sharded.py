@@ -20,7 +20,7 @@ from unimm.config.stages import Stage
 from unimm.losses import Losses
 from unimm.train import ranks
 from unimm.train.muon import Exchange, MuonAdamW
-from unimm.train.pieces import Held, Masters, Read, held_whole, own_parameters
+from unimm.train.pieces import Held, Masters, Read, held_whole
 from unimm.train.shares import shares
 from unimm.train.update import Engine, NotFinite, clip
 
@@ -148,8 +148,6 @@ class DeepSpeedEngine(Engine):
 
     def close(self) -> None:
         self.engine.destroy()
-        if self.zero:
-            own_parameters(self.module)
         if not self.launched:
             os.environ.pop("LOCAL_RANK", None)  # accelerate, in the same process, would look for the launcher
 

@@ -97,4 +97,4 @@ class Engine:
         self.masters.restore(read, updates)
 
     def close(self) -> None:
-        """Let go of the module. Its weights may then be empty: load what the stage saved."""
+        """Let go of the module, whose weights may then be empty."""
