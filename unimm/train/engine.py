@@ -8,22 +8,19 @@ nowhere written by hand (`unimm.train.sharded`).
 """
 
 import importlib.util
-from collections.abc import Collection, Mapping
 from typing import Literal, assert_never
 
 from torch import nn
 
 from unimm.config.stages import Stage
 from unimm.train import ranks
-from unimm.train.update import Engine, TrainError
+from unimm.train.trains import EVERYTHING, Trained, TrainError
+from unimm.train.update import Engine
 
 
 def build_engine(module: nn.Module, stage: Stage, kind: Literal["auto", "deepspeed", "plain"] = "auto",
-                 rates: Mapping[str, float] | None = None, undecayed: Collection[str] = ()) -> Engine:
-    """The engine of a stage; `auto` takes DeepSpeed where there is something to share. Raises TrainError.
-
-    `rates` multiplies the learning rate of the parameters it names; `undecayed` names those without weight decay.
-    """
+                 trained: Trained = EVERYTHING) -> Engine:
+    """The engine of a stage; `auto` takes DeepSpeed where there is something to share. Raises TrainError."""
     ranks.start()
     if kind == "auto":
         # Of one process without ZeRO it would change nothing but the time, of a start and of every step.
@@ -33,10 +30,10 @@ def build_engine(module: nn.Module, stage: Stage, kind: Literal["auto", "deepspe
         case "deepspeed":
             from unimm.train.sharded import DeepSpeedEngine
 
-            return DeepSpeedEngine(module, stage, rates, undecayed)
+            return DeepSpeedEngine(module, stage, trained)
         case "plain":
             if ranks.world() > 1:
                 raise TrainError(f"{ranks.world()} processes need DeepSpeed; install it, or start one process")
-            return Engine(module, stage, rates, undecayed)
+            return Engine(module, stage, trained)
         case _:
             assert_never(kind)

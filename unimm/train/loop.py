@@ -108,7 +108,7 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
               f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}")
     peak = peak_flops(ranks.device_name())
     flops = work.flops() if work.flops and peak else None  # before ZeRO-3 takes the weights apart
-    built = build_engine(work.module, stage, engine, trained.rates, trained.rows)
+    built = build_engine(work.module, stage, engine, trained)
     run = _Run(work, stage, cut, folder, name, Meter(work.codes, flops, peak), built, status)
     if found:
         run.restore(found)

@@ -68,6 +68,9 @@ class DeepSpeedEngine(Engine):
             config=deepspeed_config(stage, ranks.world(), parameters))
         if ranks.world() == 1 and stage.zero == 0:
             self.engine.enable_backward_allreduce = False  # it would copy every gradient there and back for nobody
+        if stage.zero:
+            self.flats = (self.engine.optimizer.fp32_partitioned_groups_flat if stage.zero == 3 else
+                          self.engine.optimizer.single_partition_of_fp32_groups)
         held = self._held(whole)
         if isinstance(self.optimizer, MuonAdamW) and stage.zero:
             self.optimizer.exchanges = self._exchanges(held)
@@ -76,34 +79,27 @@ class DeepSpeedEngine(Engine):
 
     def _held(self, whole: dict[nn.Parameter, Held]) -> list[Held]:
         """What of every trained parameter this rank's optimizer updates."""
-        match self.zero:
-            case 0:
-                return list(whole.values())
-            case 1 | 2:
-                flats = self.engine.optimizer.single_partition_of_fp32_groups
-                return [dataclasses.replace(
-                    h, owner=flats[p._hp_mapping.param_group_index], offset=p._hp_mapping.hp_fragment_address.start,
-                    start=p._hp_mapping.lp_fragment_address.start, size=p._hp_mapping.lp_fragment_address.numel)
-                    for p, h in whole.items() if p._hp_mapping is not None]
-            case 3:
-                return [piece for p, h in whole.items() if (piece := self._partition(p, h)).size > 0]
+        if self.zero == 0:
+            return list(whole.values())
+        cuts = [(h, *self._cut(p, h.size)) for p, h in whole.items()]
+        return [dataclasses.replace(h, owner=self.flats[flat], offset=offset, start=start, size=size)
+                for h, flat, offset, start, size in cuts if size > 0]
 
-    def _partition(self, p: nn.Parameter, whole: Held) -> Held:
-        """ZeRO-3 gives every rank an equal part of every parameter, the last ones padded."""
-        sharded = self.engine.optimizer
-        group, offset, length = sharded.grad_position[sharded.get_param_id(p)]
-        start = min(length * ranks.rank(), whole.size)
-        return dataclasses.replace(whole, start=start, size=min(length, whole.size - start), offset=offset,
-                                   owner=sharded.fp32_partitioned_groups_flat[group])
-
-    def _flats(self) -> list[Tensor]:
-        sharded = self.engine.optimizer
-        return sharded.fp32_partitioned_groups_flat if self.zero == 3 else sharded.single_partition_of_fp32_groups
+    def _cut(self, p: nn.Parameter, whole: int) -> tuple[int, int, int, int]:
+        """This rank's part of a parameter of so many elements: the flat piece it lies in, where there; start, size."""
+        if self.zero == 3:  # an equal part for every rank, the last ones padded
+            flat, offset, length = self.engine.optimizer.grad_position[self.engine.optimizer.get_param_id(p)]
+            start = min(length * ranks.rank(), whole)
+            return flat, offset, start, min(length, whole - start)
+        if p._hp_mapping is None:
+            return 0, 0, 0, 0
+        here, own = p._hp_mapping.hp_fragment_address, p._hp_mapping.lp_fragment_address
+        return p._hp_mapping.param_group_index, here.start, own.start, own.numel
 
     def _exchanges(self, held: list[Held]) -> dict[Tensor, Exchange]:
         """One for every flat piece of matrices; every rank has as many pieces, be they empty."""
         exchanges = {}
-        for flat in self._flats():
+        for flat in self.flats:
             own = [h for h in held if h.owner is flat]
             if any(ranks.gather(any(h.moments == ("momentum",) for h in own))):
                 exchanges[flat] = Exchange(own)

@@ -33,7 +33,7 @@ class Row:
 
 def rows(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, world: int) -> list[Row]:
     """The table's rows, in the module's order."""
-    optimizer = build_optimizer(module, stage.optimizer, trained.rates, trained.rows)
+    optimizer = build_optimizer(module, stage.optimizer, trained)
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     tied = {first: name.rpartition(".")[0] for name, first in first_names(module).items() if name != first}
     parts: dict[str, dict[str, nn.Parameter]] = defaultdict(dict)

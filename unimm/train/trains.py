@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from unimm.config.trains import Trains, chosen
+from unimm.errors import UserError
 from unimm.model.lora import adapt, is_adapter, plain_name
-from unimm.train.update import TrainError
+
+
+class TrainError(UserError):
+    """A stage that can't be trained as asked, or that went wrong; the message names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class Trained:
     rates: dict[str, float] = field(default_factory=dict)
     rows: dict[str, range] = field(default_factory=dict)
     new_rows: dict[str, range] = field(default_factory=dict)
+
+
+EVERYTHING = Trained()
 
 
 def apply(module: nn.Module, train: Trains, new_rows: Mapping[str, range], parts: Mapping[str, Collection[str]],

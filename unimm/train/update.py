@@ -1,21 +1,16 @@
 """What every engine does in a step, and how it fails."""
 
 import math
-from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from unimm.config.stages import Stage
-from unimm.errors import UserError
 from unimm.losses import Losses
 from unimm.train import ranks
 from unimm.train.optimizer import build_optimizer
 from unimm.train.pieces import Masters, Read, held_whole
-
-
-class TrainError(UserError):
-    """A stage that can't be trained as asked, or that went wrong; the message names the remedy."""
+from unimm.train.trains import EVERYTHING, Trained, TrainError
 
 
 class NotFinite(TrainError):
@@ -52,11 +47,10 @@ class Engine:
     what the stage would leave now.
     """
 
-    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None,
-                 undecayed: Collection[str] = ()):
+    def __init__(self, module: nn.Module, stage: Stage, trained: Trained = EVERYTHING):
         self.module, self.limit = module, stage.optimizer.clip
         self.trained = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(module, stage.optimizer, rates, undecayed)
+        self.optimizer = build_optimizer(module, stage.optimizer, trained)
         self.forward: nn.Module = Autocast(module, stage)
         self.masters = self._take_over(stage)
 
