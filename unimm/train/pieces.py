@@ -119,7 +119,8 @@ class Masters:
         first, found = ranks.rank() == 0, {}
         for name, p in self.module.named_parameters():
             averaged = self.ema and p.requires_grad
-            with nullcontext() if averaged else self.gathered([p]):
+            # What DeepSpeed keeps whole must stay so: some modules use it without asking for it.
+            with nullcontext() if averaged or p.numel() else self.gathered([p]):
                 value = self._averaged(name, p) if averaged else p.detach()
                 if first:
                     found[name] = value.to("cpu", copy=True)
