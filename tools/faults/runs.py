@@ -275,7 +275,8 @@ def differences(wanted: Path, found: Path, steps: int = STEPS) -> list[str]:
     apart = [path.name for path in sorted(one.glob("*.safetensors"))
              if not (two / path.name).is_file() or path.read_bytes() != (two / path.name).read_bytes()]
     states = [read_state(path) for path in (one, two)]
-    states = [{k: s[k] for k in ("stream", "updates", "guards")} | {"meter": s["meter"] | {"seconds": 0}} for s in states]
+    states = [{k: state[k] for k in ("stream", "updates", "guards")} | {"meter": state["meter"] | {"seconds": 0}}
+              for state in states]
     apart += [f"state.json: {key}" for key in states[0] if states[0][key] != states[1].get(key)]
     lines = [[{k: v for k, v in json.loads(line).items() if k not in TIMED}
               for line in (folder / STAGE / "metrics.jsonl").read_text().splitlines()] for folder in (wanted, found)]
