@@ -22,7 +22,7 @@ from unimm.train import ranks
 from unimm.train.muon import Exchange, MuonAdamW
 from unimm.train.pieces import Held, Masters, Read, held_whole
 from unimm.train.shares import shares
-from unimm.train.update import Engine, NotFinite, clip
+from unimm.train.update import Engine, NotFinite
 
 
 def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
@@ -113,18 +113,12 @@ class DeepSpeedEngine(Engine):
         self.engine.backward(loss * ranks.world(), scale_wrt_gas=False)  # DeepSpeed takes the mean over ranks
 
     def step(self) -> float:
-        if self.zero == 0:
-            try:
-                norm = clip([p.grad for p in self.trained if p.grad is not None], self.limit)
-            except NotFinite:
-                self.engine.zero_grad()
-                raise
-            self.engine.step()
-        else:
-            self.engine.step()
-            norm = float(self.engine.get_global_grad_norm())
-            if not math.isfinite(norm) or self.engine.optimizer.overflow:
-                raise NotFinite(f"the gradient norm is {norm}")
+        if self.zero == 0:  # gradients are averaged in backward, and everything else is as in one process
+            return super().step()
+        self.engine.step()
+        norm = float(self.engine.get_global_grad_norm())
+        if not math.isfinite(norm) or self.engine.optimizer.overflow:
+            raise NotFinite(f"the gradient norm is {norm}")
         self.masters.updated()
         return norm
 
