@@ -8,7 +8,7 @@ nowhere written by hand (`unimm.train.sharded`).
 """
 
 import importlib.util
-from typing import Literal, assert_never
+from typing import Literal
 
 from torch import nn
 
@@ -26,14 +26,10 @@ def build_engine(module: nn.Module, stage: Stage, kind: Literal["auto", "deepspe
         # Of one process without ZeRO it would change nothing but the time, of a start and of every step.
         shared = stage.zero > 0 or ranks.world() > 1
         kind = "deepspeed" if shared and importlib.util.find_spec("deepspeed") else "plain"
-    match kind:
-        case "deepspeed":
-            from unimm.train.sharded import DeepSpeedEngine
+    if kind == "deepspeed":
+        from unimm.train.sharded import DeepSpeedEngine
 
-            return DeepSpeedEngine(module, stage, trained)
-        case "plain":
-            if ranks.world() > 1:
-                raise TrainError(f"{ranks.world()} processes need DeepSpeed; install it, or start one process")
-            return Engine(module, stage, trained)
-        case _:
-            assert_never(kind)
+        return DeepSpeedEngine(module, stage, trained)
+    if ranks.world() > 1:
+        raise TrainError(f"{ranks.world()} processes need DeepSpeed; install it, or start one process")
+    return Engine(module, stage, trained)

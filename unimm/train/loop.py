@@ -7,6 +7,7 @@ known before the first forward, and every slot starts all random generators from
 """
 
 import contextlib
+import os
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -144,12 +145,17 @@ class _Run:
         self.status, self.meter = status, meter
         self.guards = Guards(stage.guards, folder, name, work.show)
         self.watchdog = Watchdog(folder, ranks.rank(), ranks.world(), stage.guards.late_seconds,
-                                 ends=stage.guards.end_when_late,
-                                 last_words=lambda text: status and status.end("resume", HUNG, text))
+                                 self._end if stage.guards.end_when_late else None)
 
     def _tell(self) -> None:
         if self.status:
             self.status.at(stage=self.name, step=self.step, steps=self.stage.steps, checkpoint=str(self.saved or ""))
+
+    def _end(self, why: str) -> None:
+        """Leave from another thread than the one that hangs."""
+        if self.status:
+            self.status.end("resume", HUNG, why)
+        os._exit(HUNG)
 
     def one_step(self, signals: Signals) -> int:
         """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0.

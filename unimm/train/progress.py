@@ -1,7 +1,6 @@
 """What rank 0 tells of a stage: metrics.jsonl, TensorBoard, the progress line."""
 
 import contextlib
-import importlib.util
 import json
 import sys
 import time
@@ -13,34 +12,32 @@ from unimm.words import span
 
 
 class Log:
-    """metrics.jsonl, one flat object a line, and TensorBoard where it is installed; written by rank 0 alone."""
+    """metrics.jsonl, one flat object a line, and TensorBoard. Rank 0 alone writes them."""
 
     def __init__(self, folder: Path, step: int):
         """Continue at `step`: lines of later steps, written before a crash, are dropped. Raises DiskError."""
         self.path, self.board = folder / "metrics.jsonl", None
         if ranks.rank() > 0:
             return
+        from torch.utils.tensorboard import SummaryWriter
+
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         replace_file(self.path, "".join(kept).encode())
-        if importlib.util.find_spec("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add a line. Raises DiskError."""
-        if ranks.rank() > 0:
+        if self.board is None:
             return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
-        if self.board:
-            from tensorboard.compat.proto.summary_pb2 import Summary
-
-            # One event a line: one a value costs as much as a small model's step.
-            scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-            with writing(self.path.with_name("tensorboard")):
-                self.board.file_writer.add_summary(Summary(value=scalars), step)
+        # One event a line: one a value costs as much as a small model's step.
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        with writing(self.path.with_name("tensorboard")):
+            self.board.file_writer.add_summary(Summary(value=scalars), step)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a full disk: metrics.jsonl has said so, and holds every line

@@ -30,16 +30,6 @@ class Autocast(nn.Module):
             return self.module(batch)
 
 
-def clip(gradients: list[Tensor], limit: float) -> float:
-    """Scale gradients in place to a total norm of at most `limit`; returns the norm before. Raises NotFinite."""
-    norm = float(torch.nn.utils.get_total_norm(gradients))
-    if not math.isfinite(norm):
-        raise NotFinite(f"the gradient norm is {norm}")
-    if norm > limit:
-        torch._foreach_mul_(gradients, limit / norm)
-    return norm
-
-
 class Engine:
     """One process, torch alone: the whole model on one device, and the reference for the curve of every other engine.
 
@@ -73,7 +63,9 @@ class Engine:
         Raises NotFinite, on all ranks alike, with weights and optimizer unmoved and the gradients cleared.
         """
         try:
-            norm = clip([p.grad for p in self.trained if p.grad is not None], self.limit)
+            norm = float(nn.utils.clip_grad_norm_(self.trained, self.limit))
+            if not math.isfinite(norm):
+                raise NotFinite(f"the gradient norm is {norm}")
             self.optimizer.step()
             self.masters.updated()
         finally:

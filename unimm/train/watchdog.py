@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Literal
 
 from unimm.disk import DiskError, replace_file
-from unimm.status import HUNG
 
 Where = Literal["start", "data", "forward", "backward", "collective", "update", "save", "preview", "end"]
 FOLDER = "heartbeats"
@@ -36,15 +35,13 @@ class Watchdog:
     """One rank's heartbeat. `start` and `stop` run the thread; `look` is one round of it.
 
     seconds   without a beat until a rank counts as late; 0: nothing is watched
-    ends      end the process after half as long again, with exit code 76
-    last_words  called before that with what to tell
+    end       called after half as long again with what to tell, to end the process; None: it may hang
     """
 
-    def __init__(self, folder: Path, rank: int, world: int, seconds: float, say: Callable[[str], None] = _say,
-                 ends: bool = False, last_words: Callable[[str], None] = lambda text: None,
-                 clock: Callable[[], float] = time.monotonic, leave: Callable[[int], None] = os._exit):
+    def __init__(self, folder: Path, rank: int, world: int, seconds: float, end: Callable[[str], None] | None = None,
+                 say: Callable[[str], None] = _say, clock: Callable[[], float] = time.monotonic):
         self.folder, self.rank, self.world, self.seconds = folder / FOLDER, rank, world, seconds
-        self.say, self.ends, self.last_words, self.clock, self.leave = say, ends, last_words, clock, leave
+        self.end, self.say, self.clock = end, say, clock
         self.watched = threading.get_ident()
         # Step, beats within it, place, time, clock; (step, beats) orders ranks by how far they are.
         self.now: tuple[int, int, str, float, float] = (0, 0, "start", time.time(), clock())
@@ -108,9 +105,8 @@ class Watchdog:
                 self.say("\n".join(_report(late, silent, self.world)))
             elif late:
                 self.say("\n".join(_described(own)))
-        if self.ends and own["age"] > 1.5 * self.seconds:
-            self.last_words(_described(own)[0])
-            self.leave(HUNG)
+        if self.end and own["age"] > 1.5 * self.seconds:
+            self.end(_described(own)[0])
 
     def _facts(self) -> dict:
         step, beats, where, since, clock = self.now
