@@ -61,13 +61,10 @@ class Guards:
         self.spikes = Spikes(limits.spike, limits.spike_window)
         self.skipped = self.in_row = self.drawn = 0
         self.leapt: int | None = None
-        written = ranks.from_first(read_sealed(self._file)) or {"spikes": 0, "condemned": []}
+        self.file = folder / "rollbacks.json"
+        written = ranks.from_first(read_sealed(self.file)) or {"spikes": 0, "condemned": []}
         self.spiked: int = written["spikes"]
         self.condemned: list[list[int]] = written["condemned"]  # first and last batch, once for each rollback
-
-    @property
-    def _file(self) -> Path:
-        return self.folder / "rollbacks.json"
 
     def draw(self, stream):
         """The stream's next batch that no rollback condemned."""
@@ -127,7 +124,7 @@ class Guards:
         first = max(state["drawn"], self.leapt - self.limits.rollback_batches + 1)
         self.condemned.append([first, self.leapt])
         if ranks.rank() == 0:
-            write_sealed(self._file, {"spikes": self.spiked, "condemned": self.condemned})
+            write_sealed(self.file, {"spikes": self.spiked, "condemned": self.condemned})
         ranks.say(f"{self.name}: going back, and leaving out batches {first} to {self.leapt} "
                   f"(rollback {len(self.condemned)} of {self.limits.rollbacks})")
 

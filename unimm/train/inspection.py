@@ -51,13 +51,11 @@ def save_batch(stem: Path, batch, losses: Sequence[Losses], facts: Mapping) -> P
 def _leaves(value, name: str) -> Iterator[tuple[str, object]]:
     """Everything in a batch that is no container, under names such as "ids", "1", "slots.0.1.payload"."""
     if dataclasses.is_dataclass(value):
-        items = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
-    elif isinstance(value, Mapping):
-        items = list(value.items())
-    elif isinstance(value, list | tuple):
-        items = list(enumerate(value))
-    else:
+        value = vars(value)
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
         yield name or "batch", value
         return
-    for key, inner in items:
+    for key, inner in value.items():
         yield from _leaves(inner, f"{name}.{key}" if name else str(key))
