@@ -151,6 +151,9 @@ def edits(count: int, seed: int) -> Iterator[Sample]:
         yield sample(before, Text(e.instruction, role="user"), after)
 
 
+PARTS = {"pairs": pairs, "chats": chats, "edits": edits}
+
+
 def _edits(seed: int, evaluation: bool) -> Iterator[Edit]:
     """Edits of which the scene before, the scene after and the instruction are all of one side."""
     for rng, _, scene in _draws("edits", seed, {"single": 0.25, "pair": 0.75}, evaluation):

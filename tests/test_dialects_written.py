@@ -179,9 +179,8 @@ def test_text_gives_no_marker_that_a_release_left_unmarked(tmp_path):
     careless.save(str(file))
     text = PretrainedTokenizer(str(tmp_path))
     assert 7 in text.encode("a<boi>"), "the test would show nothing"
-    text.keep_apart(["<boi>", "<never heard of>"])
+    text.keep_apart([7])
     assert 7 not in text.encode("a<boi>") and text.decode(text.encode("a<boi>")) == "a<boi>"
-    assert {0, 7} <= text.controls
 
 
 def test_codes_that_the_tokenizer_names_must_be_all_there_and_one_run(tmp_path):

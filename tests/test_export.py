@@ -27,7 +27,7 @@ def run(tmp_path_factory):
     (folder / "text.model").write_bytes(text.model)
     tokenizer = build_tokenizer(TINY.image_tokenizer)
     save_tokenizer(tokenizer, folder / "image_tokenizer")
-    saver = Saver(folder / "sft", background=False, keep=9)
+    saver = Saver(folder / "sft", keep=9)
     for step in (1, 2):
         torch.manual_seed(step)
         model = new_model(TINY, layout_of(TINY, text_of(TINY, folder)), tokenizer)
@@ -36,6 +36,7 @@ def run(tmp_path_factory):
         left = {name: t / 2 if step == 2 and name in dict(model.named_parameters()) else t
                 for name, t in model.state_dict().items()}
         saver.save(step, left, pieces, {"stage": "sft"}, {})
+    saver.wait()
     return folder
 
 

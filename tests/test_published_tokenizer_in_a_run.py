@@ -17,13 +17,14 @@ from unimm.config.data import ImageFolder, Use
 from unimm.config.model import SharedTable
 from unimm.config.tokens import Codebook, ImageLayout, LevelLayout
 from unimm.generate.use import answer, draw
-from unimm.images.tokenizer import TokenizerError, fingerprint, load_tokenizer
+from unimm.images.tokenizer import fingerprint, load_tokenizer
 from unimm.pipeline import encode_run, train_run
 from unimm.recipe import recipe_from_json, recipe_to_json
 from unimm.sample import Image, Pixels, Text
 from unimm.show import show
 from unimm.stream.shards import open_shards
 from unimm.system import open_run
+from unimm.weights import StoredError
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_what_is_missing_is_said(recipe, tmp_path):
     with pytest.raises(ConfigError, match="image_tokenizer.weights"):
         encode_run(nowhere, tmp_path)
     gone = replace(recipe, image_tokenizer=replace(recipe.image_tokenizer, weights=str(tmp_path / "gone")))
-    with pytest.raises(TokenizerError, match="no such file"):
+    with pytest.raises(StoredError, match="no such file"):
         encode_run(gone, tmp_path)
     other = replace(recipe, codebooks=(Codebook(name="visual", size=95),))
     with pytest.raises(ConfigError, match="makes 96"):

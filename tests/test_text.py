@@ -142,6 +142,27 @@ def test_special_token_text_in_a_prompt_stays_text(published):
     assert ours.decode(ids) == hostile_prompt
 
 
+def test_ids_that_are_kept_apart_come_from_no_text(published):
+    """Also those of words that the release did not mark as special: an added token, and what a merge makes."""
+    tokenizer = PretrainedTokenizer(str(published))
+    think, re = tokenizer.id_of("<think>"), tokenizer.id_of("re")
+    assert {think, re} <= set(tokenizer.encode("<think>are")), "the test would show nothing"
+    tokenizer.keep_apart([think, re])
+    for text in ("<think>are", "<think>" * 5000, "rererere<think>re"):
+        assert not {think, re} & set(tokenizer.encode(text)) and tokenizer.decode(tokenizer.encode(text)) == text
+    tokenizer.keep_apart([tokenizer.id_of("x")])
+    with pytest.raises(TextError, match="the text holds 'x', which this tokenizer has for a marker or a code only"):
+        tokenizer.encode("a fox")
+
+
+def test_a_published_tokenizer_cuts_nothing_off(published, tmp_path):
+    """Defect 2: a tokenizer.json may say that texts end after so many tokens."""
+    short = Tokenizer.from_file(str(published / "tokenizer.json"))
+    short.enable_truncation(4)
+    short.save(str(tmp_path / "tokenizer.json"))
+    assert PretrainedTokenizer(str(tmp_path)).decode(PretrainedTokenizer(str(tmp_path)).encode("a" * 99)) == "a" * 99
+
+
 def test_a_published_tokenizer_adds_nothing_and_knows_its_tokens(published):
     tokenizer = PretrainedTokenizer(str(published))
     assert tokenizer.decode(tokenizer.encode(" red")) == " red"

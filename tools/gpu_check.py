@@ -2,9 +2,10 @@
 
     python -m tools.gpu_check [--json FILE] [--write] [--toy] [PART ...]
 
-measures on the first GPU: attention kernels against float64; memory and time of the loss at 168,000 ids; training
-steps at 0.5 B and 1.5 B parameters, rows of 4,096 packed tokens, against transformers' Trainer on the same weights
-and batches. Every part is a process of its own with a time limit, so one that fails or hangs costs only itself.
+measures on the first GPU: attention kernels against float64; memory and time of the loss at 168,000 ids; steps of
+guided image decode at 0.5 B and 1.5 B parameters, against the memory's bandwidth and eager `generate`; training steps
+at the same sizes, rows of 4,096 packed tokens, against transformers' Trainer on the same weights and batches. Every
+part is a process of its own with a time limit, so one that fails or hangs costs only itself.
 `--toy` runs every part on any machine in seconds, to know that the path works; its figures mean nothing. `--write`
 puts the figures into docs/performance.md. Exits 2 where there is no GPU, 1 where a part failed, 0 otherwise.
 """
@@ -22,8 +23,9 @@ from tools.bench.rows import machine
 
 ROOT = Path(__file__).parents[1]
 PARTS = {
-    "attention": 90, "loss": 60, "step 0.5b zero1": 90, "step 0.5b trainer": 90, "step 1.5b zero1": 90,
-    "step 1.5b trainer": 90, "step 0.5b zero0": 60, "step 0.5b recompute": 60, "step 0.5b compile": 150,
+    "attention": 90, "loss": 60, "sampling 0.5b": 120, "sampling 1.5b": 120, "step 0.5b zero1": 90,
+    "step 0.5b trainer": 90, "step 1.5b zero1": 90, "step 1.5b trainer": 90, "step 0.5b zero0": 60,
+    "step 0.5b recompute": 60, "step 0.5b compile": 150,
 }
 """Seconds that each may take, the most wanted first: what the ten minutes no longer hold is left out and said."""
 WHOLE = 570
@@ -74,6 +76,8 @@ def lines(found: dict[str, dict]) -> list[tuple[str, str, str]]:
             case ["loss"]:
                 told += [(f"loss by {way}", f"{values[way]['ms']:.2f} ms", _saving(values, way)) for way in values
                          if way != "seconds"]
+            case ["sampling", size]:
+                told += _sampling(size, values)
             case ["step", size, kind]:
                 told.append((f"step, {size}, {kind}", f"{values['ms_per_step']:.1f} ms", _step(found, size, values)))
     return told
@@ -82,6 +86,23 @@ def lines(found: dict[str, dict]) -> list[tuple[str, str, str]]:
 def _saving(values: dict, way: str) -> str:
     full, own = values["full logits"]["gib"], values[way]["gib"]
     return f"{own:.2f} GiB" + (f", {full / own:.1f}x less" if own and way != "full logits" else "")
+
+
+def _sampling(size: str, values: dict) -> list[tuple[str, str, str]]:
+    """Batches beside the bandwidth limit; batch 2 beside what is wanted of an H200, and `generate` beside tenfold."""
+    told = []
+    for batch, each in values.items():
+        if batch.startswith("batch"):
+            remark = f"{each['limit_ms']:.3f} ms at the memory's bandwidth, {each['ms'] / each['limit_ms']:.2f}x"
+            if batch == "batch 2":
+                held = "holds" if each["ms"] <= values["wanted_ms"] else "MISSED"
+                remark += f"; wanted of an H200 <= {values['wanted_ms']:.2f} ms: {held}"
+            told.append((f"image decode, {size}, {batch}", f"{each['ms']:.3f} ms / id", remark))
+    ms = values["generate"]
+    ratio = ms["generate"] / ms["ours"]
+    held = "holds" if ratio >= 10 else "MISSED"
+    return [*told, (f"image decode, {size}, one guided image", f"{ms['ours']:.3f} ms / id",
+                    f"generate {ms['generate']:.2f} ms, {ratio:.1f}x; wanted >= 10x: {held}")]
 
 
 def _step(found: dict[str, dict], size: str, values: dict) -> str:

@@ -10,6 +10,8 @@ import argparse
 import contextlib
 import io
 import json
+import math
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,10 +21,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from tools import samplers
 from tools.bench import step
 from tools.bench.rows import Unequal, equal
 from unimm.config.model import FreshBackbone
-from unimm.hardware import Multiplied, peak_flops
+from unimm.hardware import GPUS, Multiplied, peak_flops
 from unimm.model.attention import Documents, attend, available, choose
 from unimm.model.cross_entropy import weighted_loss
 from unimm.train.loop import Work, run_stage
@@ -227,8 +230,64 @@ def steps(size: str, kind: str, toy: bool) -> dict:
             raise ValueError(kind)
 
 
+BATCHES = (1, 2, 64)
+"""Rows of a forward: an image without guidance, one with both its branches, 32 such."""
+
+
+def sampling(size: str, toy: bool) -> dict:
+    """Milliseconds per id of images, at every batch beside what the memory allows, and by eager `generate`.
+
+    The ids of every way are equal first: in float32 where any choice is close, in bfloat16 where none is.
+    """
+    shape, side, small = (step.TOY[0].model, 3, 2) if toy else (SIZES[size].model, 24, 12)
+    text, codes = (300, 64) if toy else (VOCAB - 16_384, 16_384)
+    make = dict(text=text, codes=codes, sizes=((side, side), (small, small)), device=device().type)
+    one = samplers.Ask(samplers.caption(), (small, small), 3.0)
+    check = samplers.world(shape, **make)
+    ids = samplers.greedy(check, [one])[0]
+    equal(f"{size}: ids of our loop and generate's, float32", ids, samplers.image(check, one))
+    del check
+    world = samplers.world(shape, sure=True, dtype=torch.bfloat16, **make)
+    ids = samplers.greedy(world, [one])[0]
+    equal(f"{size}: ids of our loop and generate's, bfloat16", ids, samplers.image(world, one))
+    ms = {"ours": timed(lambda: samplers.greedy(world, [one]), 3) / len(ids),
+          "generate": timed(lambda: samplers.image(world, one), 1) / len(ids)}
+    del world.__dict__["peer"]
+    found = {"generate": ms, "wanted_ms": {"0.5b": 0.60, "1.5b": 1.23}[size]}
+    for batch in BATCHES:
+        ask = samplers.Ask(samplers.caption(), (side, side), 3.0 if batch > 1 else 1.0)
+        asks = [ask] * max(1, batch // 2)
+        ids = samplers.greedy(world, asks)
+        for other in ids[1:]:
+            equal(f"{size}: ids of one prompt at batch {batch}", other, ids[0])
+        found[f"batch {batch}"] = {"ms": timed(lambda asks=asks: samplers.greedy(world, asks), 2) / len(ids[0]),
+                                   "limit_ms": at_least(world, ask, batch, len(ids[0]))}
+    return found
+
+
+def at_least(world: samplers.World, ask: samplers.Ask, rows: int, written: int) -> float:
+    """Milliseconds in which the device can read what a step of so many rows reads: the body's weights, the head's rows
+    of codes, and keys and values of half of what is written."""
+    config = world.model.backbone.config
+    tables = (world.model.backbone.get_input_embeddings().weight, world.model.backbone.get_output_embeddings().weight)
+    weights = sum(p.numel() for p in world.model.parameters()) - sum(t.numel() for t in tables)
+    weights += world.layout.vocab.ranges["visual"].codes * config.hidden_size
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    length = world.prompt(ask).shape[1] + written / 2
+    cache = rows * length * config.num_hidden_layers * 2 * config.num_key_value_heads * head
+    return (weights + cache) * tables[0].element_size() / bandwidth() * 1e3
+
+
+def bandwidth() -> float:
+    """Bytes per second of this device's memory, after unimm/hardware.py; NaN for one that it lacks."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return next((gpu.bandwidth for gpu in GPUS if re.search(gpu.pattern, name)), math.nan)
+
+
 def part(name: str, toy: bool) -> dict:
     match name.split():
+        case ["sampling", size]:
+            return sampling(size, toy)
         case ["attention"]:
             return attention(toy)
         case ["loss"]:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
@@ -26,22 +25,6 @@ def writing(path: Path):
         raise DiskError(f"can't write {path}: {error.strerror}; free the disk or choose another folder") from None
 
 
-def replace_file(path: Path, content, aside: str = "") -> None:
-    """Write `content` (bytes or a buffer) aside, then put it at `path` in one step that survives a power cut.
-
-    Processes that may write one path at the same time need an `aside` of their own, such as their rank.
-    Its name is the same after a restart, so that no leftovers gather.
-    """
-    draft = path.with_name(f"{path.name}.{aside}tmp")
-    with writing(path):
-        with open(draft, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-        sync_folder(path.parent)
-
-
 class Digest(TypedDict):
     """What a file must be: its size and its SHA-256, hexadecimal."""
 
@@ -52,18 +35,30 @@ class Digest(TypedDict):
 def write_file(path: Path, chunks: Iterable) -> Digest:
     """Write `chunks` (bytes or buffers) one after another and sync them; what was written.
 
-    The digest is that of the memory, taken while the disk writes, so it also covers the way to the disk.
-    Raises OSError.
+    The digest is that of the memory, so it also covers the way to the disk. Raises OSError.
     """
     digest, size = hashlib.sha256(), 0
-    with open(path, "wb") as file, ThreadPoolExecutor(1) as beside:
+    with open(path, "wb") as file:
         for chunk in chunks:
-            hashed = beside.submit(digest.update, chunk)
+            digest.update(chunk)
             size += file.write(chunk)
-            hashed.result()
         file.flush()
         os.fsync(file.fileno())
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def replace_file(path: Path, content, aside: str = "") -> Digest:
+    """Write `content` (bytes or a buffer) aside, then put it at `path` in one step that survives a power cut.
+
+    Processes that may write one path at the same time need an `aside` of their own, such as their rank.
+    Its name is the same after a restart, so that no leftovers gather.
+    """
+    draft = path.with_name(f"{path.name}.{aside}tmp")
+    with writing(path):
+        digest = write_file(draft, [content])
+        os.replace(draft, path)
+        sync_folder(path.parent)
+    return digest
 
 
 def copy_file(source: Path, target: Path) -> Digest:
@@ -81,10 +76,21 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def fault_of(path: Path, wanted: Digest, every_byte: bool = True) -> str | None:
+    """What is wrong with a file, or None; without `every_byte` only sizes are compared."""
+    try:
+        size = path.stat().st_size
+        if size != wanted["bytes"]:
+            return f"{path} is damaged: it has {size:,} bytes, not {wanted['bytes']:,}"
+        if every_byte:
+            with open(path, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != wanted["sha256"]:
+                    return f"{path} is damaged: its checksum differs"
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return f"can't read {path}: {error.strerror}"
+    return None
 
 
 def write_sealed(path: Path, facts: dict, aside: str = "") -> None:

@@ -100,7 +100,12 @@ class Automaton:
 
     States are integers; TEXT is between images, DONE after an end marker. `kinds[k]` names what the
     ids of `sets[k]` are ("text", "marker", or a codebook's name), so that a sampler can ask the
-    right head and the right temperature.
+    right head and the right temperature. The set `no_image` is that of text where no image may begin.
+
+    follows   int64 (states,): the one state behind, whichever allowed id is taken; -1 where that depends on the id
+    forced    int64 (states,): the one allowed id, or -1
+    codes     int64 (states,): how many codes of its image stand before this state
+    headers   the size of the image whose header ends at a state
     """
 
     TEXT, DONE = 0, 1
@@ -109,6 +114,7 @@ class Automaton:
                  placeholders: dict[str, int]):
         self.labels: dict[int | str, int] = {"text": 0}
         self._edges: list[dict[int, int]] = [{}, {}]
+        self._codes = [0, 0]
         for plan in plans:
             self._insert(plan, by_count)
         fixed = {key: label for key, label in self.labels.items() if isinstance(key, int)}
@@ -121,17 +127,23 @@ class Automaton:
             self._edges[self.TEXT][self.labels[end]] = self.DONE
         self._edges[self.DONE][self.labels[pad]] = self.DONE
         self._tabulate(vocab)
+        self.headers = {self.after(plan.header): plan.size for plan in plans[::-1]}
+        begins = [plan.header[0] for plan in plans if not vocab.is_text[plan.header[0]]]
+        self.no_image = len(self.sets)
+        self.sets.append(np.setdiff1d(self.sets[self.set_of[self.TEXT]], begins))
+        self.kinds.append("text")
 
     def _label(self, key: int | str) -> int:
         return self.labels.setdefault(key, len(self.labels))
 
-    def _edge(self, state: int, label: int, last: bool) -> int:
+    def _edge(self, state: int, label: int, last: bool, is_code: bool) -> int:
         """Follow or make the edge; the last one of an image leads back to TEXT."""
         edges = self._edges[state]
         if label not in edges:
             edges[label] = self.TEXT if last else len(self._edges)
             if not last:
                 self._edges.append({})
+                self._codes.append(self._codes[state] + is_code)
         elif (edges[label] == self.TEXT) != last:
             raise ConfigError("one size's image is the beginning of another's; add row ends or a size to the layout")
         return edges[label]
@@ -144,14 +156,14 @@ class Automaton:
             last = n == len(steps) - 1
             if isinstance(piece, Fixed):
                 label = self._label(piece.ids[k])
-                target = self._edge(state, label, last)
+                target = self._edge(state, label, last, False)
                 for shorter in early:
                     self._edges[shorter][label] = target
                 early = []
             else:
                 if k >= piece.shortest and piece.shortest < piece.length:
                     early.append(state)
-                target = self._edge(state, self._label(piece.space), last)
+                target = self._edge(state, self._label(piece.space), last, True)
             state = target
 
     def _label_ids(self, vocab: Vocab, others: list[int], placeholders: dict[str, int]) -> np.ndarray:
@@ -184,6 +196,10 @@ class Automaton:
                 names = [kinds_by_label[n] for n in key]
                 self.kinds.append("text" if 0 in key else next((n for n in names if n != "marker"), "marker"))
             self.set_of[state] = known[key]
+        self.codes = np.array(self._codes)
+        behind = [set(edges.values()) for edges in self._edges]
+        self.follows = np.array([next(iter(states)) if len(states) == 1 else -1 for states in behind])
+        self.forced = np.array([self.sets[k][0] if len(self.sets[k]) == 1 else -1 for k in self.set_of])
 
     def advance(self, states: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """The states (B,) after the ids (B,). Raises ValueError for an id that was not allowed."""

@@ -33,6 +33,8 @@ class _Writer:
     learn: list[bool] = field(default_factory=list)
     slots: list[Slot] = field(default_factory=list)
     role: Role | None = None
+    images: set[int] = field(default_factory=set)
+    """Where images stand."""
     last: Part | None = None
     """The part before, in the turn that is being written."""
     learned: bool = False
@@ -78,8 +80,9 @@ class Layout:
         self.text = text
         self.continuous = {c.name: c for c in continuous}
         names = markers(config, continuous)
-        text.keep_apart(names)
         self.vocab: Vocab = build_vocab(text.size, names, special_ids or {}, codebooks, text.id_of, text.controls)
+        apart = [range(r.start, r.stop) for r in self.vocab.ranges.values()]
+        text.keep_apart(set(self.vocab.special.values()).union(*apart))
         spaces = set(self.vocab.ranges) | set(self.continuous)
         for image in (config.write, config.read or config.write):
             for level in image.levels:
@@ -136,11 +139,15 @@ class Layout:
         return w.sequence()
 
     def prompt(self, parts: tuple[Part, ...], then: str = "text", size: tuple[int, int] | None = None,
-               unconditional: bool = False) -> Sequence:
-        """The parts as context, up to where the model writes `then`: "text" (or whatever it chooses) or "image"."""
+               unconditional: bool = False, images: bool | None = None) -> Sequence:
+        """The parts as context, up to where the model writes `then`: "text" (or whatever it chooses) or "image".
+
+        `images` says whether a forgotten context keeps its images; None: as in training. Raises LayoutError where the
+        layout has no place for them.
+        """
         plan = self._plan_of_size(size or self.config.sizes[0]) if then == "image" else None
         role = "assistant" if parts and parts[-1].role is not None else None
-        w = self._context(self._worded(parts, plan, True), unconditional, role, plan is not None)
+        w = self._context(self._worded(parts, plan, True), unconditional, role, plan is not None, images)
         if role is not None:
             self._turn(w, role, False, plan is not None)
         if plan is not None:
@@ -182,7 +189,8 @@ class Layout:
                 return image, *rest
         return parts
 
-    def _context(self, parts: tuple[Part, ...], unconditional: bool, role: Role | None, drawing: bool) -> _Writer:
+    def _context(self, parts: tuple[Part, ...], unconditional: bool, role: Role | None, drawing: bool,
+                 images: bool | None = None) -> _Writer:
         """The beginning of a sequence with `parts` read; both training and sampling forget them here."""
         w = _Writer(self.text, forgets=unconditional)
         if not unconditional or self.config.unconditional != "bare":
@@ -191,19 +199,28 @@ class Layout:
             self._part(w, part, drawing)
         if not unconditional:
             return w
+        keep = self.config.forgets_words_only if images is None else images
+        shown = [part for part in parts if isinstance(part, Image)] if keep else []
         match self.config.unconditional:
             case "drop" | "bare":
-                pass
+                for image in shown:
+                    self._image(w, image)
             case "pad":
                 if role is not None:
                     self._turn(w, role, False, drawing)
                 w.flush()
-                w = _Writer(self.text, [self.bos] + [self.pad_id] * (len(w.ids) - 1), w.learn, [], w.role)
+                kept = w.images | {0} if keep else {0}
+                ids = [i if n in kept else self.pad_id for n, i in enumerate(w.ids)]
+                w = _Writer(self.text, ids, w.learn, w.slots if keep else [], w.role)
             case "replace":
+                if shown and not self.config.forgets_words_only:
+                    raise LayoutError(f"this layout forgets a context as {self.config.replacement!r}, which has no "
+                                      "place for its images ({images}), so they can't guide alone; set image_guidance "
+                                      "to 0")
                 first, *rest = self.config.replacement.split("{images}")
                 w.write(self._pieces(first))
                 for words in rest:
-                    for image in (part for part in parts if isinstance(part, Image)):
+                    for image in shown:
                         self._image(w, image)
                     w.write(self._pieces(words))
                 w.role = role
@@ -251,6 +268,7 @@ class Layout:
         image = self._as_read(image)
         plan, arrays = self._fit(image)
         w.flush()
+        first = len(w.ids)
         pixels = image.content.array if isinstance(image.content, Pixels) else None
         for n, piece in enumerate(plan.pieces):
             if isinstance(piece, Fixed):
@@ -266,6 +284,7 @@ class Layout:
                 w.add([self._placeholder(piece.space)] * len(values), image.learn)
             else:
                 w.add(self.vocab.ranges[piece.space].ids_of(values[:, 0]).tolist(), image.learn)
+        w.images.update(range(first, len(w.ids)))
 
     def _placeholder(self, space: str) -> int:
         return self.placeholders[space] if space in self.placeholders else self.vocab.ranges[space].start

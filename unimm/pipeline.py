@@ -19,7 +19,7 @@ from unimm.config.model import VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct, learned
 from unimm.config.tokens import SentencePieceText
-from unimm.disk import replace_file
+from unimm.disk import replace_file, writing
 from unimm.images import tokenizer as codec
 from unimm.images.prepare import as_seen, prepare
 from unimm.images.reconstruct import Reconstruction
@@ -96,12 +96,10 @@ def _begin(recipe: Recipe, folder: Path) -> None:
     if (folder / MANIFEST).is_file():
         raise ConfigError(f"{folder} was exported, without its training state; train into another folder with --out")
     if ranks.rank() == 0:
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if not path.is_file():
-                replace_file(path, recipe_to_json(recipe).encode())
-        except OSError as error:
-            raise ConfigError(f"can't write into {folder}: {error.strerror}; choose another with --out") from None
+        if not path.is_file():
+            replace_file(path, recipe_to_json(recipe).encode())
     ranks.barrier()
     old = recipe_from_json(path.read_text(), str(path))
     if names := [name for name in vars(recipe) if _learned(old)[name] != _learned(recipe)[name]]:
@@ -143,7 +141,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     from unimm.previews import preview_reconstructions
 
     target = folder / system.TOKENIZER_FOLDER
-    if (target / "config.json").is_file():
+    if (target / codec.CONFIG).is_file():
         ranks.say(f"{name}: already done, {target}")
         return
     torch.manual_seed(stage.seed)
@@ -171,7 +169,8 @@ def _adopt_tokenizer(recipe: Recipe, folder: Path) -> None:
     """Bring a published tokenizer that no stage trains into the run's folder, which needs the release no more."""
     trained = any(isinstance(stage, Reconstruct) for stage in recipe.stages.values())
     target = folder / system.TOKENIZER_FOLDER
-    if codec.is_released(recipe.image_tokenizer) and not trained and ranks.rank() == 0 and not target.is_dir():
+    there = (target / codec.CONFIG).is_file()
+    if codec.is_released(recipe.image_tokenizer) and not trained and ranks.rank() == 0 and not there:
         with timed(folder, "adopt"):
             tokenizer = codec.first_tokenizer(recipe.image_tokenizer)
             check_codebook(recipe, tokenizer.size)
@@ -195,7 +194,7 @@ def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: li
     """Encode the datasets that language stages read (all of them, those of some stages, or one)."""
     ranks.start()
     _adopt_tokenizer(recipe, folder)
-    if not (folder / system.TOKENIZER_FOLDER).is_dir():
+    if not (folder / system.TOKENIZER_FOLDER / codec.CONFIG).is_file():
         published = isinstance(recipe.image_tokenizer, Published)
         remedy = "name a release's weights in image_tokenizer.weights, or train it" if published else "train it"
         raise ConfigError(f"{folder}: no trained image tokenizer yet; {remedy} first: unimm train {folder}")

@@ -8,7 +8,6 @@ import numpy as np
 from unimm.generate.use import draw
 from unimm.images.base import ImageTokenizer
 from unimm.images.measure import measure
-from unimm.images.tokenizer import to_codes, to_pixels
 from unimm.pictures import grid, write_png
 from unimm.sample import Text
 from unimm.system import System
@@ -24,11 +23,9 @@ def _target(folder: Path, step: int) -> Path:
 def preview_reconstructions(tokenizer: ImageTokenizer, images: np.ndarray, folder: Path) -> Preview:
     """Pictures above what comes back of them, and the measures of all `images` for the metrics."""
     def preview(step: int) -> dict[str, float]:
-        shown = list(images[:8])
-        again = to_pixels(tokenizer, to_codes(tokenizer, shown))
-        write_png(_target(folder, step), grid(shown + again))
-        return {f"preview/{name}": value for name, value in measure(tokenizer, list(images)).items()
-                if isinstance(value, (int, float))}
+        found = measure(tokenizer, list(images))
+        write_png(_target(folder, step), grid([*images[:8], *found.back[:8]]))
+        return {f"preview/{name}": value for name, value in found.values.items()}
 
     return preview
 

@@ -38,13 +38,11 @@ def _execute(path: Path) -> dict:
     sys.path.insert(0, beside)  # recipes name each other as recipes.x, from the project's root
     try:
         return runpy.run_path(str(path))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
     except TypeError as error:
         raise ConfigError(f"{path}: {_explained(str(error))}") from None
     except SyntaxError as error:
         raise ConfigError(f"{path}:{error.lineno}: {error.msg}") from None
-    except (ImportError, NameError) as error:
+    except (ConfigError, ImportError, NameError) as error:
         raise ConfigError(f"{path}: {error}") from None
     finally:
         sys.path.remove(beside)
@@ -96,8 +94,8 @@ def recipe_from_json(text: str | bytes, where: str) -> Recipe:
         return TypeAdapter(Recipe).validate_json(text, extra="forbid")
     except ValidationError as error:
         first = _of_its_kind(error.errors())
-        place = "".join(f"{p}: " for p in [".".join(map(str, first["loc"]))] if p)
-        raise ConfigError(f"{where}: {place}{first['msg']}") from None
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(": ".join(filter(None, (where, place, first["msg"])))) from None
 
 
 def _of_its_kind(errors: list) -> dict:

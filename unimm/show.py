@@ -5,13 +5,13 @@ from dataclasses import fields, replace
 
 import numpy as np
 
-from unimm.config.data import Emoji, Shapes, Source, Use
+from unimm.config.data import ChatJsonl, Emoji, Shapes, Source, Use
 from unimm.config.images import ConvTokenizer
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct, Stage
 from unimm.config.tokens import Line, UpTo
 from unimm.layout import Layout
-from unimm.sample import Batch, Codes, Image, Latents, Level, Pixels, Sample, Text, sample
+from unimm.sample import Batch, Codes, Image, Latents, Level, Sample, Text, sample
 from unimm.stream.tasks import as_task
 from unimm.system import layout_of, text_of
 from unimm.text import BytesTokenizer
@@ -72,11 +72,10 @@ def axes(recipe: Recipe, layout: Layout) -> dict[str, str]:
     codes = ", ".join(f"{r.name} {r.codes:,}" + (f" x {r.depth}" if r.depth > 1 else "") + f" from id {r.start:,}"
                       for r in layout.vocab.ranges.values())
     side = f"{tokenizer.image} x {tokenizer.image} px, {(tokenizer.image // tokenizer.downsample) ** 2} codes"
-    match tokenizer:
-        case ConvTokenizer():
-            quantizer = described(tokenizer.quantizer)
-        case _:
-            quantizer = f"{tokenizer.size:,} codes of {tokenizer.dim}, published: {tokenizer.weights or 'no weights'}"
+    if isinstance(tokenizer, ConvTokenizer):
+        quantizer = described(tokenizer.quantizer)
+    else:
+        quantizer = f"{tokenizer.size:,} codes of {tokenizer.dim}, published: {tokenizer.weights or 'no weights'}"
     return {
         "image tokenizer": f"{tokenizer.kind}, {side}",
         "quantizer": quantizer,
@@ -117,16 +116,15 @@ def _first(source: Source, layout: Layout) -> Sample:
     """A dataset's first sample where it is built in; an invented one where files would have to be opened."""
     match source:
         case Shapes(part=part, seed=seed):
-            from data import shapes
+            from data.shapes import PARTS
 
-            return next(iter({"pairs": shapes.pairs, "chats": shapes.chats, "edits": shapes.edits}[part](1, seed)))
-        case Emoji():
-            return Sample((Image(Pixels(np.zeros((1, 1, 3), np.uint8))), Text("grinning face")))
-        case _ if source.kind == "chat_jsonl":
+            return next(iter(PARTS[part](1, seed)))
+        case ChatJsonl():
             return sample(Image(_codes(layout, False), role="user"), Text("what is this?", role="user"),
                           Text("a red circle", True, "assistant"))
         case _:
-            return sample(Image(_codes(layout, False)), Text("a red circle"))
+            words = "grinning face" if isinstance(source, Emoji) else "a red circle"
+            return sample(Image(_codes(layout, False)), Text(words))
 
 
 def _codes(layout: Layout, learn: bool) -> Codes | Latents:

@@ -19,11 +19,20 @@ class TextTokenizer(Protocol):
 
     def id_of(self, token: str) -> int | None: ...
 
-    def keep_apart(self, tokens: Iterable[str]) -> None: ...
+    def keep_apart(self, ids: Iterable[int]) -> None: ...
 
     def encode(self, text: str) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
+
+
+def utf8(text: str) -> bytes:
+    """Raises TextError for half a surrogate pair."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        near = text[max(0, error.start - 20):error.end + 20]
+        raise TextError(f"the text {near!r} is not valid Unicode: {error.reason}") from None
 
 
 class _OwnText:
@@ -34,7 +43,7 @@ class _OwnText:
     def id_of(self, token: str) -> int | None:
         return None
 
-    def keep_apart(self, tokens: Iterable[str]) -> None:
+    def keep_apart(self, ids: Iterable[int]) -> None:
         pass
 
 
@@ -51,7 +60,7 @@ class BytesTokenizer(_OwnText):
         self.controls = frozenset(range(self.first)) | frozenset(range(self.first + 256, self.size))
 
     def encode(self, text: str) -> list[int]:
-        return [self.first + byte for byte in text.encode("utf-8")]
+        return [self.first + byte for byte in utf8(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i - self.first for i in ids).decode("utf-8", errors="replace")
@@ -90,10 +99,7 @@ class SentencePieceTokenizer(_OwnText):
         return list(self._known[text])
 
     def _encode(self, text: str) -> list[int]:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise TextError(f"the text {text!r} is not valid Unicode: {error.reason}") from None
+        utf8(text)
         first, *rest = text.split(SPACE)  # a literal U+2581 must not come back as a space: its bytes don't
         ids = self._processor.EncodeAsIds(first)
         for piece in rest:
@@ -145,24 +151,27 @@ class PretrainedTokenizer:
 
             self._tokenizer = AutoTokenizer.from_pretrained(path).backend_tokenizer
         self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
         self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-        self._read_controls()
-
-    def _read_controls(self) -> None:
         added = self._tokenizer.get_added_tokens_decoder()
         self.controls = frozenset(i for i, token in added.items() if token.special)
+        self._apart: frozenset[int] = frozenset()
 
-    def keep_apart(self, tokens: Iterable[str]) -> None:
-        """From now on no text gives the ids of `tokens`, also of those that the release left unmarked (<unused0>)."""
-        from tokenizers import AddedToken
-
-        known = [token for token in tokens if self.id_of(token) is not None]
-        self._tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in known])
-        self._tokenizer.encode_special_tokens = True
-        self._read_controls()
+    def keep_apart(self, ids: Iterable[int]) -> None:
+        """From now on no text gives these ids, also where the release left their tokens unmarked (<unused0>, codes)."""
+        self._apart = frozenset(ids)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Raises TextError where one character is a token that no text may be."""
+        utf8(text)
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        if self._apart.isdisjoint(found.ids):
+            return found.ids
+        spans = [span for i, span in zip(found.ids, found.offsets) if i in self._apart]
+        if short := [text[a:b] for a, b in spans if b - a < 2]:
+            raise TextError(f"the text holds {short[0]!r}, which this tokenizer has for a marker or a code only")
+        cuts = [(a + b) // 2 for a, b in spans]  # half of a token's name is not the token
+        return [i for a, b in zip([0, *cuts], [*cuts, None]) for i in self.encode(text[a:b])]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)

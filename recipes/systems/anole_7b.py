@@ -30,5 +30,5 @@ recipe = replace(
             drop_context=0.0, precision="bf16", zero=2),  # ds_config.json; its precision is not stated
     },
     # chameleon/inference/chameleon.py, Options: as Chameleon's but for the text's temperature.
-    sampling=replace(chameleon_7b.recipe.sampling, text=Choice()),
+    sampling=replace(chameleon_7b.recipe.sampling, text=Choice(top_p=0.9)),
 )

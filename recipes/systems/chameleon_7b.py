@@ -38,8 +38,7 @@ recipe = Recipe(
             schedule=Schedule(warmup=0.0, anneal=1.0, shape="cosine"),
             precision="bf16", zero=3, recompute=True),  # not stated; ours
     },
-    # chameleon.py, Options. Its third branch, guided by the context's images alone with 1.2, matters only where there
-    # are some; its penalty of 1.2 on repeated words is left out.
-    sampling=Sampling(image=Choice(temperature=0.7, top_p=0.9), text=Choice(temperature=0.7),
-                      guidance=3.0, text_length=1024),
+    # chameleon.py, Options; its penalty of 1.2 on repeated words is left out. Its text_length is 4096 less the prompt.
+    sampling=Sampling(image=Choice(temperature=0.7, top_p=0.9), text=Choice(temperature=0.7, top_p=0.9),
+                      guidance=3.0, image_guidance=1.2, text_length=1024),
 )

@@ -39,6 +39,7 @@ recipe = replace(
     stages={"sft": NextToken(  # its training is not released; every number here is ours
         mix=(DRAWN_IN_CHAT, CHATTED), steps=10_000, step_tokens=64 * 8192, seq_len=8192,
         precision="bf16", zero=3, recompute=True)},
-    # configs/example_config_t2i.py; its top 1024 and top-p 0.9 of text are left out.
-    sampling=Sampling(image=Choice(top_k=5120), text=Choice(), guidance=5.0, text_length=5120),
+    # configs/example_config_t2i.py; guidance of edits is 3 in example_config_x2i.py. Three-way guidance is
+    # no_text_img_cfg of src/utils/logits_processor.py, which no configuration there uses.
+    sampling=Sampling(image=Choice(top_k=5120), text=Choice(top_k=1024, top_p=0.9), guidance=5.0, text_length=5120),
 )

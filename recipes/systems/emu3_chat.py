@@ -28,5 +28,6 @@ recipe = replace(
             optimizer=AdamW(lr=1e-5, weight_decay=0.1), schedule=Schedule(warmup=0.03, anneal=0.97, shape="cosine"),
             drop_context=0.0, precision="bf16", zero=3, recompute=True),
     },
-    sampling=Sampling(image=Choice(top_k=2048), guidance=3.0, text_length=1024),  # multimodal_understanding.py
+    # Text: multimodal_understanding.py, greedy. It draws nothing there; how it would is emu3_gen's.
+    sampling=Sampling(image=Choice(top_k=2048), guidance=3.0, text_length=1024),
 )

@@ -22,8 +22,7 @@ ROWS = NextToken(mix=(CHATTED,), steps=1, seq_len=4096, step_tokens=4096, drop_c
 recipe = Recipe(
     name="janus_pro_1b",
     about="Janus-Pro 1B: reads images through SigLIP, writes them through an own table and head.",
-    text=PretrainedText(path=RELEASE, size=102400),  # vocabulary: report, Table 1 (100K)
-    image_tokenizer=LlamaGen(),
+    text=PretrainedText(path=RELEASE, size=102400), image_tokenizer=LlamaGen(),  # vocabulary: report, Table 1 (100K)
     codebooks=(Codebook(name="visual", size=16384, shared=False),),  # report, 3.1
     continuous=(Continuous(name="vision", channels=1024, placeholder="<image_placeholder>"),),  # SigLIP-Large
     layout=Layout(  # janus/models/processing_vlm.py, generation_inference.py

@@ -41,6 +41,7 @@ recipe = replace(
             drop_context=0.1,  # not stated; ours
             precision="bf16", zero=3, recompute=True),
     },
-    # README, inference: temperature 1, cfg 4, image_top_k 2000. Its top 10 of text is left out.
-    sampling=Sampling(image=Choice(top_k=2000), text=Choice(), guidance=4.0, text_length=1024),
+    # README, inference: temperature 1, cfg 4, image_top_k 2000; text_top_k: inference_solver.py. How long an answer may
+    # be (8192 tokens with its images there) is ours.
+    sampling=Sampling(image=Choice(top_k=2000), text=Choice(top_k=10), guidance=4.0, text_length=1024),
 )

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from unimm.checkpoint.phases import Peers
 from unimm.checkpoint.pieces import Piece
 from unimm.checkpoint.write import Saver
+from unimm.train import ranks
 
 SPLIT = 150
 
@@ -45,9 +47,9 @@ def pieces_of(module: nn.Module, rank: int = 0, world: int = 1, keys=("master", 
     return pieces
 
 
-def save(folder, step=3, seed=None, keep=9, background=False, split=SPLIT, **options):
+def save(folder, step=3, seed=None, keep=9, split=SPLIT, **options):
     """Save an Odd that is drawn by its step, and wait for it."""
-    saver = Saver(folder, keep=keep, background=background, split=split, **options)
+    saver = Saver(folder, keep=keep, split=split, **options)
     module = Odd(step if seed is None else seed)
     saver.save(step, module.state_dict(), pieces_of(module), {"stage": "toy", "zero": 1}, {"name": "toy"})
     return saver.wait()
@@ -102,7 +104,7 @@ def together(world: int, act) -> list:
 def rank_of_two(folder: Path, rank: int) -> None:
     """Saves three times over a group of its own while the ranks add numbers over the first one."""
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
-    saver = Saver(folder / "run", peers=Peers.over(dist.new_group(backend="gloo")))
+    saver = Saver(folder / "run", peers=Peers(rank, 2, partial(ranks.gather, group=dist.new_group(backend="gloo"))))
     for step in range(1, 4):
         whole = torch.arange(10.0) * step
         saver.save(step, {"w": whole}, [Piece("w", 5 * rank, {"master": whole[5 * rank:][:5]})], {}, {})

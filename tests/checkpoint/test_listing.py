@@ -17,7 +17,9 @@ def run(tmp_path):
     (tmp_path / "sft" / "step-00001235.part").mkdir()
     file = tmp_path / "sft" / "step-00001234" / "training-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"!")
-    Saver(tmp_path / "pretrain", background=False).save(7, Odd().state_dict(), [], {}, {})
+    saver = Saver(tmp_path / "pretrain")
+    saver.save(7, Odd().state_dict(), [], {}, {})
+    saver.wait()
     (tmp_path / "codes").mkdir()
     return tmp_path
 

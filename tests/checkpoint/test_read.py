@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from unimm.checkpoint.manifest import CheckpointError, faults, verify
-from unimm.checkpoint.read import load_weights, newest, open_pieces, read_recipe, read_state, read_weights, take_up
+from unimm.checkpoint.pieces import Pieces
+from unimm.checkpoint.read import load_weights, newest, read_recipe, read_state, read_weights, take_up
 from unimm.checkpoint.tensors import DTYPES
 from unimm.checkpoint.write import Saver
 
@@ -79,11 +80,13 @@ def test_averaged_weights_are_put_together_from_the_pieces_of_all_ranks(tmp_path
 
 
 def test_averages_that_are_not_there_are_refused(tmp_path):
-    saver, module = Saver(tmp_path, background=False), Odd()
-    path = saver.save(1, module.state_dict(), pieces_of(module, keys=("master",)), {}, {})
+    saver, module = Saver(tmp_path), Odd()
+    saver.save(1, module.state_dict(), pieces_of(module, keys=("master",)), {}, {})
+    path = saver.wait()
     with pytest.raises(CheckpointError, match="no averaged weights"):
         load_weights(path, module, ema=True)
-    path = saver.save(2, module.state_dict(), [], {}, {})
+    saver.save(2, module.state_dict(), [], {}, {})
+    path = saver.wait()
     with pytest.raises(CheckpointError, match="no training state"):
         load_weights(path, module, ema=False)
 
@@ -102,9 +105,9 @@ def test_another_model_s_weights_are_refused_by_the_first_name_that_differs_and_
 def test_weights_saved_under_both_names_of_a_tied_table_are_taken(tmp_path):
     module = Odd()
     state = {name: t.clone() for name, t in module.state_dict().items()}
-    path = Saver(tmp_path, background=False).save(1, state, [], {}, {})
-    other = Odd(4)
-    load_weights(path, other)
+    saver, other = Saver(tmp_path), Odd(4)
+    saver.save(1, state, [], {}, {})
+    load_weights(saver.wait(), other)
     assert same(other, module)
 
 
@@ -168,7 +171,7 @@ def test_a_reader_changes_nothing_and_sees_a_checkpoint_that_only_misses_its_nam
     save(tmp_path).rename(part)
     assert newest(tmp_path) == part and part.is_dir()
     assert take_up(tmp_path, print) == tmp_path / "step-00000003" and not part.exists()
-    assert same_pieces(open_pieces(tmp_path / "step-00000003"))
+    assert same_pieces(Pieces(tmp_path / "step-00000003"))
 
 
 def same_pieces(read) -> bool:

@@ -5,7 +5,9 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import threading
+from concurrent.futures import wait
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from checkpoint.saves import Odd, forked, pieces_of, rank_of_two, same, save, to
 from unimm.checkpoint import phases
 from unimm.checkpoint.manifest import CheckpointError, verify
 from unimm.checkpoint.phases import Peers
-from unimm.checkpoint.read import load_weights, newest, open_pieces, read_state
+from unimm.checkpoint.pieces import Pieces
+from unimm.checkpoint.read import load_weights, newest, read_state
 from unimm.checkpoint.write import Saver
 
 
@@ -54,14 +57,30 @@ def test_what_is_written_behind_is_what_was_there_at_the_call_though_everything_
         for kind, t in piece.tensors.items():
             t.copy_(new.tensors[kind])
     state["stream"]["i"], recipe["name"] = 9, "other"
-    assert not first.exists() and saver.done() is None
+    assert not first.exists()
     gate.open.set()
     second = saver.save(2, module.state_dict(), pieces, {}, {"name": "toy"})
-    assert saver.wait() == saver.done() == second
+    assert saver.wait() == second
     module.load_state_dict(Odd(6).state_dict())
     assert (contents(first), contents(second)) == want
     assert read_state(first)["stream"] == {"i": 1}
     verify(first)
+
+
+ENDING = """
+import sys, torch
+from pathlib import Path
+from unimm.checkpoint.write import Saver
+saver = Saver(Path(sys.argv[1]), split=10_000)
+saver.save(1, {f"w{i}": torch.full((2_500,), i) for i in range(50)}, [], {}, {})
+raise SystemExit(3)
+"""
+
+
+def test_a_process_that_ends_by_an_exception_still_finishes_its_checkpoint(tmp_path):
+    done = subprocess.run([sys.executable, "-c", ENDING, tmp_path])
+    assert done.returncode == 3
+    assert newest(tmp_path).name == "step-00000001"
 
 
 def test_a_second_save_waits_for_the_first(tmp_path):
@@ -85,7 +104,7 @@ def test_a_second_save_waits_for_the_first(tmp_path):
 
 def test_the_newest_and_every_nth_checkpoint_are_kept(tmp_path):
     for step in range(1, 12):
-        save(tmp_path, step, keep=2, keep_every=4, background=step % 2 == 0)
+        save(tmp_path, step, keep=2, keep_every=4)
     assert sorted(int(p.name[5:]) for p in tmp_path.iterdir()) == [4, 8, 10, 11]
     save(tmp_path, 12, keep=1)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000012"]
@@ -106,10 +125,9 @@ def test_saving_again_over_a_step_keeps_what_was_there_aside(tmp_path):
     assert same(other, Odd(8))
 
 
-@pytest.mark.parametrize("background", [False, True])
-def test_a_checkpoint_that_the_disk_cannot_hold_is_refused_before_writing_with_the_bytes(small_disk, background):
+def test_a_checkpoint_that_the_disk_cannot_hold_is_refused_before_writing_with_the_bytes(small_disk):
     old = save(small_disk / "run", 1)
-    saver = Saver(small_disk / "run", background=background)
+    saver = Saver(small_disk / "run")
     big = {"w": torch.zeros(400_000)}
     with pytest.raises(CheckpointError, match=r"run/step-00000002: the disk is full; it takes 1,600,\d+ bytes, "
                                               r"[\d,]+ were free: free [\d,]+ more"):
@@ -120,12 +138,11 @@ def test_a_checkpoint_that_the_disk_cannot_hold_is_refused_before_writing_with_t
     assert saver.wait() == newest(old.parent) != old
 
 
-@pytest.mark.parametrize("background", [False, True])
-def test_a_disk_that_fills_up_while_writing_leaves_the_last_checkpoint_and_no_rest(small_disk, monkeypatch, background):
+def test_a_disk_that_fills_up_while_writing_leaves_the_last_checkpoint_and_no_rest(small_disk, monkeypatch):
     old = save(small_disk / "run", 1)
     monkeypatch.setattr(phases.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 0, 10**9))
-    saver = Saver(small_disk / "run", background=background)
-    with pytest.raises(CheckpointError, match="the disk is full; it takes 1,600,.* or ask for a quota"):
+    saver = Saver(small_disk / "run")
+    with pytest.raises(CheckpointError, match="No space left on device; it takes 1,600,.*raise the quota"):
         saver.save(2, {"a": torch.zeros(5), "w": torch.zeros(400_000)}, [], {}, {})
         saver.wait()
     assert [p.name for p in old.parent.iterdir()] == [old.name] and newest(old.parent) == old
@@ -166,8 +183,8 @@ def test_a_file_in_the_way_is_named(tmp_path):
 def test_an_error_behind_is_told_once_and_the_next_save_begins_anew(tmp_path):
     saver = Saver(tmp_path)
     saver.save(1, {"w": torch.zeros(2, dtype=torch.complex128)}, [], {}, {})
-    saver._thread.join()
-    assert saver.failed and saver.done() is None
+    wait([saver._job])
+    assert saver.failed
     with pytest.raises(CheckpointError, match="no name for torch.complex128"):
         saver.save(2, {"w": torch.zeros(2)}, [], {}, {})
     assert not saver.failed
@@ -220,7 +237,7 @@ def test_two_processes_save_over_a_group_of_their_own_while_training_talks_over_
         process.join(120)
     assert [process.exitcode for process in both] == [0, 0]
     path = newest(tmp_path / "run")
-    assert open_pieces(path)("w", 2, 9)["master"].tolist() == [6, 9, 12, 15, 18, 21, 24]
+    assert Pieces(path)("w", 2, 9)["master"].tolist() == [6, 9, 12, 15, 18, 21, 24]
 
 
 def test_a_limit_on_file_size_is_told_with_the_path_the_bytes_and_the_remedy(tmp_path):

@@ -48,5 +48,7 @@ def saved(recipe: Recipe, folder: Path) -> Path:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))
-    Saver(folder / "sft", background=False).save(1, model.state_dict(), [], {"stage": "sft"}, {})
+    saver = Saver(folder / "sft")
+    saver.save(1, model.state_dict(), [], {"stage": "sft"}, {})
+    saver.wait()
     return folder

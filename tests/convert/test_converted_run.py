@@ -21,15 +21,11 @@ from unimm.sample import Image, Pixels, Text
 from unimm.system import open_run
 
 
-def quiet(line: str) -> None:
-    pass
-
-
 @torch.no_grad()
 def test_the_language_model_gives_the_release_s_logits(tmp_path):
     plain("llama tied", tmp_path / "release")
     recipe = recipe_of("llama")
-    bring(str(tmp_path / "release"), tmp_path / "run", recipe, say=quiet)
+    bring(str(tmp_path / "release"), tmp_path / "run", recipe)
     save_tokenizer(build_tokenizer(recipe.image_tokenizer), tmp_path / "run" / "image_tokenizer")  # as a stage does
     system = open_run(tmp_path / "run")
     ids = torch.arange(20)[None]
@@ -60,7 +56,7 @@ def run(request, tmp_path_factory):
                       save_every=3, train=Trains())
     recipe = replace(recipe_of(kind), data={"own": ImageFolder(path=str(folder / "pictures"))}, stages={"sft": stage},
                      judge="none")
-    bring(str(folder / "release"), folder / "run", recipe, say=quiet)
+    bring(str(folder / "release"), folder / "run", recipe)
     return kind, folder
 
 

@@ -16,7 +16,8 @@ from unimm.cli import main as cli
 from unimm.config.sampling import Choice, Sampling
 from unimm.config.tokens import PretrainedText
 from unimm.convert.source import ConvertError
-from unimm.generate.decode import decode, image_request
+from unimm.generate.decode import decode
+from unimm.generate.request import drawing
 from unimm.sample import Text
 from unimm.system import open_run
 
@@ -63,9 +64,9 @@ def ours(run) -> tuple[list[int], torch.Tensor, list[int], dict]:
     prompt = layout.prompt((Text(PROMPT),), then="image")
     ids = torch.tensor(prompt.ids[None].astype(np.int64))
     hidden = system.model.hidden(ids, torch.arange(ids.shape[1])[None], torch.ones_like(ids))
-    automaton = layout.automaton()
-    request = image_request(layout, automaton, (Text(PROMPT),), None, False, 0)
-    decode(system.model, layout, automaton, [request], Sampling(image=Choice(temperature=0.0), guidance=1.0))
+    greedy = Sampling(image=Choice(temperature=0.0), guidance=1.0)
+    request = drawing((Text(PROMPT),), greedy, layout.config.sizes[0])
+    decode(system.model, layout, [request])
     book = vocab.ranges["visual"]
     codes = [i for i in request.ids if book.start <= i < book.stop]
     asked = {"prompt": f"<s>{PROMPT}<boi>", "first": book.start, "stop": book.stop, "codes": len(codes),

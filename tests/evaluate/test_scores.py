@@ -15,6 +15,7 @@ from unimm.evaluate import emoji as emoji_scores
 from unimm.evaluate import scores as module
 from unimm.evaluate import shapes as shape_scores
 from unimm.evaluate.scores import EvaluationError, Scores, interval, look_up
+from unimm.images import measure as measures
 from unimm.images.tokenizer import build_tokenizer
 from unimm.sample import Image, Text
 from unimm.system import System, layout_of, new_model
@@ -61,20 +62,20 @@ def perfect(monkeypatch, count: int, seed: int) -> None:
     def answer(system, contexts, seed=0):
         return [f" {answers[key_of(parts)]} " for parts in contexts]
 
-    def to_codes(tokenizer, pictures, encode=module.to_codes):
+    def to_codes(tokenizer, pictures, encode=measures.to_codes):
         given.extend(pictures)
         return encode(tokenizer, pictures)
 
     monkeypatch.setattr(module, "draw", draw)
     monkeypatch.setattr(module, "answer", answer)
-    monkeypatch.setattr(module, "to_codes", to_codes)
-    monkeypatch.setattr(module, "to_pixels", lambda tokenizer, codes: given)
+    monkeypatch.setattr(measures, "to_codes", to_codes)
+    monkeypatch.setattr(measures, "to_pixels", lambda tokenizer, codes: given)
 
 
 def wrong(monkeypatch) -> None:
     monkeypatch.setattr(module, "draw", lambda system, contexts, seeds: [BLACK] * len(contexts))
     monkeypatch.setattr(module, "answer", lambda system, contexts, seed=0: ["maybe"] * len(contexts))
-    monkeypatch.setattr(module, "to_pixels", lambda tokenizer, codes: [BLACK] * len(codes))
+    monkeypatch.setattr(measures, "to_pixels", lambda tokenizer, codes: [BLACK] * len(codes))
 
 
 def shares(scores: Scores) -> dict[str, float]:

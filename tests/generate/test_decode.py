@@ -8,8 +8,10 @@ from ten_systems import TEN
 
 from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.sampling import Choice, Sampling
-from unimm.generate.choose import choose
-from unimm.generate.decode import Request, decode, image_request
+from unimm.generate.choose import gumbel, marks, places
+from unimm.generate.decode import Decoder, decode
+from unimm.generate.guidance import guides
+from unimm.generate.request import Request, drawing, written
 from unimm.grammar import Automaton
 from unimm.model.attention import NAME, use_packed_attention
 from unimm.model.backbone import build_backbone
@@ -35,47 +37,44 @@ def model():
     return UnifiedModel(made, LAYOUT.vocab, image_input).eval()
 
 
-def images(n: int, guides: bool = True) -> list[Request]:
+def images(n: int, sampling: Sampling, seed: int = 0) -> list[Request]:
     """Rows of different prompts, lengths and sizes, so that each is at its own place."""
-    return [image_request(LAYOUT, AUTOMATON, (Text("x" * (1 + k % 4)),), LAYOUT.config.sizes[k % 3], guides, seed=k)
-            for k in range(n)]
+    return [drawing((Text("x" * (1 + k % 4)),), sampling, LAYOUT.config.sizes[k % 3], seed + k) for k in range(n)]
 
 
-def slow(model, request: Request, sampling: Sampling) -> list[int]:
-    """One row, one branch at a time, no cache, full logits: what the loop must equal."""
-    state, written = request.start, []
-    rng = np.random.default_rng(request.seed)
+@torch.no_grad()
+def slow(model, request: Request) -> list[int]:
+    """One row, one branch at a time, no cache, full logits, in float64: what the loop must equal."""
+    how, size, written = request.sampling, request.size, []
+    guiding = guides(LAYOUT, how, request.parts, size)
+    prompts = [LAYOUT.prompt(request.parts, "image", size), *(guiding.prompts if guiding else ())]
+    weights = guiding.weights if guiding else (1.0,)
+    state = AUTOMATON.after(LAYOUT.write_plans[size].header)
 
     def logits(prompt):
         embedded, _ = model.image_input(model.backbone.get_input_embeddings(),
                                         torch.tensor([prompt.ids.tolist() + written]))
-        return model.backbone(inputs_embeds=embedded).logits[0, -1]
+        return model.backbone(inputs_embeds=embedded).logits[0, -1].double()
 
     while state != Automaton.TEXT or not written:
         allowed = AUTOMATON.sets[AUTOMATON.set_of[state]]
-        if len(allowed) == 1:
-            pick = allowed[0]
-        else:
-            u, c = logits(request.unconditional), logits(request.prompt)
-            scores = (u + sampling.guidance * (c - u))[torch.as_tensor(allowed)]
-            if sampling.image.temperature == 0:
-                pick = allowed[int(scores.argmax())]
-            else:
-                p = torch.softmax(scores.double() / sampling.image.temperature, -1).detach().numpy()
-                pick = allowed[int(np.searchsorted(p.cumsum(), rng.random() * p.sum(), side="right"))]
-        written.append(int(pick))
-        state = int(AUTOMATON.advance(np.array([state]), np.array([pick]))[0])
+        scores = sum(w * logits(p) for w, p in zip(weights, prompts))[torch.as_tensor(allowed)]
+        if how.image.temperature:
+            place = places(np.array([request.seed], np.uint64), np.array([len(written)]))
+            noise = gumbel(torch.from_numpy(place), torch.from_numpy(marks(allowed)))[0]
+            scores = scores / how.image.temperature + noise
+        written.append(int(allowed[int(scores.argmax())]))
+        state = int(AUTOMATON.advance(np.array([state]), np.array(written[-1:]))[0])
     return written
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_guided_rows_equal_two_passes_without_cache_each_row_alone(model, temperature):
     """Defect 14: decoding constrained by row 0 only; defect 15: guidance as two forwards."""
-    sampling = Sampling(image=Choice(temperature=temperature), guidance=2.5)
-    requests = images(6)
-    decode(model, LAYOUT, AUTOMATON, requests, sampling)
+    requests = images(6, Sampling(image=Choice(temperature=temperature), guidance=2.5))
+    decode(model, LAYOUT, requests)
     for request in requests:
-        assert request.ids == slow(model, request, sampling)
+        assert request.ids == slow(model, request)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,24 +82,25 @@ def test_windows_and_soft_caps_hold_over_the_cache_as_in_transformers_own_attent
     backbone = tiny(family, vocab_size=LAYOUT.vocab.rows, sliding_window=4)
     image_input = ImageInput(SharedTable(), LAYOUT.vocab, [], 32)
     model = UnifiedModel(backbone, LAYOUT.vocab, image_input).eval()
-    requests, sampling = images(4), Sampling(image=Choice(temperature=0.0), guidance=2.0)
+    requests = images(4, Sampling(image=Choice(temperature=0.0), guidance=2.0))
     use_packed_attention(backbone)
-    decode(model, LAYOUT, AUTOMATON, requests, sampling)
+    decode(model, LAYOUT, requests)
     assert backbone.config._attn_implementation == NAME
     backbone.set_attn_implementation("eager")
     for request in requests:
-        assert len(request.prompt) + len(request.ids) > 3 * 4  # the window is left behind
-        assert request.ids == slow(model, request, sampling)
+        prompt = LAYOUT.prompt(request.parts, "image", request.size)
+        assert len(prompt) + len(request.ids) > 3 * 4  # the window is left behind
+        assert request.ids == slow(model, request)
 
 
 def test_text_equals_transformers_own_greedy_generation(model):
-    prompts = [LAYOUT.prompt((Text(t, role="user"),)) for t in ("hello", "a", "what is this?")]
-    requests = [Request(p, limit=12) for p in prompts]
-    decode(model, LAYOUT, AUTOMATON, requests, GREEDY)
-    allowed = AUTOMATON.sets[AUTOMATON.set_of[Automaton.TEXT]].tolist()
-    stops = {LAYOUT.eos, LAYOUT.vocab.special["<end>"], LAYOUT.vocab.special["<|image start|>"]}
+    requests = [Request((Text(t, role="user"),), replace(GREEDY, text_length=12))
+                for t in ("hello", "a", "what is this?")]
+    decode(model, LAYOUT, requests)
+    allowed = AUTOMATON.sets[AUTOMATON.no_image].tolist()
+    stops = {LAYOUT.eos, LAYOUT.vocab.special["<end>"]}
     for request in requests:
-        ids = torch.tensor([request.prompt.ids.tolist()])
+        ids = torch.tensor([LAYOUT.prompt(request.parts).ids.tolist()])
         made = model.backbone.generate(
             ids, max_new_tokens=12, do_sample=False, use_cache=False, attention_mask=torch.ones_like(ids),
             pad_token_id=LAYOUT.pad_id, eos_token_id=sorted(stops), prefix_allowed_tokens_fn=lambda *_: allowed)
@@ -109,35 +109,9 @@ def test_text_equals_transformers_own_greedy_generation(model):
 
 def test_a_seed_gives_the_same_image_at_any_batch_size(model):
     sampling = Sampling(image=Choice(top_k=20, top_p=0.9), guidance=2.0)
-    together, alone = images(7), images(7)
-    decode(model, LAYOUT, AUTOMATON, together, sampling)
-    decode(model, LAYOUT, AUTOMATON, alone, sampling, batch=1)
+    together, alone, others = images(7, sampling), images(7, sampling), images(7, sampling, seed=100)
+    decode(model, LAYOUT, together)
+    decode(model, LAYOUT, alone, rows=1)
+    decode(model, LAYOUT, others)
     assert [r.ids for r in together] == [r.ids for r in alone]
-    others = [replace(r, seed=r.seed + 100, ids=[]) for r in images(7)]
-    decode(model, LAYOUT, AUTOMATON, others, sampling)
     assert [r.ids for r in together] != [r.ids for r in others]
-
-
-def test_text_stops_at_its_limit_at_its_end_and_where_an_image_begins(model):
-    begin = LAYOUT.vocab.special["<|image start|>"]
-    requests = [Request(LAYOUT.prompt((Text(t),)), seed=k, limit=9) for k, t in enumerate("abcdefgh" * 8)]
-    decode(model, LAYOUT, AUTOMATON, requests, Sampling(text=Choice(temperature=8.0)))
-    enders = {LAYOUT.eos, LAYOUT.vocab.special["<end>"], begin}
-    for r in requests:
-        assert 1 <= len(r.ids) <= 9
-        assert not enders & set(r.ids[:-1])
-        assert len(r.ids) == 9 or r.ids[-1] in enders
-    assert any(len(r.ids) < 9 for r in requests) and any(len(r.ids) == 9 for r in requests)
-
-
-def test_chosen_ids_follow_the_distribution_within_top_k_and_top_p():
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(4000, 4)
-    uniform = (np.arange(4000) + 0.5) / 4000
-    found = np.bincount(choose(logits, uniform, Choice()), minlength=4) / 4000
-    np.testing.assert_allclose(found, [0.5, 0.3, 0.15, 0.05], atol=1e-3)
-    assert set(choose(logits, uniform, Choice(top_k=2))) == {0, 1}
-    assert set(choose(logits, uniform, Choice(top_p=0.79))) == {0, 1}
-    assert set(choose(logits, uniform, Choice(top_p=0.81))) == {0, 1, 2}
-    assert set(choose(logits, uniform, Choice(top_p=0.01))) == {0}
-    assert set(choose(logits, uniform, Choice(temperature=0.0))) == {0}
-    assert choose(logits[:1], np.array([1.0 - 1e-12]), Choice())[0] == 3

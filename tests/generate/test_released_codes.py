@@ -7,7 +7,9 @@ import transformers
 from model.released import ROWS, NoTokenizer, layout_of, logits_of, recipe_of, theirs
 
 from unimm.config.sampling import Choice, Sampling
-from unimm.generate.decode import Request, decode, image_request
+from unimm.generate.decode import decode
+from unimm.generate.guidance import guides
+from unimm.generate.request import Request, drawing
 from unimm.pictures import to_png
 from unimm.sample import Codes, Image, Text
 from unimm.system import new_model
@@ -31,10 +33,14 @@ def pairs(tmp_path_factory):
 
 
 def drawn(ours, layout, guidance: float) -> list[Request]:
-    automaton = layout.automaton()
-    requests = [image_request(layout, automaton, (Text(t),), guided=guidance != 1) for t in TEXTS]
-    decode(ours, layout, automaton, requests, Sampling(image=Choice(temperature=0.0), guidance=guidance))
+    sampling = Sampling(image=Choice(temperature=0.0), guidance=guidance)
+    requests = [drawing((Text(t),), sampling, layout.config.sizes[0]) for t in TEXTS]
+    decode(ours, layout, requests)
     return requests
+
+
+def prompt_of(layout, request: Request):
+    return layout.prompt(request.parts, "image" if request.size else "text", request.size)
 
 
 def allowed_after(layout, request: Request):
@@ -42,8 +48,8 @@ def allowed_after(layout, request: Request):
     automaton = layout.automaton()
 
     def allowed(_, ids):
-        state = np.array([request.start])
-        for i in ids[len(request.prompt):].tolist():
+        state = np.array([automaton.after(layout.write_plans[request.size].header)])
+        for i in ids[len(prompt_of(layout, request)):].tolist():
             state = automaton.advance(state, np.array([i]))
         return automaton.sets[automaton.set_of[state[0]]].tolist()
 
@@ -56,7 +62,7 @@ def test_chameleon(pairs):
     model, ours, layout = pairs("chameleon")
     codes = layout.vocab.ranges["visual"]
     for request in drawn(ours, layout, 1.0):
-        ids = request.prompt.ids.tolist()
+        ids = prompt_of(layout, request).ids.tolist()
         for _ in range(6):
             ids.append(codes.start + int(logits_of(model, torch.tensor([ids]))[0, -1, codes.start:codes.stop].argmax()))
         assert request.ids[:-1] == ids[-6:] and request.ids[-1] == layout.vocab.special["<eoi>"]
@@ -67,7 +73,8 @@ def test_chameleon(pairs):
 def test_emu3_with_guidance_and_its_prefix_constraint(pairs):
     model, ours, layout = pairs("emu3")
     for request in drawn(ours, layout, 3.0):
-        ids, free = (torch.from_numpy(s.ids).long()[None] for s in (request.prompt, request.unconditional))
+        free = guides(layout, request.sampling, request.parts, request.size).prompts[0]
+        ids, free = (torch.from_numpy(s.ids).long()[None] for s in (prompt_of(layout, request), free))
         made = model.generate(
             ids, attention_mask=torch.ones_like(ids), negative_prompt_ids=free,
             negative_prompt_attention_mask=torch.ones_like(free), guidance_scale=3.0, do_sample=False,
@@ -83,7 +90,7 @@ def test_janus_with_guidance(pairs):
     model, ours, layout = pairs("janus")
     for request in drawn(ours, layout, 5.0):
         model.generation_config.generation_kwargs = {"boi_token_id": layout.vocab.special["<boi>"]}
-        ids = torch.from_numpy(request.prompt.ids).long()[None]
+        ids = torch.from_numpy(prompt_of(layout, request).ids).long()[None]
         made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_mode="image",
                               guidance_scale=5, do_sample=False, bos_token_id=layout.bos, pad_token_id=layout.pad_id,
                               eos_token_id=layout.eos)
@@ -97,13 +104,13 @@ def test_janus_answers_about_its_pictures_as_its_own_class_does(pairs):
     rng = np.random.default_rng(3)
     pictures = [rng.integers(256, size=(32, 32, 3), dtype=np.uint8) for _ in range(3)]
     unread = Codes.of_grid(np.zeros((4, 4), int))
-    requests = [Request(layout.prompt((Image(unread, seen=to_png(p)), Text(t))), limit=5)
+    requests = [Request((Image(unread, seen=to_png(p)), Text(t)), Sampling(text_length=5))
                 for p, t in zip(pictures, TEXTS)]
     automaton = layout.automaton()
-    decode(ours, layout, automaton, requests, Sampling(image=Choice(temperature=0.0)))
-    allowed = torch.from_numpy(automaton.sets[automaton.set_of[0]])
+    decode(ours, layout, requests)
+    allowed = torch.from_numpy(automaton.sets[automaton.no_image])
     for request, picture in zip(requests, pictures):
-        ids, pixels = request.prompt.ids.tolist(), torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1
+        ids, pixels = prompt_of(layout, request).ids.tolist(), torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1
         for written in request.ids:
             logits = model(input_ids=torch.tensor([ids]), pixel_values=pixels).logits[0, -1]
             ids.append(int(allowed[logits[allowed].argmax()]))

@@ -69,7 +69,7 @@ def test_measure_counts_the_codes_that_occur():
     torch.manual_seed(0)
     tokenizer = build_tokenizer(ConvTokenizer(image=16, downsample=4, width=16, quantizer=FSQ(levels=(4, 4))))
     pictures = list(np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8))
-    found = measure(tokenizer, pictures)
+    found = measure(tokenizer, pictures).values
     seen = Counter(i for c in to_codes(tokenizer, pictures) for i in c.levels[0].ids[:, 0].tolist())
     total = sum(seen.values())
     assert found["codes_used"] == len(seen) and found["code_usage"] == len(seen) / 16

@@ -9,7 +9,7 @@ from model.released import KINDS, ROWS, layout_of, logits_of, theirs
 
 from unimm.config.model import PretrainedBackbone, SharedTable
 from unimm.model.backbone import build_backbone
-from unimm.model.cache import KVCache
+from unimm.model.cache import RowCache
 from unimm.model.image_input import ImageInput
 from unimm.model.unified import UnifiedModel
 
@@ -43,18 +43,31 @@ def test_packed_rows_give_the_logits_that_each_document_has_in_its_own_class(pai
 
 
 @torch.no_grad()
-def test_rows_padded_on_the_left_give_the_same_logits_over_the_cache(pair):
+def test_rows_read_in_unequal_pieces_each_at_its_own_place_give_the_logits_of_each_alone(pair):
     model, ours = pair
-    width, lengths = 16, torch.tensor([[9], [16], [12]])
-    ids = torch.from_numpy(np.random.default_rng(1).integers(256, size=(3, width)))
-    real = torch.arange(width) >= width - lengths
-    ids = ids.masked_fill(~real, 258)
-    position = (torch.arange(width) - (width - lengths)).clamp_min(0)
-    expected = logits_of(model, ids, attention_mask=real.long(), position_ids=position)[:, -4:]
-    cache, split = KVCache(width), width - 4
-    seen = torch.ones(width, width, dtype=torch.bool).tril() & real[:, None] | torch.eye(width, dtype=torch.bool)
-    steps = [slice(0, split + 1), *(slice(at, at + 1) for at in range(split + 1, width))]
-    for n, step in enumerate(steps):
-        mask = seen[:, None, step, :step.stop]
-        hidden, _ = ours.read_on(ids[:, step], position[:, step], mask, cache, None)
-        assert (ours.logits(hidden, slice(0, ROWS)) - expected[:, n]).abs().max() <= 1e-4
+    ids = torch.from_numpy(np.random.default_rng(1).integers(256, size=(3, 19)))
+    expected, table = logits_of(model, ids), ours.backbone.get_input_embeddings()
+    cache, length = RowCache(2, 16, torch.device("cpu")), np.zeros(3, np.int64)
+
+    def read(first, *pieces):
+        rows, t = slice(first, first + len(pieces)), max(pieces)
+        given = torch.full((len(pieces), t), 258)  # what pads a row on its right is seen by nobody
+        for given_row, row, n in zip(given, range(first, rows.stop), pieces):
+            given_row[:n] = ids[row, length[row]:length[row] + n]
+        hidden = ours.read(table(given), length[rows], cache, first)
+        for states, row, n in zip(hidden, range(first, rows.stop), pieces):
+            found = ours.logits(states[:n], slice(0, ROWS))
+            assert (found - expected[row, length[row]:length[row] + n]).abs().max() <= 1e-4
+        length[rows] += pieces
+
+    read(0, 9, 4)
+    cache.reserve(3, 24)
+    read(2, 6)
+    read(0, 1, 1, 1)
+    read(0, 2, 4, 3)
+    read(1, 1, 1)
+    cache.move(0, 2, length[0])
+    ids[2], expected[2], length[2] = ids[0], expected[0], length[0]
+    read(1, 1, 1)
+    read(2, 4)
+    read(0, 1)

@@ -16,13 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # for held, which is a program f
 from held import CASES, RECIPE, STAGE, cases  # noqa: E402
 
 from unimm.config.stages import NextToken  # noqa: E402
-from unimm.hardware import gpu_named  # noqa: E402
 from unimm.images.tokenizer import build_tokenizer  # noqa: E402
 from unimm.model.attention import Documents  # noqa: E402
 from unimm.model.backbone import recompute_layers  # noqa: E402
 from unimm.plan.measure import Saved, measure  # noqa: E402
-from unimm.plan.memory import Counts, Settings, buffers, memory, remedy  # noqa: E402
-from unimm.plan.plan import settings_of  # noqa: E402
+from unimm.plan.memory import Counts, buffers, memory, remedy  # noqa: E402
 from unimm.system import layout_of, new_model  # noqa: E402
 from unimm.text import BytesTokenizer  # noqa: E402
 from unimm.train.shares import shares  # noqa: E402
@@ -57,13 +55,13 @@ def counted(stage: NextToken) -> Counts:
 def test_each_rank_holds_what_the_plan_says_within_ten_percent(held, case, world):
     stage = replace(STAGE, **CASES[case])
     counts = counted(stage)
-    at = settings_of(stage, shares(stage, world), counts, gpu_named("cpu"))
-    planned, host = memory(counts, at)
+    cut = shares(stage, world)
+    planned, host = memory(counts, stage, cut, gpu=False)
     everyone = held[f"{case}, world {world}"]
     assert len(everyone) == world
     for rank in everyone:
         assert rank["weights"] == pytest.approx(planned["weights"], rel=0.1)
-        kept, passing = buffers(counts, at)
+        kept, passing = buffers(counts, stage, cut)
         if stage.offload:
             # Device and host are one memory here: what lies in either, by the sum.
             beside = sum(rank[part] for part in ("gradients", "optimizer", "average", "buffers"))
@@ -105,17 +103,22 @@ def test_activations_are_what_autograd_saves_of_a_real_forward_pass(changes, rec
 
 
 def test_the_remedy_fits_and_is_the_mildest():
-    counts = counted(STAGE)
-    at = Settings(world=8, bf16=True, micro=16, gpu=False)
+    stage = replace(STAGE, step_tokens=8 * 16 * STAGE.seq_len, precision="bf16", compile=True)
+    counts = counted(stage)
 
-    def total(settings: Settings) -> int:
-        return sum(memory(counts, settings)[0].values())
+    def total(stage: NextToken) -> int:
+        return sum(memory(counts, stage, shares(stage, 8), gpu=False)[0].values())
 
-    assert remedy(counts, at, total(at)) == at
-    assert remedy(counts, at, total(at) - 1) == at.instead(micro=8)
-    assert at.instead(micro=8).accumulated == 2
-    fits = total(at.instead(micro=1)) - 1
-    assert remedy(counts, at, fits).recompute and remedy(counts, at, fits).zero == 0
-    fits = total(at.instead(micro=1, recompute=True)) - 1
-    assert remedy(counts, at, fits).zero > 0 and not remedy(counts, at, fits).offload
-    assert remedy(counts, at, 1000) is None
+    def fitting(limit: int) -> NextToken | None:
+        return remedy(counts, stage, 8, limit, gpu=False)
+
+    assert fitting(total(stage)) == stage
+    assert fitting(total(stage) - 1) == replace(stage, micro=8)
+    assert shares(replace(stage, micro=8), 8).accumulated == 2
+    found = fitting(total(replace(stage, micro=1)) - 1)
+    assert found.recompute and found.zero == 0
+    found = fitting(total(replace(stage, micro=1, recompute=True)) - 1)
+    assert found.zero > 0 and not found.offload
+    assert fitting(1000) is None
+    least = min(total(replace(stage, micro=1, recompute=True, zero=zero, offload=True)) for zero in (1, 2))
+    assert fitting(least - 1) is None  # for compiled layers can't be at zero 3

@@ -80,7 +80,7 @@ def test_a_document_in_a_batch_is_what_the_layout_renders():
     stream = batches(stage(mix=MIX))
     wanted = {}
     for index in range(400):
-        sequence = LIQUID.render(mixture[index].sample)
+        sequence = LIQUID.render(mixture[index][1])
         wanted[tuple(sequence.ids.tolist())] = sequence.learn[1:].tolist()
     for _ in range(5):
         for _, _, ids, _, learn, *_ in documents(stream.next()):
@@ -100,7 +100,7 @@ def test_every_sample_of_an_epoch_comes_exactly_once(rows, seq_len, seed):
     drawn = Counter()
     for lane in stream.lanes:
         for index in range(lane.next)[stream.lanes.index(lane)::rows]:
-            number = int(mixture[index].sample.parts[0].text)
+            number = int(mixture[index][1].parts[0].text)
             drawn[number] += 1
             seen[number] += index in lane.waiting
     assert seen == drawn and set(seen) == set(range(count))
@@ -219,7 +219,7 @@ def test_a_sample_longer_than_a_row_is_refused_by_name_and_lengths():
     data = {"d": Named([pair(0, 60)])}
     with pytest.raises(TooLong, match="sample 0 is 73 tokens long, a row is 64; raise seq_len, or set too_long"):
         batches(stage(), data).next()
-    assert len(LIQUID.render(Mixture(data, stage().mix, 0)[0].sample)) == 73
+    assert len(LIQUID.render(Mixture(data, stage().mix, 0)[0][1])) == 73
     assert batches(stage(seq_len=73), data).next().samples == 4
 
 
@@ -230,7 +230,7 @@ def test_samples_that_are_too_long_are_dropped_whole_and_counted():
     while stream.lanes[0].next < 400:
         seen.update(numbers(stream.next()))
     assert set(seen) == {n for n in range(40) if n % 4}
-    assert stream.dropped == sum(Mixture(data, stage().mix, 0)[i].key in {f"sample {n}" for n in range(0, 40, 4)}
+    assert stream.dropped == sum(Mixture(data, stage().mix, 0)[i][0] in {f"sample {n}" for n in range(0, 40, 4)}
                                  for i in range(stream.lanes[0].next))
 
 

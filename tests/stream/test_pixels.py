@@ -196,8 +196,8 @@ def test_a_bomb_is_refused_before_it_is_decoded(side, monkeypatch):
 def test_what_is_no_image_is_refused(tmp_path):
     assert "not an image" in refusal(b"<html>404</html>")
     assert "empty" in refusal(b"")
-    assert "no file" in refusal(tmp_path / "absent.png")
-    assert "a folder" in refusal(tmp_path)
+    assert "No such file" in refusal(tmp_path / "absent.png")
+    assert "Is a directory" in refusal(tmp_path)
 
 
 def test_postscript_is_not_run():

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pandas
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,9 +84,11 @@ def test_pandas_and_datasets_open_the_files_as_they_are(tmp_path):
 
 
 def test_codes_are_read_through_the_memory_map_without_a_copy(tmp_path):
-    shards = open_shards(finished(tmp_path, TWO), "abc")
-    shard, _ = shards._find(0)
-    assert not shard.codes.flags.owndata and not shard.codes.flags.writeable and shard.codes.tolist() == [1, 2, 3, 4]
+    folder, before = finished(tmp_path, TWO[:1], TWO[1:]), pyarrow.total_allocated_bytes()
+    shards = open_shards(folder, "abc")
+    codes = shards.table["codes"][0].values.to_numpy()
+    assert not codes.flags.owndata and not codes.flags.writeable and codes.tolist() == [1, 2, 3, 4]
+    assert pyarrow.total_allocated_bytes() == before
 
 
 def test_an_index_past_the_end_is_an_index_error_so_that_iteration_ends(tmp_path):
@@ -114,7 +117,8 @@ def damage_flip(path):
 
 @pytest.mark.parametrize(
     ("damage", "said"),
-    [(damage_cut, "has .* bytes instead of"), (damage_flip, "was changed"), (lambda path: path.unlink(), "is missing")],
+    [(damage_cut, "is damaged: it has .* bytes, not"), (damage_flip, "is damaged: its checksum differs"),
+     (lambda path: path.unlink(), "is missing")],
 )
 def test_a_damaged_shard_is_refused_with_the_remedy(tmp_path, damage, said):
     file = finished(tmp_path, TWO[:1], TWO[1:]) / "codes-00001.arrow"

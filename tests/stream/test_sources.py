@@ -233,8 +233,8 @@ def test_bad_rows_of_a_folder_are_named_and_the_rest_is_kept(tmp_path):
     write(folder / "metadata.jsonl", [*rows, {"file_name": "images/blue.png", "text": "last"}])
     items = list(open_source(ImageFolder(path=str(folder))))
     assert [item.sample is None for item in items] == [False] + [True] * 10 + [False]
-    words = ["cut short", "not an image", "no file", "a folder", "an address", "path or bytes", "text", "text", "text",
-             "no column 'text'"]
+    words = ["cut short", "not an image", "No such file", "Is a directory", "an address", "path or bytes", "text",
+             "text", "text", "no column 'text'"]
     for line, (item, word) in enumerate(zip(items[1:-1], words, strict=True), 2):
         assert word in item.problem and item.problem.startswith(f"metadata.jsonl:{line}: "), item.problem
         assert "\n" not in item.problem
@@ -301,7 +301,7 @@ def test_a_missing_path_is_named_at_once(tmp_path):
 
 def test_a_folder_without_metadata_says_what_to_write(tmp_path):
     assert '{"file_name": "1.png", "text": "..."}' in refusal(ImageFolder(path=str(tmp_path)))
-    assert "a file, not a folder" in refusal(ImageFolder(path=str(write(tmp_path / "a.png", b"x"))))
+    assert "no folder with a metadata.jsonl" in refusal(ImageFolder(path=str(write(tmp_path / "a.png", b"x"))))
 
 
 @pytest.mark.parametrize(("line", "word"), [('{"text": "cut', "not JSON"), ("[1]", "must be an object")])

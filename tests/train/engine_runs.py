@@ -17,8 +17,8 @@ from torch import nn
 from train_toys import Regression, Stream, Tokens, ToyLM, curve, rolls, skips, stage
 from trains_toys import TWO_RANKS, moved_by
 
-from unimm.checkpoint.pieces import Piece
-from unimm.checkpoint.read import load_weights, open_pieces, read_state
+from unimm.checkpoint.pieces import Piece, Pieces
+from unimm.checkpoint.read import load_weights, read_state
 from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.stages import AdamW, Muon, Schedule
 from unimm.config.tokens import Codebook, ImageLayout, LevelLayout
@@ -202,7 +202,7 @@ def restored(folder: Path, stage: dict, start: str, **_) -> list[float]:
     torch.nn.init.zeros_(net.embed.weight)
     engine = build_engine(net, build(dict(stage)), "deepspeed")
     path = folder / start
-    engine.restore(open_pieces(path), read_state(path)["updates"])
+    engine.restore(Pieces(path), read_state(path)["updates"])
     with torch.no_grad():
         return ranks.total([float(engine(Stream("lm").next()).total)])
 

@@ -20,10 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tools.bench import step
 from tools.bench.rows import Row, equal, faster, main, within
 from unimm.config.model import FreshBackbone
-from unimm.plan.memory import Counts, Settings, memory
+from unimm.plan.memory import Counts, memory
 from unimm.train import ranks
 from unimm.train.engine import Engine, build_engine
 from unimm.train.footprint import PERSIST
+from unimm.train.shares import shares
 
 ROOT = Path(__file__).parents[2]
 SIZE = step.Size(name="2.6 M", model=FreshBackbone(width=192, layers=4, heads=4, kv_heads=4, mlp=640), vocab=1024,
@@ -110,7 +111,8 @@ def planned(zero: int, precision: str, world: int) -> dict[str, int]:
     sizes = [p.numel() for p in step.build(SIZE).parameters()]
     counts = Counts(parameters=sum(sizes), trained=sum(sizes), small=sum(n for n in sizes if n < PERSIST), row=0,
                     row_recomputed=0)
-    found, _ = memory(counts, Settings(world=world, zero=zero, bf16=precision == "bf16", micro=1, gpu=False))
+    stage = step.stage(SIZE, STEPS, 1, zero=zero, precision=precision)
+    found, _ = memory(counts, stage, shares(stage, world), gpu=False)
     return {part: found[part] for part in PARTS}
 
 

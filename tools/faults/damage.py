@@ -147,7 +147,7 @@ def filled_while_writing(lab: Lab) -> None:
             points(folder / STAGE, lambda name: _fill(folder) if name.startswith(f"open step-{NEW:08d}") else None)
 
     with small_disk(folder, 16 << 20):
-        stops_cleanly(lab, folder, filling, (str(final_of(folder / STAGE, NEW)), "the disk is full", " bytes"))
+        stops_cleanly(lab, folder, filling, (str(final_of(folder / STAGE, NEW)), "No space left", " bytes"))
         (folder / "ballast").unlink()
         if (folder / STAGE / f"step-{NEW:08d}.part").exists():
             raise Fault("what was half written takes up the disk")

@@ -23,10 +23,6 @@ def final_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def part_of(final: Path) -> Path:
-    return final.with_name(final.name + ".part")
-
-
 def step_of(path: Path) -> int:
     """The step in the name of a checkpoint, also of one being written or set aside."""
     return int(NAME.match(path.name)[1])

@@ -1,12 +1,12 @@
 """`unimm checkpoint list` and `verify`: what lies in a run's folder, and whether it is whole."""
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from unimm.checkpoint.folders import NAME, step_of
 from unimm.checkpoint.manifest import MANIFEST, CheckpointError, faults, read_manifest
+from unimm.checkpoint.read import read_state
 from unimm.words import columns, size
 
 HEAD = ("stage", "step", "written (UTC)", "size", "ranks", "zero", "state")
@@ -67,10 +67,9 @@ def _condition(path: Path, every_byte: bool) -> str:
 def _state(path: Path) -> dict:
     """What state.json says; nothing where it is missing or damaged, which the manifest tells."""
     try:
-        state = json.loads((path / "state.json").read_bytes())
+        return read_state(path)
     except (OSError, ValueError):
         return {}
-    return state if isinstance(state, dict) else {}
 
 
 def _written(path: Path) -> str:

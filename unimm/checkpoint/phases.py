@@ -6,43 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch.distributed as dist
 from torch import Tensor
 
-from unimm.checkpoint.folders import commit, committed, part_of, remove, step_of, tidy
+from unimm.checkpoint.folders import commit, committed, remove, step_of, tidy
 from unimm.checkpoint.manifest import CheckpointError, faults, write_manifest
 from unimm.checkpoint.tensors import size_of, write_tensors, write_weights
-from unimm.disk import Digest, sync_folder, write_file
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+from unimm.disk import Digest, write_file
 
 
 @dataclass(frozen=True)
 class Peers:
     """The other processes that save together. `gather` gives every rank's value of a small thing to all of them.
 
-    It is called from the writer's thread, so it must not use a process group that anything else uses.
+    It is called from the writer's thread, so it must not use a process group that anything else uses, and wait longer
+    than rank 0 writes.
     """
 
     rank: int = 0
     world: int = 1
     gather: Callable[[object], list] = lambda value: [value]
-
-    @classmethod
-    def over(cls, group: dist.ProcessGroup | None) -> "Peers":
-        """The ranks of a gloo group made for this alone, `dist.new_group(backend="gloo", timeout=...)` with a timeout
-        longer than rank 0 writes; without a group, this process alone."""
-        if group is None:
-            return cls()
-        world = dist.get_world_size(group)
-
-        def gather(value):
-            values = [None] * world
-            dist.all_gather_object(values, value, group=group)
-            return values
-
-        return cls(dist.get_rank(group), world, gather)
 
 
 @dataclass
@@ -52,7 +34,6 @@ class Write:
     weights   whole, rank 0's; split into files of at most `split` bytes
     training  this rank's pieces under their keys
     texts     the JSON files, rank 0's
-    keep, keep_every   which checkpoints stay afterwards
     """
 
     final: Path
@@ -61,21 +42,18 @@ class Write:
     training: dict[str, Tensor]
     texts: dict[str, bytes]
     split: int
-    keep: int
-    keep_every: int
     needed: int = 0
-    free: int = 0
 
     @property
     def part(self) -> Path:
-        return part_of(self.final)
+        return self.final.with_suffix(".part")
 
     def run(self) -> None:
         """Write, sync, seal, rename. Raises CheckpointError on every rank alike; older checkpoints are then intact."""
         doing = f"write the checkpoint {self.final}"
         try:
             self.needed = sum(self._together(doing, self._size))
-            self.free = self._together(doing, self._prepare)[0]
+            self._together(doing, self._prepare)
             written = self._together(doing, self._files)
             digests = {name: digest for files in written for name, digest in files.items()}
             self._together(doing, lambda: self._commit(digests))
@@ -84,24 +62,24 @@ class Write:
                 shutil.rmtree(self.part, ignore_errors=True)
             raise
 
-    def prune(self) -> None:
-        """Remove what need not be kept of this step and earlier ones, never the one just written."""
-        self._together(f"remove checkpoints older than {self.final}", self._prune)
+    def prune(self, keep: int, keep_every: int) -> None:
+        """Of earlier steps remove all but `keep` - 1 and those divisible by `keep_every`, not the one just written."""
+        self._together(f"remove checkpoints older than {self.final}", lambda: self._prune(keep, keep_every))
 
     def _size(self) -> int:
         return size_of(self.weights) + size_of(self.training) + sum(len(text) for text in self.texts.values())
 
-    def _prepare(self) -> int:
-        """Make room; the bytes that are free."""
+    def _prepare(self) -> None:
+        """Make room."""
         if self.peers.rank > 0:
-            return 0
+            return
         self.part.parent.mkdir(parents=True, exist_ok=True)
         tidy(self.part.parent)
-        self.free = shutil.disk_usage(self.part.parent).free
-        if self.free < self.needed:
-            raise OSError(errno.ENOSPC, "No space left on device", str(self.part))
+        free = shutil.disk_usage(self.part.parent).free
+        if free < self.needed:
+            raise CheckpointError(f"the disk is full; it takes {self.needed:,} bytes, {free:,} were free: free "
+                                  f"{self.needed - free:,} more, or choose another folder")
         self.part.mkdir()
-        return self.free
 
     def _files(self) -> dict[str, Digest]:
         rank, part = self.peers.rank, self.part
@@ -116,18 +94,16 @@ class Write:
     def _commit(self, digests: dict[str, Digest]) -> None:
         if self.peers.rank == 0:
             write_manifest(self.part, digests)
-            sync_folder(self.part)
             commit(self.part)
 
-    def _prune(self) -> None:
+    def _prune(self, keep: int, keep_every: int) -> None:
         if self.peers.rank > 0:
             return
-        cut = faults(self.final, every_byte=False)
-        if cut:
+        if cut := faults(self.final, every_byte=False):
             raise CheckpointError(cut[0])
         older = [path for path in committed(self.final.parent) if step_of(path) < step_of(self.final)]
-        for path in older[self.keep - 1:]:
-            if not self.keep_every or step_of(path) % self.keep_every:
+        for path in older[keep - 1:]:
+            if not keep_every or step_of(path) % keep_every:
                 remove(path)
 
     def _together(self, doing: str, act: Callable[[], object]) -> list:
@@ -148,16 +124,11 @@ class Write:
 
     def _explained(self, error: Exception) -> str:
         match error:
-            case OSError(errno=number) if number in FULL:
-                lacking = f"{self.needed - self.free:,} more" if self.free < self.needed else "more, or ask for a quota"
-                return (f"the disk is full; it takes {self.needed:,} bytes, {self.free:,} were free: free {lacking}, "
-                        "or choose another folder")
-            case OSError(errno=number, strerror=said) if number in FORBIDDEN:
-                return f"{said} ({error.filename}); make the folder writable, or choose another"
-            case OSError(errno=errno.EFBIG, strerror=said):
-                return (f"{said}; it takes {self.needed:,} bytes in all: raise the limit on the size of files "
-                        "(ulimit -f), or choose another folder")
+            case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG, strerror=said):
+                return (f"{said}; it takes {self.needed:,} bytes in all: free some, raise the quota or the limit on "
+                        "the size of files (ulimit -f), or choose another folder")
             case OSError(strerror=said) if said:
-                return f"{said} ({error.filename or self.part}); repair this, or choose another folder"
+                where = error.filename or self.part
+                return f"{said} ({where}); repair it, make the folder writable, or choose another"
             case _:
                 return str(error) or type(error).__name__

@@ -13,12 +13,13 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from unimm.checkpoint.manifest import CheckpointError
+from unimm.checkpoint.tensors import reading
 
 KEY = re.compile(r"(.+)\[(\d+):(\d+)\]\.(\w+)")
 
@@ -34,11 +35,6 @@ class Piece:
     start: int
     tensors: dict[str, Tensor]
 
-    def __post_init__(self):
-        shapes = {tuple(t.shape) for t in self.tensors.values()}
-        if len(shapes) != 1 or len(next(iter(shapes))) != 1:
-            raise ValueError(f"the tensors of a piece of {self.name} are 1-D and of one length, not {sorted(shapes)}")
-
 
 def keyed(pieces: Iterable[Piece]) -> dict[str, Tensor]:
     """Pieces under the keys of their file."""
@@ -48,8 +44,9 @@ def keyed(pieces: Iterable[Piece]) -> dict[str, Tensor]:
 class Part(NamedTuple):
     start: int
     stop: int
-    file: int
     key: str
+    file: Any
+    """An open safetensors file."""
 
 
 class Pieces:
@@ -58,28 +55,22 @@ class Pieces:
     The files stay open, and are read only where asked, until `close()`.
     """
 
-    def __init__(self, files: Iterable[Path]):
-        from safetensors import SafetensorError, safe_open
+    def __init__(self, folder: Path):
+        from safetensors import safe_open
 
-        self.paths = sorted(files)
-        self._stack = ExitStack()
-        self._files = []
+        self.folder = folder
+        self._open = ExitStack()
         self._parts: dict[str, dict[str, list[Part]]] = {}
-        for i, path in enumerate(self.paths):
-            try:
-                self._files.append(self._stack.enter_context(safe_open(path, framework="pt")))
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"can't read {path}: {error}") from error
-            for key in self._files[i].keys():
+        for path in sorted(folder.glob("training-*.safetensors")):
+            with reading(path):
+                file = self._open.enter_context(safe_open(path, framework="pt"))
+            for key in file.keys():
                 match = KEY.fullmatch(key)
                 if not match:
                     raise CheckpointError(f"{path} is no training state: it has a tensor named {key!r}")
                 name, start, stop, kind = match.groups()
                 parts = self._parts.setdefault(name, {}).setdefault(kind, [])
-                parts.append(Part(int(start), int(stop), i, key))
-        for kinds in self._parts.values():
-            for parts in kinds.values():
-                parts.sort()
+                parts.append(Part(int(start), int(stop), key, file))
 
     def __call__(self, name: str, start: int, stop: int, only: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Everything (or `only` some of what is) kept for elements [start, stop) of `name`: kind -> (stop - start,).
@@ -88,7 +79,7 @@ class Pieces:
         """
         kinds = self.kinds(name) if only is None else set(only)
         if not kinds:
-            raise CheckpointError(f"{self._where()} has no training state for {name}")
+            raise CheckpointError(f"{self.folder} has no training state for {name}")
         return {kind: self._range(name, kind, start, stop) for kind in sorted(kinds)}
 
     def names(self) -> set[str]:
@@ -99,18 +90,15 @@ class Pieces:
         return set(self._parts.get(name, {}))
 
     def close(self) -> None:
-        self._stack.close()
+        self._open.close()
 
     def _range(self, name: str, kind: str, start: int, stop: int) -> Tensor:
         found, at = [], start
-        for part in self._parts.get(name, {}).get(kind, []):
+        for part in sorted(self._parts.get(name, {}).get(kind, []), key=lambda part: part.start):
             if part.start <= at < part.stop and at < stop:
                 end = min(part.stop, stop)
-                found.append(self._files[part.file].get_slice(part.key)[at - part.start:end - part.start])
+                found.append(part.file.get_slice(part.key)[at - part.start:end - part.start])
                 at = end
         if at < stop:
-            raise CheckpointError(f"{self._where()} lacks elements {at:,} to {stop:,} of {name}, {kind}")
+            raise CheckpointError(f"{self.folder} lacks elements {at:,} to {stop:,} of {name}, {kind}")
         return torch.cat(found) if found else torch.empty(0)
-
-    def _where(self) -> str:
-        return str(self.paths[0].parent) if self.paths else "the checkpoint"

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from unimm.checkpoint.folders import candidates, set_aside, tidy
-from unimm.checkpoint.manifest import CheckpointError, verify
+from unimm.checkpoint.manifest import CheckpointError, faults
 from unimm.checkpoint.pieces import Pieces
 from unimm.checkpoint.tensors import read_tensors, shapes_of, untied
 
@@ -34,18 +34,16 @@ def newest(folder: Path, damaged: Callable[[Path, str], None] = lambda path, why
 
     `damaged(path, why)` is called for each newer one that does not. Raises CheckpointError where all are damaged.
     """
-    found = candidates(folder)
-    faults = []
-    for path in found:
-        try:
-            verify(path)
+    bad = []
+    for path in candidates(folder):
+        why = "; ".join(faults(path))
+        if not why:
             return path
-        except CheckpointError as error:
-            faults.append(str(error))
-            damaged(path, str(error))
-    if found:
-        raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} is whole; repair one, or start in "
-                              f"another folder ({'; '.join(faults)})")
+        bad.append(why)
+        damaged(path, why)
+    if bad:
+        raise CheckpointError(f"none of the {len(bad)} checkpoints in {folder} is whole; repair one, or start in "
+                              f"another folder ({'; '.join(bad)})")
     return None
 
 
@@ -55,11 +53,6 @@ def read_state(path: Path) -> dict:
 
 def read_recipe(path: Path) -> dict:
     return json.loads((path / "recipe.json").read_bytes())
-
-
-def open_pieces(path: Path) -> Pieces:
-    """Reader of the training state: `read(name, start, stop) -> {kind: 1-D tensor}`."""
-    return Pieces(path.glob("training-*.safetensors"))
 
 
 def read_weights(path: Path, ema: bool | None = None) -> Iterator[dict[str, Tensor]]:
@@ -72,7 +65,7 @@ def read_weights(path: Path, ema: bool | None = None) -> Iterator[dict[str, Tens
         yield from read_tensors(path)
         return
     kind = "ema" if ema else "master"
-    pieces = open_pieces(path)
+    pieces = Pieces(path)
     if not any(kind in pieces.kinds(name) for name in pieces.names()):
         raise CheckpointError(f"{path} has no averaged weights: its stage had no ema" if ema else
                               f"{path} has no training state, so no weights but those it was exported with")

@@ -10,21 +10,15 @@ from torch import Tensor
 
 from unimm.checkpoint.manifest import CheckpointError
 from unimm.disk import Digest, write_file
+from unimm.weights import DTYPES, INDEX, WEIGHTS
 
 SPLIT = 5_000_000_000  # bytes of weights in one file, as transformers wrote them for years
 CHUNK = 1 << 24
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-# https://huggingface.co/docs/safetensors: the format's names of types.
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.bool: "BOOL",
-          torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
-          torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64"}
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
     """Bytes that they take on disk, but for a few of header."""
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    return sum(t.nbytes for t in tensors.values())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
@@ -37,7 +31,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], limit: int = SPLIT) -> dict[str, Digest]:
     """Write a model's weights as one file, or as several of at most `limit` bytes (a larger tensor has its own)."""
-    return write_split(folder, {name: size_of({name: t}) for name, t in tensors.items()}, tensors.__getitem__, limit)
+    return write_split(folder, {name: t.nbytes for name, t in tensors.items()}, tensors.__getitem__, limit)
 
 
 def write_split(folder: Path, sizes: Mapping[str, int], read: Callable[[str], Tensor], limit: int = SPLIT,
@@ -70,7 +64,7 @@ def read_tensors(folder: Path) -> Iterator[dict[str, Tensor]]:
     from safetensors.torch import load_file
 
     for file in files_of(folder):
-        with _reading(file):
+        with reading(file):
             tensors = load_file(file)
         yield tensors
 
@@ -81,7 +75,7 @@ def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
 
     shapes = {}
     for file in files_of(folder):
-        with _reading(file), safe_open(file, framework="pt") as tensors:
+        with reading(file), safe_open(file, framework="pt") as tensors:
             shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
     return shapes
 
@@ -105,7 +99,8 @@ def files_of(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _reading(file: Path):
+def reading(file: Path):
+    """Refuse a safetensors file that can't be read: CheckpointError naming it."""
     from safetensors import SafetensorError
 
     try:
@@ -121,7 +116,7 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     for name, t in ordered:
         if t.dtype not in DTYPES:
             raise CheckpointError(f"can't save {name}: safetensors has no name for {t.dtype}")
-        end = at + t.numel() * t.element_size()
+        end = at + t.nbytes
         header[name] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()

@@ -12,8 +12,8 @@ must be on a disk that all ranks share.
 """
 
 import json
-import threading
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,13 +30,12 @@ class Saver:
     """Writes a stage's checkpoints into `folder`, one at a time, and removes those that need not be kept."""
 
     def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0, peers: Peers | None = None,
-                 background: bool = True, split: int = SPLIT):
+                 split: int = SPLIT):
         """Keeps the newest `keep` and those of steps divisible by `keep_every` (0: none of them)."""
         self.folder, self.keep, self.keep_every, self.split = folder, keep, keep_every, split
         self.peers = peers or Peers()
-        self.background = background
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._behind = ThreadPoolExecutor(1)  # a process that ends by an exception still finishes its checkpoint
+        self._job: Future | None = None
         self._saved: Path | None = None
         self._host = _Host(), _Host()
 
@@ -55,17 +54,9 @@ class Saver:
         texts = {"state.json": json.dumps(about, indent=1).encode(),
                  "recipe.json": json.dumps(recipe, indent=1).encode()} if first else {}
         kept, training = untied(weights) if first else {}, keyed(pieces)
-        if self.background:
-            kept, training = self._host[0].copy(kept), self._host[1].copy(training)
-        job = Write(final_of(self.folder, step), self.peers, kept, training, texts, self.split, self.keep,
-                    self.keep_every)
-        if not self.background:
-            self._do(job)
-        else:
-            # Alone, a process that ends by an exception still finishes its checkpoint; among others that may be
-            # gone by then, it must not wait for them.
-            self._thread = threading.Thread(target=self._behind, args=(job,), daemon=self.peers.world > 1)
-            self._thread.start()
+        job = Write(final_of(self.folder, step), self.peers, self._host[0].copy(kept), self._host[1].copy(training),
+                    texts, self.split)
+        self._job = self._behind.submit(self._do, job)
         return job.final
 
     def wait(self) -> Path | None:
@@ -74,34 +65,21 @@ class Saver:
         What to do about it: stop. Training on would be work that nothing keeps; the last checkpoint is intact, and
         the message says the path and the remedy, after which the same command continues.
         """
-        if self._thread:
-            self._thread.join()
-            self._thread = None
-        if self._error:
-            error, self._error = self._error, None
-            raise error
-        return self._saved
-
-    def done(self) -> Path | None:
-        """The newest checkpoint known to be whole on disk, without waiting."""
+        if self._job:
+            job, self._job = self._job, None
+            job.result()
         return self._saved
 
     @property
     def failed(self) -> bool:
         """Whether the save behind has ended in an error. Ranks learn of it at different moments: let the collective of
         a step carry it, and call `wait()` on all of them."""
-        return self._error is not None
+        return self._job is not None and self._job.done() and self._job.exception() is not None
 
     def _do(self, job: Write) -> None:
         job.run()
         self._saved = job.final
-        job.prune()
-
-    def _behind(self, job: Write) -> None:
-        try:
-            self._do(job)
-        except BaseException as error:  # whatever it is belongs to whoever waits, not to this thread's end
-            self._error = error
+        job.prune(self.keep, self.keep_every)
 
 
 class _Host:

@@ -66,6 +66,7 @@ class WebDatasetTars:
     kind: Literal["webdataset"] = "webdataset"
 
 
+Task = Literal["t2i", "caption", "draw", "as_is"]
 Source = Shapes | Emoji | ImageFolder | ChatJsonl | ParquetFiles | WebDatasetTars
 
 
@@ -74,7 +75,7 @@ class Use:
     """A dataset's share of a stage, and what is made of its pairs."""
 
     data: str
-    task: Literal["t2i", "caption", "draw", "as_is"] = "as_is"
+    task: Task = "as_is"
     """t2i: text, then the image is learned. caption: image, then the text is learned.
     draw: the same as t2i as a turn of chat. as_is: the sample as the source marks it."""
     weight: float = 1.0

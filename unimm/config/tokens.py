@@ -203,6 +203,11 @@ class Layout:
     caption_words: str = ""
     """What is said after an image alone for its caption to follow."""
 
+    @property
+    def forgets_words_only(self) -> bool:
+        """Whether a context that is forgotten in training keeps its images (Emu3.5)."""
+        return "{images}" in self.replacement
+
     def __post_init__(self):
         check(self, len(self.sizes) > 0, "sizes", "at least one (rows, columns)")
         check(self, all(h > 0 and w > 0 for h, w in self.sizes), "sizes", "pairs of numbers above 0")

@@ -13,8 +13,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,13 +21,12 @@ from torch import nn
 
 from unimm.checkpoint.folders import final_of
 from unimm.checkpoint.manifest import write_manifest
-from unimm.checkpoint.tensors import DTYPES
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.tokens import PretrainedText
-from unimm.convert.names import TOKENIZER, Place, language_name, spelled, tokenizer_of
-from unimm.convert.source import UNIFIED, ConvertError, Release, Stored, check, class_of, local_folder, open_release
-from unimm.convert.write import Progress, aside, tell, total, write_stored
+from unimm.convert.names import Place, places_of, tokenizer_of
+from unimm.convert.source import UNIFIED, ConvertError, Release, check, class_of, local_folder, open_release
+from unimm.convert.write import ALL, Tell, aside, size_of, told, write_stored
 from unimm.disk import copy_file, sync_folder, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.released import fill
@@ -39,22 +37,12 @@ from unimm.pipeline import check_codebook
 from unimm.recipe import load_recipe, recipe_to_json
 from unimm.system import BACKBONE_FOLDER, CONVERTED, RECIPE_FILE, TOKENIZER_FOLDER, VISION_FOLDER, layout_of
 from unimm.text import PretrainedTokenizer
+from unimm.weights import Stored
 
 OTHER, MAP = "other.safetensors", "tensors.json"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What goes where: tensors by their names there, and the way back by their names here."""
-
-    language: dict[str, Stored]
-    other: dict[str, Stored]
-    places: dict[str, Place]
-    tokenizer: ImageTokenizer | None
-
-
-def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool = False,
-          say: Callable[[str], None] = tell) -> None:
+def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool = False) -> None:
     """Write the run `out` out of a published checkpoint: the folder or hub id `source`.
 
     recipe  the system that it becomes; a folder that `unimm convert` wrote brings its own
@@ -64,14 +52,18 @@ def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool =
     folder = local_folder(source)
     release = open_release(folder, unpickle)
     model = class_of(folder)
-    extra = check(release, model, lambda name: spelled(release.kind, name))
+    extra = check(release, model)
     recipe = of_release(_recipe(recipe, folder), source)
     layout = layout_of(recipe, PretrainedTokenizer(str(folder)))
     _check_vocabulary(release, model, layout)
-    plan, recipe = planned(release, model, extra, recipe)
-    progress = Progress(f"convert {folder.name}", total(plan.language.values()) + total(plan.other.values()), say)
-    with aside(out, folder, total(release.tensors.values()) + 10**8) as part:
-        _write(part, release, recipe, plan, progress)
+    tokenizer, drawn, recipe = image_tokenizer(release, model, recipe)
+    places = places_of(release.kind, release.tensors, drawn, extra)
+    language, other = ({place.name: release.tensors[name] for name, place in places.items() if place.part == part}
+                       for part in ("language", "other"))
+    with aside(out, folder, size_of(release.tensors)) as part, told(folder.name, language, other) as tell:
+        _write(part, release, recipe, tell, places, language, other)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, part / TOKENIZER_FOLDER)
         if isinstance(recipe.image_in, VisionFeatures) and release.kind == "janus":
             model.config.vision_config.save_pretrained(part / VISION_FOLDER)
 
@@ -108,38 +100,27 @@ def _check_vocabulary(release: Release, model: nn.Module, layout: Layout) -> Non
                            f"{rows:,} rows: the recipe is of a release with another vocabulary")
 
 
-def planned(release: Release, model: nn.Module, extra: set[str], recipe: Recipe) -> tuple[Plan, Recipe]:
-    """Where every tensor goes, with the image tokenizer filled; the recipe with that tokenizer in it."""
-    kind, tokenizer, at = release.kind, None, {}
+def image_tokenizer(release: Release, model: nn.Module,
+                    recipe: Recipe) -> tuple[ImageTokenizer | None, dict[str, str], Recipe]:
+    """The image tokenizer, filled, if there is one yet; the release's names of its tensors -> ours; the recipe with
+    that tokenizer in it."""
+    kind, wanted, filled = release.kind, recipe.image_tokenizer, {}
     if (release.folder / TOKENIZER_FOLDER).is_dir():  # an exported run's
         tokenizer = load_tokenizer(release.folder / TOKENIZER_FOLDER)
-    elif kind in UNIFIED and not is_released(recipe.image_tokenizer):
-        config = tokenizer_of(kind, recipe.image_tokenizer, model.config.vq_config)
-        tokenizer = build_tokenizer(config).eval()
-        at = {theirs: ours for ours, theirs in
-              fill(tokenizer, {n: stored.read for n, stored in release.tensors.items()}, release.folder).items()}
-        recipe = replace(recipe, image_tokenizer=config)
-    elif is_released(recipe.image_tokenizer):
-        tokenizer = first_tokenizer(recipe.image_tokenizer)
-    if tokenizer is not None:
-        check_codebook(recipe, tokenizer.size)
-    places, language, other = {}, {}, {}
-    for name, stored in release.tensors.items():
-        own_name = spelled(kind, name)
-        inside = None if own_name.startswith(TOKENIZER) and kind in UNIFIED else language_name(kind, own_name)
-        if name in at:
-            part, there = "image_tokenizer", at[name]
-        elif name not in extra and inside is not None:
-            part, there = "language", inside
-            language[inside] = stored
-        else:
-            part, there = "other", name
-            other[name] = stored
-        places[name] = Place(part, there, DTYPES[stored.dtype], stored.shape)
-    return Plan(language, other, places, tokenizer), recipe
+    elif is_released(wanted):
+        tokenizer = first_tokenizer(wanted)
+    elif kind in UNIFIED:
+        recipe = replace(recipe, image_tokenizer=tokenizer_of(kind, wanted, model.config.vq_config))
+        tokenizer = build_tokenizer(recipe.image_tokenizer).eval()
+        filled = fill(tokenizer, release.tensors, release.folder)
+    else:
+        return None, {}, recipe
+    check_codebook(recipe, tokenizer.size)
+    return tokenizer, {theirs: ours for ours, theirs in filled.items()}, recipe
 
 
-def _write(part: Path, release: Release, recipe: Recipe, plan: Plan, progress: Progress) -> None:
+def _write(part: Path, release: Release, recipe: Recipe, tell: Tell, places: dict[str, Place],
+           language: dict[str, Stored], other: dict[str, Stored]) -> None:
     text = recipe_to_json(recipe).encode()
     write_file(part / RECIPE_FILE, [text])
     kept = part / BACKBONE_FOLDER
@@ -147,17 +128,15 @@ def _write(part: Path, release: Release, recipe: Recipe, plan: Plan, progress: P
     for file in small_files(release.folder):
         if file.name != RECIPE_FILE:
             copy_file(file, kept / file.name)
-    about = {name: dataclasses.asdict(place) for name, place in plan.places.items()}
+    about = {name: dataclasses.asdict(place) for name, place in places.items()}
     write_file(kept / MAP, [json.dumps(about, indent=1).encode()])
-    if plan.other:
-        write_stored(kept, plan.other, progress, total(plan.other.values()), OTHER)
-    if plan.tokenizer is not None:
-        save_tokenizer(plan.tokenizer, part / TOKENIZER_FOLDER)
+    if other:
+        write_stored(kept, other, tell, ALL, OTHER)
     step = final_of(part / CONVERTED, 0)
     step.mkdir(parents=True)
     state = {"stage": CONVERTED, "step": 0, "world": 1, "zero": 0, "release": str(release.folder.resolve().name),
              "written": datetime.now(UTC).isoformat(timespec="seconds")}
-    files = write_stored(step, plan.language, progress)
+    files = write_stored(step, language, tell)
     files["state.json"] = write_file(step / "state.json", [json.dumps(state, indent=1).encode()])
     files["recipe.json"] = write_file(step / "recipe.json", [text])
     write_manifest(step, files)

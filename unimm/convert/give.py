@@ -6,7 +6,7 @@ and codes. What the class has no place for is refused, never dropped.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,16 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from unimm import system
-from unimm.checkpoint.tensors import DTYPES, files_of
 from unimm.config.model import FreshBackbone
 from unimm.config.recipe import Recipe
 from unimm.config.trains import Lora
 from unimm.convert.bring import MAP, OTHER
-from unimm.convert.names import TOKENIZER, Place, language_name, spelled
-from unimm.convert.source import UNIFIED, ConvertError, Stored, check, class_of, open_release, read_json
-from unimm.convert.source import safetensors as headers
+from unimm.convert.names import Place, places_of
+from unimm.convert.source import TOKENIZER, UNIFIED, ConvertError, check, class_of, open_release
 from unimm.convert.tokenizer import write_tokenizer
-from unimm.convert.write import Progress, aside, bytes_of, tell, total, write_stored
+from unimm.convert.write import ALL, Tell, aside, bytes_of, size_of, told, write_stored
 from unimm.disk import copy_file, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.tokenizer import load_tokenizer
@@ -32,6 +30,7 @@ from unimm.layout import Layout
 from unimm.model.backbone import fresh_backbone
 from unimm.model.lora import is_adapter, plain_name
 from unimm.recipe import load_recipe, recipe_to_json
+from unimm.weights import TYPES, Stored, open_weights, read_json
 
 Adapters = Literal["merged", "kept"]
 Types = Literal["as_is", "float32", "bfloat16", "float16"]
@@ -57,8 +56,7 @@ class Run:
         return self.folder / system.BACKBONE_FOLDER
 
 
-def give(folder: Path, out: Path, adapters: Adapters = "merged", dtype: Types = "as_is", split: str = "5GB",
-         say: Callable[[str], None] = tell) -> None:
+def give(folder: Path, out: Path, adapters: Adapters = "merged", dtype: Types = "as_is", split: str = "5GB") -> None:
     """Write the language model of a run, and what its release's class holds beside it, into the new folder `out`.
 
     adapters  'merged' into the weights, or 'kept' beside them in `out`/adapter, in peft's format
@@ -67,17 +65,14 @@ def give(folder: Path, out: Path, adapters: Adapters = "merged", dtype: Types = 
     """
     limit = bytes_of(split)
     run = _opened(folder)
-    _check_expressible(run)
     language, low = _language(run, adapters)
     tensors = _as(_placed(run, language), dtype)
-    progress = Progress(f"convert {folder.name}", total(tensors.values()) + total(low.values()), say)
-    with aside(out, folder, total(tensors.values()) + total(low.values()) + 10**8) as part:
+    with aside(out, folder, size_of(tensors) + size_of(low)) as part, told(folder.name, tensors, low) as tell:
         _write_small(part, run, tensors)
-        write_stored(part, tensors, progress, limit)
+        write_stored(part, tensors, tell, limit)
         if low:
-            _write_adapters(part / "adapter", run, low, progress)
-        made = open_release(part)
-        check(made, class_of(part), lambda name: spelled(made.kind, name))
+            _write_adapters(part / "adapter", run, low, tell)
+        check(open_release(part), class_of(part))
 
 
 def _opened(folder: Path) -> Run:
@@ -107,33 +102,15 @@ def _opened(folder: Path) -> Run:
 
 def _places(model: nn.Module, tokenizer: ImageTokenizer | None) -> dict[str, Place]:
     """Where a run keeps every tensor of a class, for runs whose release was read without a conversion."""
-    kind, at = model.config.model_type, {}
+    kind, drawn = model.config.model_type, {}
     if kind in UNIFIED:
         spell = tokenizer.spellings()[-1]
-        at = {TOKENIZER + spell(name): name for name in tokenizer.state_dict()}
-    places = {}
-    for name, t in model.state_dict().items():
-        part = "image_tokenizer" if name in at else "language"
-        there = at.get(name) or language_name(kind, name)
-        if there is None:
-            raise ConvertError(f"a {type(model).__name__} has {name}, which the run left out when it took the language "
-                               "model; start it by unimm convert, which keeps it")
-        places[name] = Place(part, there, DTYPES[t.dtype], tuple(t.shape))
+        drawn = {TOKENIZER + spell(name): name for name in tokenizer.state_dict()}
+    places = places_of(kind, model.state_dict(), drawn)
+    if lost := [name for name, place in places.items() if place.part == "other"]:
+        raise ConvertError(f"a {type(model).__name__} has {lost[0]}, which the run left out when it took the language "
+                           "model; start it by unimm convert, which keeps it")
     return places
-
-
-def _check_expressible(run: Run) -> None:
-    """Refuse, with the reason, what no stock class holds."""
-    whole, named = run.model.config.model_type in UNIFIED, type(run.model).__name__
-    if not whole:
-        for book in run.recipe.codebooks:
-            if not book.shared or book.depth > 1:
-                why = "codes of their own table and head" if not book.shared else f"{book.depth} codes a position"
-                raise ConvertError(f"{run.folder}: codebook {book.name!r} has {why}, for which a stock {named} has no "
-                                   "place; only runs whose codes share the vocabulary export as one")
-        if run.recipe.continuous:
-            raise ConvertError(f"{run.folder}: it reads {run.recipe.continuous[0].name!r} as vectors, for which a "
-                               f"stock {named} has no place")
 
 
 def _strange(run: Run, name: str) -> ConvertError:
@@ -146,9 +123,7 @@ def _strange(run: Run, name: str) -> ConvertError:
 
 def _language(run: Run, adapters: Adapters) -> tuple[dict[str, Stored], dict[str, Stored]]:
     """The checkpoint's tensors under plain names, adapters merged into them or apart."""
-    stored: dict[str, Stored] = {}
-    for file in files_of(run.checkpoint):
-        stored |= headers(file)
+    stored = open_weights(run.checkpoint)
     low = {name: s for name, s in stored.items() if is_adapter(name)}
     plain = {plain_name(name): s for name, s in stored.items() if name not in low}
     if run.lora is None or adapters == "kept":
@@ -168,7 +143,7 @@ def _merged(base: Stored, a: Stored, b: Stored, scale: float) -> Stored:
 def _placed(run: Run, language: dict[str, Stored]) -> dict[str, Stored]:
     """The release's names, or the class's, with what the run has there."""
     drawn = run.tokenizer.state_dict() if run.tokenizer else {}
-    other = headers(run.kept / OTHER) if (run.kept / OTHER).is_file() else {}
+    other = open_weights(run.kept / OTHER) if (run.kept / OTHER).is_file() else {}
     found, left = {}, set(language)
     for name, place in run.places.items():
         match place.part:
@@ -186,7 +161,7 @@ def _placed(run: Run, language: dict[str, Stored]) -> dict[str, Stored]:
 
 def _drawn(tensor: Tensor, place: Place) -> Stored:
     """A tensor of our image tokenizer, in the release's shape and type."""
-    dtype = {name: dtype for dtype, name in DTYPES.items()}[place.dtype]
+    dtype = TYPES[place.dtype]
     return Stored(dtype, place.shape, lambda: tensor.reshape(place.shape).to(dtype))
 
 
@@ -246,7 +221,7 @@ def _write_recipe(part: Path, run: Run) -> None:
             copy_file(file, part / system.TOKENIZER_FOLDER / file.name)
 
 
-def _write_adapters(folder: Path, run: Run, low: Mapping[str, Stored], progress: Progress) -> None:
+def _write_adapters(folder: Path, run: Run, low: Mapping[str, Stored], tell: Tell) -> None:
     """peft's own format: `PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(out), out / "adapter")`."""
     from peft import LoraConfig
 
@@ -257,4 +232,4 @@ def _write_adapters(folder: Path, run: Run, low: Mapping[str, Stored], progress:
                for name, s in low.items()}
     LoraConfig(r=run.lora.rank, lora_alpha=run.lora.alpha, lora_dropout=run.lora.dropout, inference_mode=True,
                target_modules=sorted(set(layers.values())), task_type="CAUSAL_LM").save_pretrained(folder)
-    write_stored(folder, tensors, progress, 1 << 62, "adapter_model.safetensors")
+    write_stored(folder, tensors, tell, ALL, "adapter_model.safetensors")

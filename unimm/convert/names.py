@@ -7,14 +7,15 @@
     what the class does not hold         backbone/other.safetensors, as it is
 """
 
-import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from unimm.config.images import Chameleon, Emu3, ImageTokenizer, LlamaGen, Published
-from unimm.convert.source import ConvertError
+from torch import Tensor
 
-TOKENIZER = "model.vqmodel."
+from unimm.config.images import Chameleon, Emu3, ImageTokenizer, LlamaGen, Published
+from unimm.convert.source import TOKENIZER, ConvertError, spelled
+from unimm.weights import DTYPES, Stored
 
 # "": kept, but no part of our model. `unimm.model.vision_input` and `image_output` keep transformers' names.
 PARTS = {
@@ -38,19 +39,29 @@ class Place:
     shape: tuple[int, ...]
 
 
-def spelled(kind: str, name: str) -> str:
-    """A release's name -> that of transformers' class: Emu3's were written, and still are, by older ones."""
-    if kind != "emu3":
-        return name
-    name = re.sub(r"^text_model\.lm_head\.", "lm_head.", name)
-    name = re.sub(r"^(model\.)?text_model\.(model\.)?", "model.text_model.", name)
-    return re.sub(r"^vqmodel\.", TOKENIZER, name)
-
-
 def language_name(kind: str, name: str) -> str | None:
     """The class's name -> that in our checkpoint; None for what our model leaves out."""
     before, after = next(both for both in PARTS.get(kind, (("", "backbone."),)) if name.startswith(both[0]))
     return after + name.removeprefix(before) if after else None
+
+
+def places_of(kind: str, tensors: Mapping[str, Stored | Tensor], drawn: Mapping[str, str],
+              extra: Collection[str] = ()) -> dict[str, Place]:
+    """Where each of a release's tensors is in a run.
+
+    drawn  names of the image tokenizer's -> ours
+    extra  names of those that the class lacks
+    """
+    places = {}
+    for name, tensor in tensors.items():
+        own = spelled(kind, name)
+        inside = None if name in extra or own.startswith(TOKENIZER) else language_name(kind, own)
+        if name in drawn:
+            part, there = "image_tokenizer", drawn[name]
+        else:
+            part, there = ("language", inside) if inside else ("other", name)
+        places[name] = Place(part, there, DTYPES[tensor.dtype], tuple(tensor.shape))
+    return places
 
 
 def tokenizer_of(kind: str, wanted: ImageTokenizer, vq) -> Published:

@@ -64,17 +64,15 @@ def from_sentencepiece(text: SentencePieceTokenizer):
     """The same byte-pair model as a `tokenizers.Tokenizer`: equal ids for texts without a literal U+2581."""
     import sentencepiece
     from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers.convert_slow_tokenizer import generate_merges
 
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto(text.model)
     pieces = [processor.IdToPiece(i) for i in range(processor.vocab_size())]
     ids = {piece: i for i, piece in enumerate(pieces)}
-    merges = []
-    for i, piece in enumerate(pieces):
-        if not processor.IsByte(i) and not processor.IsUnknown(i):
-            halves = [(piece[:n], piece[n:]) for n in range(1, len(piece))]
-            merges += [(-processor.GetScore(i), ids[a], ids[b], (a, b)) for a, b in halves if a in ids and b in ids]
-    made = Tokenizer(models.BPE(vocab=ids, merges=[pair for *_, pair in sorted(merges)], unk_token=pieces[0],
+    scores = {piece: processor.GetScore(i) for i, piece in enumerate(pieces)}
+    whole = {piece for i, piece in enumerate(pieces) if processor.IsByte(i) or processor.IsUnknown(i)}
+    made = Tokenizer(models.BPE(vocab=ids, merges=generate_merges(ids, scores, whole), unk_token=pieces[0],
                                 byte_fallback=True, fuse_unk=True))
     made.normalizer = normalizers.Replace(" ", SPACE)
     made.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -86,9 +84,6 @@ def chat_template(layout: Layout) -> str:
     chat = layout.config.chat
     turns = {role: turn for role, turn in (("system", chat.system), ("user", chat.user),
                                            ("assistant", chat.assistant)) if turn is not None}
-    before, after = ({role: turn[n] for role, turn in turns.items()} for n in (0, 1))
-    return ("{%- set before = " + json.dumps(before) + " -%}{%- set after = " + json.dumps(after) + " -%}"
-            "{{- bos_token -}}{%- for message in messages -%}{{- before[message.role] -}}"
-            "{%- if message.content is string -%}{{- message.content -}}{%- else -%}{%- for part in message.content -%}"
-            "{{- part.text -}}{%- endfor -%}{%- endif -%}{{- after[message.role] -}}{%- endfor -%}"
-            "{%- if add_generation_prompt -%}{{- before.assistant -}}{%- endif -%}")
+    before, after = (json.dumps({role: turn[side] for role, turn in turns.items()}) for side in (0, 1))
+    return (f"{{%- set before = {before} -%}}{{%- set after = {after} -%}}"
+            + Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8"))

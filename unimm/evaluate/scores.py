@@ -4,19 +4,17 @@
 """
 
 import math
-import sys
-import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from unimm.errors import UserError
 from unimm.generate.use import answer, draw
 from unimm.images.measure import measure
-from unimm.images.tokenizer import to_codes, to_pixels
 from unimm.sample import Part
 from unimm.system import System
 
@@ -128,16 +126,13 @@ def answer_all(system: System, what: str, contexts: Many[Many[Part]], seed: int)
     return [text.strip() for text in said]
 
 
-def _in_batches(what: str, items: Many, call: Callable[[Many, int], list], size: int = BATCH) -> list:
-    done, began, live = [], time.monotonic(), sys.stdout.isatty()
-    for at in range(0, len(items), size):
-        done += call(items[at:at + size], at)
-        seconds = time.monotonic() - began
-        rate, last = len(done) / max(seconds, 1e-9), len(done) == len(items)
-        left = f"took {seconds:.1f} s" if last else f"{(len(items) - len(done)) / rate:.0f} s left"
-        line = f"evaluate: {what} {len(done)}/{len(items)}  {rate:.1f}/s  {left}"
-        if live or last:
-            print(f"\r\033[K{line}" if live else line, end="\n" if last else "", flush=True)
+def _in_batches(what: str, items: Many, call: Callable[[Many, int], list]) -> list:
+    done = []
+    with tqdm(total=len(items), desc=f"evaluate {what}", mininterval=1) as bar:
+        for at in range(0, len(items), BATCH):
+            some = items[at:at + BATCH]
+            done += call(some, at)
+            bar.update(len(some))
     return done
 
 
@@ -145,13 +140,11 @@ def add_reconstructions(scores: Scores, system: System, key: str, pictures: list
                         judge: Callable[[list[np.ndarray]], list[tuple[bool, str]]]) -> None:
     """Pictures through the image tokenizer and back: `tokenizer.KEY`, the share that `judge` finds right, and the usual
     measures. `judge` gives each reconstruction's (ok, why)."""
-    codes = to_codes(system.tokenizer, pictures)
-    back = to_pixels(system.tokenizer, codes)
+    found = measure(system.tokenizer, pictures)
     scores.reconstructions = [Shown("reconstruction", "", ok, got, given=picture, why=why)
-                              for picture, got, (ok, why) in zip(pictures, back, judge(back))]
+                              for picture, got, (ok, why) in zip(pictures, found.back, judge(found.back))]
     scores.add_share(f"tokenizer.{key}", scores.reconstructions)
-    for name, value in measure(system.tokenizer, pictures).items():
+    for name, value in found.values.items():
         if math.isfinite(value):  # PSNR is infinite where nothing is lost
             scores.values["tokenizer"][name] = round(value, 4)
-    scores.code_counts = np.bincount(np.concatenate([level.ids.ravel() for c in codes for level in c.levels]),
-                                     minlength=system.tokenizer.size)
+    scores.code_counts = found.counts

@@ -1,155 +1,399 @@
-"""The decode loop: prompts in, ids out, for many rows that are each at their own place.
+"""The decode loop: requests in, ids out; text, images and any interleaving of them, each row at its own place.
 
-One forward a step serves all rows and both guidance branches; logits are computed only over the ids
-that the layout allows next.
+    waiting --admit--> rows --read--> hidden --choose--> ids --advance--> finished
+                        ^                                       |
+                        +-------- room, guides of images -------+
 
-    N rows   R = N, or 2 N with guidance (the unconditional branch below)   T prompt length
+One forward a step serves all rows and all branches that guide them. A row is a request under way; each of its branches
+has a line of the cache: the first what the request itself reads, the others what guides its image.
+
+A step reads in each line the *last* id, which nothing has read yet, and up to t - 1 *drafts* of those behind it, and
+chooses an id at each of these places by the place's own noise. Ids that follow drafts which are chosen themselves stay
+(Jacobi decoding: Song et al. 2021, arXiv:2002.03629; of images: Teng et al. 2024, arXiv:2410.01699). As the noise
+belongs to the place, they are the ids that come one by one, in fewer steps. With a window of 1 the only drafts are ids
+to which the layout leaves no choice.
+
+Which state follows in an image does not depend on its codes, so within images the host never waits for a GPU.
+
+    R rows   L lines   t places in each   W width
 """
 
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from unimm.config.check import ConfigError
-from unimm.config.sampling import Sampling
-from unimm.generate.choose import RowRandom, choose, guided
-from unimm.grammar import Automaton
+from unimm.config.sampling import Choice
+from unimm.generate.allowed import Allowed
+from unimm.generate.choose import choose, places
+from unimm.generate.guidance import Guides, guides
+from unimm.generate.lines import Lines, Prompt, Read
+from unimm.generate.request import Request, written
+from unimm.grammar import Automaton, Fixed
 from unimm.layout import Layout
-from unimm.model.cache import KVCache
+from unimm.model.cache import sent
 from unimm.model.unified import UnifiedModel
-from unimm.sample import Part, Sequence, Slot
+from unimm.sample import Sequence
 
-
-@dataclass
-class Request:
-    """One row: the prompt, its unconditional form if guided, its seed, and where it may go.
-
-    start   the automaton's state behind the prompt: TEXT, or the first code of an image of some size
-    limit   the most ids to write
-    ids     what was written
-    """
-
-    prompt: Sequence
-    unconditional: Sequence | None = None
-    seed: int = 0
-    start: int = Automaton.TEXT
-    limit: int = 10_000
-    ids: list[int] = field(default_factory=list)
-
-
-def image_request(layout: Layout, automaton: Automaton, parts, size=None, guided: bool = True,
-                  seed: int = 0, negative: tuple[Part, ...] = ()) -> Request:
-    """A request for one image after `parts`; guided away from `negative`, or from the form without a context."""
-    size = size or layout.config.sizes[0]
-    prompt = layout.prompt(parts, "image", size)
-    free = layout.prompt(negative or parts, "image", size, unconditional=not negative) if guided else None
-    return Request(prompt, free, seed, automaton.after(layout.write_plans[size].header))
+ROW = np.dtype([("state", "i8"), ("codes", "i8"), ("written", "i8"), ("seed", "u8"), ("left", "i8"), ("steps", "i8"),
+                ("window", "i8"), ("text", "i8"), ("image", "i8"), ("arity", "i8"), ("closed", "?"), ("fresh", "?")])
+"""state   of the automaton, behind the last id        codes   of its image that stand before the last id
+written   ids so far; left: of text that may still be   text, image   numbers of the settings they are chosen by
+arity   branches of the row   closed   no image may begin   fresh   some branch has not read its prompt yet"""
 
 
 @torch.inference_mode()
-def decode(model: UnifiedModel, layout: Layout, automaton: Automaton, requests: list[Request],
-           sampling: Sampling, batch: int = 256) -> None:
-    """Fill in `ids` of every request: to the image's end, or to the text's end, the first image, or `limit`.
+def decode(model: UnifiedModel, layout: Layout, requests: Iterable[Request], rows: int = 256,
+           progress: Callable[[Request], None] | None = None) -> None:
+    """Bring all requests to their end, at most `rows` of them at once; `progress` is told of each as it ends."""
+    decoder = Decoder(model, layout, rows)
+    for request in requests:
+        decoder.add(request)
+    while decoder.busy:
+        for request in decoder.step():
+            if progress is not None:
+                progress(request)
 
-    A request with an unconditional form is guided by `sampling.guidance` at image positions.
+
+@dataclass(eq=False)
+class _Live:
+    """A row's request, the images that it may still write, and prompts of its branches that are still to be read."""
+
+    request: Request
+    images: int
+    unread: list[tuple[int, Sequence]]
+    weights: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Places at which an id is chosen in the same way.
+
+    items     which of the R * t places, int64 (N,)
+    hidden    where their states lie, int64 (N,) or (N, branches); None: all in order
+    weights   float32 (N, branches) of guided ones
     """
-    if sampling.image_guidance or sampling.window > 1:
-        raise ConfigError("three-way guidance and speculative decoding are not built yet")
-    model.eval()
-    for guides in (True, False):
-        same = [r for r in requests if (r.unconditional is not None and sampling.guidance != 1) == guides]
-        same.sort(key=lambda r: len(r.prompt))  # little padding in a batch
-        for at in range(0, len(same), batch):
-            _Rows(model, layout, automaton, same[at:at + batch], sampling, guides).run()
+
+    items: np.ndarray
+    hidden: Tensor | None
+    weights: Tensor | None
+    number: int
+    allowed: Allowed
+    how: Choice
 
 
-class _Rows:
-    def __init__(self, model: UnifiedModel, layout: Layout, automaton: Automaton, requests: list[Request],
-                 sampling: Sampling, guides: bool):
-        self.model, self.automaton, self.requests, self.sampling, self.guides = (
-            model, automaton, requests, sampling, guides)
-        self.pad = layout.pad_id
-        self.device = model.device
-        self.codes: torch.Tensor | None = None
-        self.states = np.array([r.start for r in requests])
-        self.in_text = self.states == Automaton.TEXT
-        self.alive = np.array([r.limit > 0 for r in requests], bool)
-        self.random = RowRandom([r.seed for r in requests])
-        prompts = [r.prompt.ids for r in requests]
-        prompts += [r.unconditional.ids for r in requests] if guides else []
-        self.lengths = np.array([len(p) for p in prompts])
-        width = int(self.lengths.max())
-        self.ids = np.full((len(prompts), width), self.pad)
-        for row, p in enumerate(prompts):
-            self.ids[row, width - len(p):] = p
+class Decoder:
+    """Requests are added at any time, run at most `rows` at once, and make room for others as they end.
 
-    def run(self) -> None:
-        width = self.ids.shape[1]
-        self.cache = KVCache(width + self._most_steps())
-        real = np.arange(width) >= width - self.lengths[:, None]  # (R, T); prompts end together, padding is left
-        position = np.maximum(np.arange(width) - (width - self.lengths[:, None]), 0)
-        mask = np.tril(np.ones((width, width), bool)) & real[:, None, :]
-        mask |= np.eye(width, dtype=bool)  # padding sees itself: a softmax over nothing would be NaN
-        hidden = self._forward(self.ids, position, mask[:, None], self._slots())
+    capacity   positions to take memory for at the beginning; more is taken as it is needed
+    read       what the model's own body is replaced by, see `UnifiedModel.read`
+    """
+
+    def __init__(self, model: UnifiedModel, layout: Layout, rows: int = 256, capacity: int = 0,
+                 read: Read | None = None):
+        self.model, self.layout, self.rows = model.eval(), layout, rows
+        self.automaton = automaton = layout.automaton()
+        self.waiting: deque[tuple[Request, _Live, np.ndarray]] = deque()
+        self.live: list[_Live] = []
+        self.now = np.zeros(0, ROW)
+        self.lines = Lines(model, read or model.read, capacity)
+        self.last = torch.zeros(0, dtype=torch.long, device=model.device)
+        self.drafts = np.zeros((0, 0), np.int64)
+        self.choices: dict[Choice, int] = {}
+        self.allowed: dict[int, Allowed] = {}
+        self._groups: dict[tuple, list[_Group]] = {}
+        self._unseen: list[Tensor] = []
+        self.widest, self.old = 1, 0
+        self._heads = np.isin(np.arange(len(automaton.table)), list(automaton.headers))
+        within = (automaton.follows > automaton.DONE) & ~self._heads[automaton.follows]
+        self._within = np.where(within, automaton.follows, -1)  # next in the same image, where it needs no other guides
+        self._is_text = np.array([kind == "text" for kind in automaton.kinds])
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.live or self.waiting)
+
+    # ------------------------------------------------------------ requests
+
+    def add(self, request: Request) -> None:
+        """Raises LayoutError and its like where the request can't be written as a prompt."""
+        how, size = request.sampling, request.size
+        prompt = self.layout.prompt(request.parts, "image" if size else "text", size)
+        state = self.automaton.after(self.layout.write_plans[size].header) if size else Automaton.TEXT
+        live = _Live(request, max(request.images, 1 if size else 0), [(0, prompt)])
+        row = np.zeros(1, ROW)
+        for name, value in (("state", state), ("seed", request.seed % 2 ** 64), ("left", how.text_length),
+                            ("window", how.window), ("text", self._number(how.text)), ("arity", 1),
+                            ("image", self._number(how.image)), ("closed", live.images == 0), ("fresh", True)):
+            row[name] = value
+        if size:
+            self._guide(live, row[0], guides(self.layout, how, request.parts, size))
+        self.waiting.append((request, live, row))
+
+    def drop(self, request: Request) -> None:
+        """Forget a request; what it wrote so far is in its ids."""
+        self.waiting = deque(each for each in self.waiting if each[0] is not request)
+        self._see()
+        self._remove([row for row, live in enumerate(self.live) if live.request is request], [])
+
+    def _number(self, how: Choice) -> int:
+        return self.choices.setdefault(how, len(self.choices))
+
+    @staticmethod
+    def _guide(live: _Live, row: np.void, guiding: Guides | None) -> None:
+        if guiding is not None:
+            live.unread += enumerate(guiding.prompts, 1)
+            live.weights = guiding.weights
+            row["arity"], row["fresh"] = len(guiding.weights), True
+
+    @torch.inference_mode()
+    def step(self) -> list[Request]:
+        """One forward of every row, and an id or more for each. Returns the requests that ended with it."""
+        if self.waiting and len(self.live) < self.rows:
+            self._see()
+        while self.waiting and len(self.live) < self.rows:
+            _, live, row = self.waiting.popleft()
+            self.live.append(live)
+            self.now = np.append(self.now, row)
+        if not self.live:
+            return []
+        states, valid = self._ahead()
+        fed = self._fed(states)
+        hidden = self._hidden(fed)
+        chosen, tails = self._choose(hidden, states, valid)
+        return self._advance(chosen, tails, states, valid, fed)
+
+    # ------------------------------------------------------------ reading
+
+    def _ahead(self) -> tuple[np.ndarray, np.ndarray]:
+        """The state behind each place that may be read, int64 (R, t), and whether a row reads so far, bool (R, t)."""
+        now, widest = self.now, self.widest
+        states, valid = [now["state"]], [np.ones(len(now), bool)]
+        ready = ~now["fresh"]
         while True:
-            chosen = self._next(hidden)
-            for row in np.flatnonzero(self.alive):
-                self.requests[row].ids.append(int(chosen[row]))
-            self._advance(chosen)
-            if not self.alive.any() or self.cache.length >= self.cache.capacity:
-                return
-            real = np.concatenate([real, np.ones((len(real), 1), bool)], 1)
-            branches = np.concatenate([chosen, chosen]) if self.guides else chosen
-            at = (self.lengths + self.cache.length - width)[:, None]
-            hidden = self._forward(branches[:, None], at, real[:, None, None, :])
+            following, sure = self._within[states[-1]], self.automaton.forced[states[-1]] >= 0
+            reads = valid[-1] & ready & (following >= 0)
+            reads &= sure if widest == 1 else len(states) < now["window"]
+            # Rows that nothing is drafted for read on together or not at all: padding costs what it saves.
+            if not (reads.any() if widest > 1 else reads[ready].all() and ready.any()):
+                return np.stack(states, 1), np.stack(valid, 1)
+            states.append(np.where(reads, following, states[-1]))
+            valid.append(reads)
 
-    def _most_steps(self) -> int:
-        """No row writes more than its limit; an image also not more than the automaton has places."""
-        return max(min(r.limit, r.limit if r.start == Automaton.TEXT else len(self.automaton.table))
-                   for r in self.requests)
+    def _fed(self, states: np.ndarray) -> np.ndarray | None:
+        """The drafts that are read behind the last id, int64 (R, t - 1); None for none."""
+        if (more := states.shape[1] - 1) == 0:
+            return None
+        forced = self.automaton.forced[states[:, :-1]]
+        drafts = np.zeros((len(states), more), np.int64)
+        known = self.drafts[:, :more]
+        drafts[:len(known), :known.shape[1]] = known
+        return np.where(forced >= 0, forced, drafts)
 
-    def _slots(self) -> tuple[tuple[int, Slot], ...]:
-        """What the prompts hold beside ids, where it lies once padding stands on their left."""
-        prompts = [r.prompt for r in self.requests] + [r.unconditional for r in self.requests if self.guides]
-        padding = self.ids.shape[1] - self.lengths
-        return tuple((row, replace(slot, start=int(padding[row]) + slot.start))
-                     for row, prompt in enumerate(prompts) for slot in prompt.slots)
+    def _hidden(self, fed: np.ndarray | None) -> Tensor:
+        """Hidden states (places, W): t of each line that has read before, then one of each new line."""
+        found = []
+        if len(self.lines):
+            if self._feeds is None:
+                self._feeds = sent(self.lines.owner, self.last.device)
+            ids = self.last[self._feeds][:, None]
+            if fed is not None:
+                ids = torch.cat([ids, sent(fed[self.lines.owner], ids.device)], 1)
+            found.append(self.lines.read(ids, 0, self.now["codes"][self.lines.owner]).flatten(0, 1))
+        self.old = len(self.lines)
+        prompts = [Prompt(row, branch, prompt, len(prompt) + self._room(live.request))
+                   for row, live in enumerate(self.live) if live.unread for branch, prompt in live.unread]
+        if prompts:
+            found.append(self.lines.begin(prompts))
+            self._changed()
+            for live in self.live:
+                live.unread = []
+        return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _forward(self, ids: np.ndarray, position: np.ndarray, mask: np.ndarray, slots=()) -> torch.Tensor:
-        """The last position's hidden states (R, width)."""
-        ids, position, mask = (torch.as_tensor(x, device=self.device) for x in (ids, position, mask))
-        hidden, self.codes = self.model.read_on(ids, position, mask, self.cache, self.codes, slots)
-        return hidden
+    def _room(self, request: Request) -> int:
+        """How many positions are written behind a prompt, images that the model begins not counted."""
+        return request.sampling.window + (self.layout.tokens(request.size) if request.size else 0) + (
+            request.sampling.text_length if request.text else 0)
 
-    def _next(self, hidden: torch.Tensor) -> np.ndarray:
-        """One allowed id a row, each by the rule of the kind of position it is at."""
-        n, chosen = len(self.requests), np.full(len(self.requests), self.pad)
-        sets = self.automaton.set_of[self.states]
-        for number in np.unique(sets[self.alive]):
-            rows = np.flatnonzero(self.alive & (sets == number))
-            allowed, text = self.automaton.sets[number], self.automaton.kinds[number] == "text"
-            if len(allowed) == 1:
-                chosen[rows] = allowed[0]
+    def _changed(self) -> None:
+        """Lines came or went: what was worked out for them is void."""
+        self._groups.clear()
+        self._feeds = None
+        self.widest = int(self.now["window"].max(initial=1))
+        self._line_of = self.lines.of(len(self.live))
+
+    # ------------------------------------------------------------ choosing
+
+    def _choose(self, hidden: Tensor, states: np.ndarray, valid: np.ndarray) -> tuple[Tensor, list]:
+        """An id at every valid place, int64 (R, t), and each group with its logits."""
+        rows, t = states.shape
+        sets = self.automaton.set_of[states]
+        sets[(states == Automaton.TEXT) & self.now["closed"][:, None]] = self.automaton.no_image
+        how = np.where(self._is_text[sets], self.now["text"][:, None], self.now["image"][:, None])
+        alike = np.where(valid, (sets * len(self.choices) + how) * 4 + self.now["arity"][:, None], -1)
+        if (key := (t, self.old, alike.tobytes())) not in self._groups:
+            if len(self._groups) > 64:
+                self._groups.clear()
+            self._groups[key] = [self._group(int(which), alike.reshape(-1) == which, t)
+                                 for which in np.unique(alike[valid])]
+        chosen, tails = None, []
+        for group in self._groups[key]:
+            ids, logits = self._of_group(group, hidden, t)
+            if len(group.items) == rows * t:
+                chosen = ids
+            else:
+                chosen = ids.new_zeros(rows * t) if chosen is None else chosen
+                chosen[sent(group.items, ids.device)] = ids
+            tails.append((group, logits))
+        return chosen.view(rows, t), tails
+
+    def _group(self, which: int, members: np.ndarray, t: int) -> _Group:
+        rest, arity = divmod(which, 4)
+        number, how = divmod(rest, len(self.choices))
+        if number not in self.allowed:
+            self.allowed[number] = Allowed(self.automaton.sets[number], self.last.device)
+        items = np.flatnonzero(members)
+        row, place = np.divmod(items, t)
+        lines = self._line_of[row, :arity]
+        hidden = np.where(lines < self.old, lines * t + place[:, None], lines + self.old * (t - 1))
+        weights = None
+        if arity > 1:
+            weights = sent(np.array([self.live[r].weights for r in row], np.float32), self.last.device)
+        whole = arity == 1 and np.array_equal(hidden[:, 0], np.arange(self.old * t + len(self.lines) - self.old))
+        where = None if whole else sent(hidden if arity > 1 else hidden[:, 0].copy(), self.last.device)
+        return _Group(items, where, weights, number, self.allowed[number], list(self.choices)[how])
+
+    def _of_group(self, group: _Group, hidden: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
+        """The ids that a group's places get, int64 (N,), and the logits they come from."""
+        if group.allowed.only is not None:
+            return torch.full((len(group.items),), group.allowed.only, device=hidden.device), None
+        states = hidden if group.hidden is None else hidden[group.hidden]
+        logits = group.allowed.logits(self.model, states, group.weights)
+        return group.allowed.of(self._drawn(group, logits, *np.divmod(group.items, t))), logits
+
+    def _drawn(self, group: _Group, logits: Tensor, rows: np.ndarray, ahead: np.ndarray) -> Tensor:
+        """A column of each row of logits, by the noise of the place `ahead` of what the row has written."""
+        if group.how.temperature == 0:
+            return choose(logits, group.how)
+        key = places(self.now["seed"][rows], self.now["written"][rows] + ahead)
+        return choose(logits, group.how, sent(key, logits.device), group.allowed.marks)
+
+    # ------------------------------------------------------------ going on
+
+    def _advance(self, chosen: Tensor, tails: list, states: np.ndarray, valid: np.ndarray,
+                 fed: np.ndarray | None) -> list[Request]:
+        now, rows, automaton = self.now, np.arange(len(states)), self.automaton
+        seen, kept = None, valid.sum(1)
+        if self.widest > 1 and fed is not None:
+            seen = chosen.numpy(force=True)
+            kept = 1 + ((seen[:, :-1] == fed) & valid[:, 1:]).cumprod(1).sum(1)
+        before = states[rows, kept - 1]
+        after = automaton.follows[before]
+        if fed is not None or (after < 0).any():
+            seen = chosen.numpy(force=True)
+            ids = seen[rows, kept - 1]
+            after = automaton.table[before, automaton.label_of[ids]]
+            self._see()
+            for row, live in enumerate(self.live):
+                live.request.ids += seen[row, :kept[row]].tolist()
+            self.last = chosen[:, 0] if fed is None else sent(ids, self.last.device)
+        else:
+            self.last = chosen[:, 0]
+            self._unseen.append(self.last)
+        now["codes"], now["state"] = automaton.codes[before], after
+        now["written"] += kept
+        now["steps"] += 1
+        now["left"] -= (before == Automaton.TEXT) & (after == Automaton.TEXT)
+        now["fresh"] = False
+        self.lines.length[:self.old] += kept[self.lines.owner[:self.old]]
+        if self.widest > 1:
+            self.drafts = self._drafted(seen, kept, valid, tails)
+        events = (after == Automaton.DONE) | (after == Automaton.TEXT) & (before != Automaton.TEXT) | (
+            now["left"] <= 0) & (after == Automaton.TEXT) | self._heads[after]
+        return self._events(np.flatnonzero(events)) if events.any() else []
+
+    def _drafted(self, seen: np.ndarray | None, kept: np.ndarray, valid: np.ndarray, tails: list) -> np.ndarray:
+        """Drafts behind the last id, int64 (R, window - 1): what was chosen there already; else, by the noise of its
+        place, from the logits of the last place that was read."""
+        ahead, counts = np.arange(self.widest - 1), valid.sum(1)
+        source = kept[:, None] + ahead
+        known = source < counts[:, None]
+        drafts = np.zeros(source.shape, np.int64)
+        if seen is not None:
+            drafts = np.where(known, np.take_along_axis(seen, np.minimum(source, seen.shape[1] - 1), 1), 0)
+        state, sets = self.now["state"], []
+        for _ in ahead:
+            sets.append(np.where(state > Automaton.DONE, self.automaton.set_of[state], -1))
+            state = np.maximum(self.automaton.follows[state], 0)
+        wanted = ~known & (ahead < self.now["window"][:, None] - 1)
+        for group, logits in tails:
+            if logits is not None:
+                rows = group.items // valid.shape[1]
+                last = np.flatnonzero(np.append(rows[1:] != rows[:-1], True))
+                which, place = np.nonzero((wanted & (np.stack(sets, 1) == group.number))[rows[last]])
+                if len(which):
+                    columns = self._drawn(group, logits[sent(last[which], logits.device)], rows[last][which], place)
+                    drafts[rows[last][which], place] = group.allowed.of(columns).numpy(force=True)
+        return drafts
+
+    def _see(self) -> None:
+        """Bring the ids that the host has not read yet into their requests."""
+        if self._unseen:
+            for live, ids in zip(self.live, torch.stack(self._unseen, 1).tolist()):
+                live.request.ids += ids
+            self._unseen.clear()
+
+    def _events(self, rows: np.ndarray) -> list[Request]:
+        """What happens to rows whose text or image ends, or whose image begins; the requests that end."""
+        self._see()
+        ended, freed = [], []
+        for row in rows.tolist():
+            live, now = self.live[row], self.now[row]
+            request, state = live.request, int(now["state"])
+            if self._heads[state]:
+                parts = (*request.parts, *written(self.layout, self.automaton, request))
+                size = self.automaton.headers[state]
+                self._guide(live, now, guides(self.layout, request.sampling, parts, size))
                 continue
-            index = torch.as_tensor(rows, device=self.device)
-            logits = self._logits(hidden[index], allowed)
-            if self.guides and not text:
-                logits = guided(logits, self._logits(hidden[index + n], allowed), self.sampling.guidance)
-            how = self.sampling.text if text else self.sampling.image
-            chosen[rows] = allowed[choose(logits, self.random.uniform(rows), how)]
-        return chosen
+            live.images -= state == Automaton.TEXT and now["left"] > 0
+            over = state == Automaton.DONE or now["left"] <= 0 or live.images == 0 and not request.text
+            if over:
+                ended.append(row)
+                continue
+            self._end_image(row)
+            freed += self._line_of[row, 1:now["arity"]].tolist()
+            live.weights, now["arity"], now["closed"] = (1.0,), 1, live.images == 0
+        finished = [self.live[row].request for row in ended]
+        self._remove(ended, freed)
+        return finished
 
-    def _logits(self, hidden: torch.Tensor, allowed: np.ndarray) -> torch.Tensor:
-        first, last = int(allowed[0]), int(allowed[-1])
-        one_run = last - first + 1 == len(allowed)
-        rows = slice(first, last + 1) if one_run else torch.as_tensor(allowed, device=self.device)
-        return self.model.logits(hidden, rows)
+    def _end_image(self, row: int) -> None:
+        """Read what ends an image that is written by count, so that text can go on."""
+        end = next(iter(self.layout.write_plans.values())).pieces[-1]
+        if self.layout.config.write.stop == "count" and isinstance(end, Fixed):
+            line = int(self._line_of[row, 0])
+            ids = torch.tensor([end.ids], device=self.last.device)
+            ids = torch.cat([self.last[row].view(1, 1), ids], 1)
+            self.lines.read(ids[:, :-1], line, self.now["codes"][row:row + 1])
+            self.lines.length[line] += len(end.ids)
+            self.last = self.last.clone()
+            self.last[row] = end.ids[-1]
 
-    def _advance(self, chosen: np.ndarray) -> None:
-        alive = np.flatnonzero(self.alive)
-        self.states[alive] = self.automaton.advance(self.states[alive], chosen[alive])
-        for row in alive:
-            state, request = self.states[row], self.requests[row]
-            ended = state == Automaton.DONE or (state == Automaton.TEXT) != self.in_text[row]
-            self.alive[row] = not ended and len(request.ids) < request.limit
+    def _remove(self, rows: list[int], lines: list[int]) -> None:
+        """Take rows out, with all their lines, and some lines besides."""
+        for row in rows:
+            self.live[row].request.steps = int(self.now["steps"][row])
+        stays = np.ones(len(self.live), bool)
+        stays[rows] = False
+        gone = ~stays[self.lines.owner]
+        gone[lines] = True
+        if gone.any():
+            self.lines.drop(gone)
+            self.lines.owner = (stays.cumsum() - 1)[self.lines.owner]
+            self.live = [live for live, stay in zip(self.live, stays) if stay]
+            self.last = self.last[sent(np.flatnonzero(stays), self.last.device)]
+            self.now, self.drafts = self.now[stays], self.drafts[stays[:len(self.drafts)]]
+            self._changed()

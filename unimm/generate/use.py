@@ -11,7 +11,9 @@ import numpy as np
 from unimm.config.model import VisionFeatures
 from unimm.config.sampling import Sampling
 from unimm.errors import UserError
-from unimm.generate.decode import Request, decode, image_request
+from unimm.generate.decode import decode
+from unimm.generate.guidance import warn
+from unimm.generate.request import Request, drawing, written
 from unimm.images.prepare import as_seen, prepare
 from unimm.images.tokenizer import to_codes, to_pixels
 from unimm.sample import Codes, Image, Part, Pixels, Text
@@ -44,13 +46,14 @@ def draw(system: System, contexts: Many[Many[Part]], seeds: Many[int], sampling:
     """
     if any(not parts for parts in contexts):
         raise PromptError("the prompt is empty; say what to draw")
-    automaton, sampling = system.layout.automaton(), sampling or system.recipe.sampling
-    requests = [image_request(system.layout, automaton, _praised(encoded(system, parts), sampling), None, guided, seed,
-                              _negative(parts, sampling)) for parts, seed in zip(contexts, seeds, strict=True)]
-    _check_lengths(system, requests)
-    decode(system.model, system.layout, automaton, requests, sampling)
-    codes = [written_image(system, r) for r in requests]
-    return to_pixels(system.tokenizer, codes)
+    sampling = sampling or system.recipe.sampling
+    sampling = sampling if guided else replace(sampling, guidance=1.0, image_guidance=0.0)
+    warn(system.recipe, sampling, any(isinstance(part, Image) for parts in contexts for part in parts))
+    size = system.recipe.layout.sizes[0]
+    requests = [drawing(_praised(encoded(system, parts), sampling), sampling, size, seed)
+                for parts, seed in zip(contexts, seeds, strict=True)]
+    _decode(system, requests)
+    return to_pixels(system.tokenizer, [written_image(system, request) for request in requests])
 
 
 def _praised(parts: tuple[Part, ...], sampling: Sampling) -> tuple[Part, ...]:
@@ -61,30 +64,17 @@ def _praised(parts: tuple[Part, ...], sampling: Sampling) -> tuple[Part, ...]:
     return (*parts[:-1], replace(last, text=last.text + sampling.positive))
 
 
-def _negative(parts: Many[Part], sampling: Sampling) -> tuple[Part, ...]:
-    return (Text(sampling.negative, role=parts[-1].role and "user"),) if sampling.negative else ()
-
-
 def written_image(system: System, request: Request) -> Codes:
     """The codes of the image that a request ended with."""
-    ids = np.concatenate([request.prompt.ids, request.ids])
-    return system.layout.parse(ids, slots=request.prompt.slots).images[-1].content
+    return written(system.layout, system.layout.automaton(), request)[-1].content
 
 
 def answer(system: System, contexts: Many[Many[Part]], sampling: Sampling | None = None, seed: int = 0) -> list[str]:
     """The text that follows each context, as far as its end."""
     sampling = sampling or system.recipe.sampling
-    requests = _texts(system, contexts, sampling, seed)
-    return [system.layout.said(r.ids, parts[-1].role is not None)
-            for r, parts in zip(requests, contexts, strict=True)]
-
-
-def _texts(system: System, contexts: Many[Many[Part]], sampling: Sampling, seed: int) -> list[Request]:
-    requests = [Request(system.layout.prompt(encoded(system, parts)), seed=seed + n, limit=sampling.text_length)
-                for n, parts in enumerate(contexts)]
-    _check_lengths(system, requests)
-    decode(system.model, system.layout, system.layout.automaton(), requests, sampling)
-    return requests
+    requests = [Request(encoded(system, parts), sampling, seed + n) for n, parts in enumerate(contexts)]
+    _decode(system, requests)
+    return [system.layout.said(r.ids, r.parts[-1].role is not None) for r in requests]
 
 
 def reply(system: System, parts: Many[Part], sampling: Sampling | None = None, seed: int = 0) -> list[Text | Image]:
@@ -92,22 +82,18 @@ def reply(system: System, parts: Many[Part], sampling: Sampling | None = None, s
 
     Raises PromptError where the chat does not fit the positions the model was trained on.
     """
-    sampling = sampling or system.recipe.sampling
-    parts = encoded(system, parts)
-    request = _texts(system, [parts], sampling, seed)[0]
-    layout = system.layout
-    said = layout.said(request.ids, True)
-    spoken: list[Text | Image] = [Text(said, role="assistant")] if said else []
-    begins = {plan.header[0] for plan in layout.write_plans.values()}
-    if request.ids and request.ids[-1] in begins:
-        picture = draw(system, [(*parts, *spoken)], [seed], sampling)[0]
-        spoken.append(Image(Pixels(picture), role="assistant"))
-    return spoken
+    request = Request(encoded(system, parts), sampling or system.recipe.sampling, seed, images=1, text=False)
+    _decode(system, [request])
+    return [replace(part, content=Pixels(to_pixels(system.tokenizer, [part.content])[0]), learn=False)
+            if isinstance(part, Image) else part
+            for part in written(system.layout, system.layout.automaton(), request)]
 
 
-def _check_lengths(system: System, requests: list[Request]) -> None:
+def _decode(system: System, requests: list[Request]) -> None:
     longest = max(s.seq_len for s in system.recipe.language.values())
     for request in requests:
-        if len(request.prompt) >= longest:
-            raise PromptError(f"the prompt is {len(request.prompt)} tokens long, but the model was trained on at most "
+        prompt = system.layout.prompt(request.parts, "image" if request.size else "text", request.size)
+        if len(prompt) >= longest:
+            raise PromptError(f"the prompt is {len(prompt)} tokens long, but the model was trained on at most "
                               f"{longest}; say less, show fewer images, or start a new conversation")
+    decode(system.model, system.layout, requests)

@@ -1,12 +1,14 @@
-"""What every image tokenizer offers, whatever its architecture."""
+"""What every image tokenizer is, whatever its architecture: encoder, quantizer, decoder."""
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.config.images import ImageTokenizer as Config
 from unimm.errors import UserError
+from unimm.images.quantize import Quantizer
 
 
 class TokenizerError(UserError):
@@ -26,12 +28,16 @@ class Reconstruction(NamedTuple):
 
 
 class ImageTokenizer(nn.Module):
-    """Pixels to codes and back. Each architecture defines the methods that raise here.
+    """Pixels to codes and back.
 
         images float32 (B, 3, H, W) in [-1, 1] --encode--> ids int64 (B, P), P = rows * columns, row by row
         ids (B, P), grid (rows, columns)       --decode--> float32 (B, 3, H, W), in [-1, 1] but for overshoot
         images                                 --forward-> Reconstruction, whose loss trains the tokenizer
         code_vectors()                                     float32 (size, dim): every code's vector
+
+    An architecture has a `quantizer`, and defines `latents` and `drawn`, the ways to it and from it:
+
+        images (B, 3, H, W) --latents--> (B, dim, h, w) --quantizer--> (B, dim, h, w) --drawn--> (B, 3, H, W)
 
     `size` codes of `dim` channels, `patch` pixels to a code each way, so that the grid of an image of (H, W)
     pixels is (H / patch, W / patch). `grid` is that of the configuration's own image size; where `any_size` is
@@ -43,8 +49,7 @@ class ImageTokenizer(nn.Module):
 
     any_size = False
     draws = True
-    size: int
-    dim: int
+    quantizer: Quantizer
 
     def __init__(self, config: Config):
         super().__init__()
@@ -52,17 +57,43 @@ class ImageTokenizer(nn.Module):
         self.patch = config.downsample
         self.grid = (config.image // self.patch, config.image // self.patch)
 
-    def encode(self, images: Tensor) -> Tensor:
+    def latents(self, images: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def drawn(self, vectors: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """Of images given back, float32 (B, 3, H, W). Each image by itself, so that equal shares of a batch average to
+        the whole."""
+        return {"mse": F.mse_loss(again, images)}
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        return self.quantizer.ids_of(self.latents(self._checked(images)))
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        raise NotImplementedError
+        vectors = self.quantizer.codes_to_vectors(ids).unflatten(1, grid or self.grid).permute(0, 3, 1, 2)
+        return self.drawn(vectors.to(next(self.parameters()).dtype)).float()
 
     def forward(self, images: Tensor) -> Reconstruction:
-        raise NotImplementedError
+        """The reconstruction and the loss; in training mode this also updates a moving-average codebook."""
+        quantized = self.quantizer(self.latents(self._checked(images)))
+        again = self.drawn(quantized.vectors).float()
+        losses = self.pixel_losses(again, images.float())
+        return Reconstruction(again, quantized.ids, losses | {"quantizer": quantized.loss})
 
+    @torch.no_grad()
     def code_vectors(self) -> Tensor:
-        raise NotImplementedError
+        return self.quantizer.codes_to_vectors(torch.arange(self.size, device=self.device))
+
+    @property
+    def size(self) -> int:
+        return self.quantizer.size
+
+    @property
+    def dim(self) -> int:
+        return self.quantizer.dim
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +112,7 @@ class ImageTokenizer(nn.Module):
             return f"(height, width, 3), both sides multiples of {self.patch}"
         return f"{(self.grid[0] * self.patch, self.grid[1] * self.patch, 3)}"
 
-    def checked(self, images: Tensor) -> Tensor:
+    def _checked(self, images: Tensor) -> Tensor:
         """The images as the weights' type. Raises TokenizerError for a size that isn't taken."""
         if images.ndim != 4 or images.shape[1] != 3 or not self.takes(*images.shape[2:]):
             raise TokenizerError(f"this image tokenizer takes images of {self.sizes_taken}, channels first; "

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.config.images import ConvTokenizer
-from unimm.images.base import ImageTokenizer, Reconstruction
+from unimm.images.base import ImageTokenizer
 from unimm.images.quantize import build_quantizer
 
 SAME_COLOUR = 0.05
@@ -69,31 +69,18 @@ class ConvImageTokenizer(ImageTokenizer):
     def __init__(self, config: ConvTokenizer):
         super().__init__(config)
         self.quantizer = build_quantizer(config.quantizer)
-        self.size, self.dim = self.quantizer.size, self.quantizer.dim
         self.encoder = Encoder(config.downsample, config.width, config.blocks, config.encoder_kernel, self.dim)
         self.decoder = Decoder(config.downsample, config.width, config.blocks, self.dim)
 
-    def forward(self, images: Tensor) -> Reconstruction:
-        """The reconstruction and the loss; in training mode this also updates a moving-average codebook."""
-        quantized = self.quantizer(self.encoder(self.checked(images)))
-        again = self.decoder(quantized.vectors).float()
-        losses = {**self._pixel_losses(again, images.float()), "quantizer": quantized.loss}
-        return Reconstruction(again, quantized.ids, losses)
+    def latents(self, images: Tensor) -> Tensor:
+        return self.encoder(images)
 
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        return self.quantizer.ids_of(self.encoder(self.checked(images)))
+    def drawn(self, vectors: Tensor) -> Tensor:
+        return self.decoder(vectors)
 
-    def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        vectors = self.quantizer.codes_to_vectors(ids).unflatten(1, grid or self.grid).permute(0, 3, 1, 2)
-        return self.decoder(vectors.to(self.decoder[0].weight.dtype)).float()
-
-    def code_vectors(self) -> Tensor:
-        return self.quantizer.codes_to_vectors(torch.arange(self.size, device=self.device))
-
-    def _pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
+    def pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
         """Squared and absolute error: means over images of means over pixels, those off the border's colour
-        weighted by foreground_weight. Each image by itself, so that equal shares of a batch average to the whole."""
+        weighted by foreground_weight."""
         border = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], dim=2)
         background = border.median(dim=2).values[:, :, None, None]
         foreground = (images - background).abs().amax(1, keepdim=True) > SAME_COLOUR

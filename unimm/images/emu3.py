@@ -15,22 +15,10 @@ import re
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.emu3 import modeling_emu3 as emu3
 
 from unimm.config.images import Emu3
 from unimm.images.vqgan import VQGAN, Decoder, Encoder, Spelling
-
-
-class CausalConv3d(nn.Module):
-    """A convolution over (time, rows, columns) that sees two earlier frames and none later."""
-
-    def __init__(self, before: int, after: int, kernel: tuple[int, int, int], stride: tuple[int, int, int] = (1, 1, 1)):
-        super().__init__()
-        self.conv = nn.Conv3d(before, after, kernel, stride)
-        rows, columns = (k - s for k, s in zip(kernel[1:], stride[1:]))
-        self.padding = (columns // 2 + columns % 2, columns // 2, rows // 2 + rows % 2, rows // 2, 2, 0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, self.padding))
 
 
 class FrozenBatchNorm(nn.BatchNorm3d):
@@ -40,67 +28,22 @@ class FrozenBatchNorm(nn.BatchNorm3d):
         return super().train(False)
 
 
-class TemporalBlock(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm1, self.norm2 = FrozenBatchNorm(channels), FrozenBatchNorm(channels)
-        self.conv1, self.conv2 = (CausalConv3d(channels, channels, (3, 3, 3)) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
-
-
-class TimeConv(nn.Module):
-    """One halving of time, or one doubling of it."""
-
-    def __init__(self, channels: int, halves: bool):
-        super().__init__()
-        self.halves = halves
-        kernel, stride = ((4, 3, 3), (2, 1, 1)) if halves else ((3, 3, 3), (1, 1, 1))
-        self.conv = CausalConv3d(channels, channels, kernel, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x if self.halves else x.repeat_interleave(2, dim=2))
-
-
-def _time_layers(config: Emu3, halves: bool) -> tuple[nn.ModuleList, nn.Sequential]:
-    halvings = config.frames.bit_length() - 1
-    return (nn.ModuleList(TimeConv(config.latent, halves) for _ in range(halvings)),
-            nn.Sequential(*(TemporalBlock(config.latent) for _ in range(config.blocks))))
-
-
-class Emu3Encoder(Encoder):
-    def __init__(self, config: Emu3):
-        super().__init__(config)
-        self.time_conv, self.time_res_stack = _time_layers(config, halves=True)
-
-    def through_time(self, x: Tensor) -> Tensor:
-        """(B, latent, T, h, w) -> (B, latent, T / frames, h, w)"""
-        for conv in self.time_conv:
-            x = F.silu(conv(x))
-        return self.time_res_stack(x)
-
-
-class Emu3Decoder(Decoder):
-    def __init__(self, config: Emu3):
-        super().__init__(config, context=config.dim)
-        self.time_conv, self.time_res_stack = _time_layers(config, halves=False)
-
-    def through_time(self, x: Tensor) -> Tensor:
-        """(B, latent, t, h, w) -> (B, latent, t * frames, h, w)"""
-        x = self.time_res_stack(x)
-        for conv in self.time_conv:
-            x = F.silu(conv(x))
-        return x
+def _add_time(part: Encoder | Decoder, config: Emu3, conv: type[nn.Module]) -> None:
+    """Layers over (time, rows, columns), each place seeing two earlier frames and none later."""
+    part.time_conv = nn.ModuleList(conv(config.latent, config.latent) for _ in range(config.frames.bit_length() - 1))
+    part.time_res_stack = nn.Sequential(*(emu3.Emu3VQVAETemporalResnetBlock(config.latent, config.latent)
+                                          for _ in range(config.blocks)))
+    for block in part.time_res_stack:
+        block.norm1, block.norm2 = FrozenBatchNorm(config.latent), FrozenBatchNorm(config.latent)
 
 
 class Emu3Tokenizer(VQGAN):
     def __init__(self, config: Emu3):
         super().__init__(config, context=config.dim)
-        self.encoder = Emu3Encoder(config)
-        self.decoder = Emu3Decoder(config)
-        self.quant_conv = CausalConv3d(config.latent, config.dim, (3, 1, 1))
-        self.post_quant_conv = CausalConv3d(config.dim, config.latent, (3, 1, 1))
+        _add_time(self.encoder, config, emu3.Emu3VQVAETemporalDownsample)
+        _add_time(self.decoder, config, emu3.Emu3VQVAETemporalUpsample)
+        self.quant_conv = emu3.Emu3VQVAEConv3d(config.latent, config.dim, (3, 1, 1), (1, 1, 1))
+        self.post_quant_conv = emu3.Emu3VQVAEConv3d(config.dim, config.latent, (3, 1, 1), (1, 1, 1))
 
     def spellings(self) -> tuple[Spelling, ...]:
         def transformers(name: str) -> str:
@@ -114,11 +57,15 @@ class Emu3Tokenizer(VQGAN):
         return str, transformers
 
     def latents(self, images: Tensor) -> Tensor:
-        frames = self.encoder(images)[:, :, None].expand(-1, -1, self.config.frames, -1, -1)
-        return self.quant_conv(self.encoder.through_time(frames))[:, :, 0]
+        x = self.encoder(images)[:, :, None].expand(-1, -1, self.config.frames, -1, -1)
+        for conv in self.encoder.time_conv:
+            x = F.silu(conv(x))  # (B, latent, T, h, w) -> (B, latent, T / 2, h, w)
+        return self.quant_conv(self.encoder.time_res_stack(x))[:, :, 0]
 
     def drawn(self, vectors: Tensor) -> Tensor:
         """The first frame of each video of `frames`."""
         vectors = vectors[:, :, None]
-        both = self.decoder.through_time(torch.cat([self.post_quant_conv(vectors), vectors]))[:, :, 0]
-        return self.decoder(*both.chunk(2))
+        x = self.decoder.time_res_stack(torch.cat([self.post_quant_conv(vectors), vectors]))
+        for conv in self.decoder.time_conv:
+            x = F.silu(conv(x))
+        return self.decoder(*x[:, :, 0].chunk(2))

@@ -13,31 +13,28 @@ import torch
 import torch.nn.functional as F
 
 from unimm.config.images import IBQ
-from unimm.images.vqgan import DISTANCES, VQGAN, Codebook, Spelling
+from unimm.images.vqgan import VQGAN, Codebook, Spelling
 
 
 class IndexBackpropagation(Codebook):
     """The code of the largest inner product. In training the choice itself carries a gradient: what passes
     through is the mean of all codes under the softmax, so that every code learns at every step."""
 
-    @torch.no_grad()
-    def _ids(self, z):
-        table = self.table()
-        return torch.cat([(part @ table.T).argmax(1) for part in z.split(max(1, DISTANCES // self.size))])
+    def _far(self, rows, table):
+        return -rows @ table.T
 
     def codes_to_vectors(self, ids):
         return F.embedding(ids, self.table())
 
-    def _pass(self, z):
-        if not (self.training and torch.is_grad_enabled()):
-            return z
-        return F.softmax(z @ self.table().T, dim=1) @ self.table().detach()
+    def _through(self, rows, vectors):
+        if self.training and torch.is_grad_enabled():
+            rows = F.softmax(rows @ self.table().T, dim=1) @ self.table().detach()
+        return super()._through(rows, vectors)
 
-    def _learn(self, z, ids, vectors):
+    def _learn(self, rows, ids, vectors):
         """The release's quantization loss; its entropy loss is not here."""
-        through = self._pass(z)
-        chosen = vectors + (through - through.detach())
-        return (F.mse_loss(chosen, z) + F.mse_loss(z, vectors.detach()) + 0.25 * F.mse_loss(vectors, z.detach()))
+        return (F.mse_loss(self._through(rows, vectors), rows) + F.mse_loss(rows, vectors.detach())
+                + 0.25 * F.mse_loss(vectors, rows.detach()))
 
 
 class IBQTokenizer(VQGAN):

@@ -11,7 +11,6 @@ normalises. Here the release's rule holds for both.
 
 import re
 
-import torch
 import torch.nn.functional as F
 
 from unimm.config.images import LlamaGen
@@ -24,15 +23,8 @@ class UnitCodebook(Codebook):
     def table(self):
         return F.normalize(super().table(), dim=-1)
 
-    @torch.no_grad()
-    def _ids(self, z):
-        return super()._ids(F.normalize(z, dim=-1))
-
-    def _pass(self, z):
-        return F.normalize(z, dim=-1)
-
-    def _learn(self, z, ids, vectors):
-        return super()._learn(F.normalize(z, dim=-1), ids, vectors)
+    def settled(self, rows):
+        return F.normalize(rows, dim=-1)
 
 
 class LlamaGenTokenizer(VQGAN):

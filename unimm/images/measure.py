@@ -4,6 +4,8 @@ torchmetrics has PSNR and SSIM too and serves as the reference in the tests; imp
 transformers and matplotlib, 1.3 s for 20 lines, and its SSIM averages reflected borders in.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,15 @@ from unimm.images.tokenizer import to_codes, to_pixels
 AT_ONCE = 64
 
 
-def measure(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> dict[str, float]:
+class Measures(NamedTuple):
+    """values by name, see `measure`; the uint8 images that came back; int (size,), how often each code occurred"""
+
+    values: dict[str, float]
+    back: list[np.ndarray]
+    counts: np.ndarray
+
+
+def measure(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> Measures:
     """Scores of reconstructing uint8 (H, W, 3) images through codes and back to uint8.
 
     psnr         decibels, from the mean squared error over all images
@@ -25,11 +35,12 @@ def measure(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> dict[str, fl
     perplexity   how many equally frequent codes would have the entropy of those that occurred
     """
     codes = to_codes(tokenizer, images)
+    back = to_pixels(tokenizer, codes)
     counts = np.bincount(np.concatenate([c.levels[0].ids[:, 0] for c in codes]), minlength=tokenizer.size)
-    a, b = _unit(images), _unit(to_pixels(tokenizer, codes))
-    used = int((counts > 0).sum())
-    return {"psnr": psnr(a, b), "ssim": ssim(a, b), "codes_used": used, "code_usage": used / tokenizer.size,
-            "perplexity": perplexity(counts)}
+    a, b, used = _unit(images), _unit(back), int((counts > 0).sum())
+    values = {"psnr": psnr(a, b), "ssim": ssim(a, b), "codes_used": used, "code_usage": used / tokenizer.size,
+              "perplexity": perplexity(counts)}
+    return Measures(values, back, counts)
 
 
 def _unit(images: list[np.ndarray]) -> Tensor:

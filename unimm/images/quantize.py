@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from unimm.config import images as config
 
+DISTANCES = 2**26
+"""Distances to codes held at a time: 256 MB. 131,072 codes by the 4,096 positions of one image would take 2 GB."""
+
 
 class Quantized(NamedTuple):
     """vectors (B, C, h, w) of z's dtype; ids int64 (B, P); loss float32 () to be added to the training loss."""
@@ -30,44 +33,51 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(nn.Module):
-    """What the kinds share. Each has `size` codes of `dim` channels and defines the methods that raise here."""
+    """What the kinds share. Each has `size` codes of `dim` channels and defines the methods that raise here.
+
+    Rows are z as float32 (N, C), N = B * h * w, brought to where the codes are by `settled`.
+    """
 
     size: int
     dim: int
 
-    def _ids(self, z: Tensor) -> Tensor:
-        """float32 (N, C) -> int64 (N,)"""
+    def settled(self, rows: Tensor) -> Tensor:
+        """Rows as the kind compares them with its codes: squashed, or of length 1. Gradients pass through this."""
+        return rows
+
+    def _ids(self, rows: Tensor) -> Tensor:
+        """-> int64 (N,)"""
         raise NotImplementedError
 
     def codes_to_vectors(self, ids: Tensor) -> Tensor:
         """int64 (...) -> float32 (..., C)"""
         raise NotImplementedError
 
-    def _pass(self, z: Tensor) -> Tensor:
-        """What of z (N, C) the gradient passes through, so that it reaches z as the kind wants it."""
-        return z
-
-    def _learn(self, z: Tensor, ids: Tensor, vectors: Tensor) -> Tensor:
+    def _learn(self, rows: Tensor, ids: Tensor, vectors: Tensor) -> Tensor:
         """In training: update averages from what was just coded, return the loss ()."""
         raise NotImplementedError
 
+    def _through(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        """The vectors, with the gradient of what they stand for."""
+        # Not rows + (vectors - rows): rounding would make training see other vectors than decoding does.
+        return vectors + (rows - rows.detach())
+
+    def _start(self, rows: Tensor) -> None:
+        """In training, before coding: initialise from data where the kind does."""
+
     def ids_of(self, z: Tensor) -> Tensor:
-        return self._ids(_rows(z)).view(z.shape[0], -1)
+        return self._ids(self.settled(_rows(z))).view(z.shape[0], -1)
 
     def forward(self, z: Tensor) -> Quantized:
-        rows = _rows(z)
+        rows = self.settled(_rows(z))
         if self.training:
             self._start(rows.detach())
         ids = self._ids(rows.detach())
-        vectors, through = self.codes_to_vectors(ids), self._pass(rows)
+        vectors = self.codes_to_vectors(ids)
         loss = self._learn(rows, ids, vectors) if self.training else rows.new_zeros(())
-        # Not through + (vectors - through): rounding would make training see other vectors than decoding does.
-        vectors = vectors + (through - through.detach())
+        vectors = self._through(rows, vectors)
         b, c, h, w = z.shape
         return Quantized(vectors.view(b, h, w, c).permute(0, 3, 1, 2).to(z.dtype), ids.view(b, -1), loss)
-
-    def _start(self, z: Tensor) -> None:
-        """In training, before coding: initialise from data where the kind does."""
 
 
 def _rows(z: Tensor) -> Tensor:
@@ -82,26 +92,27 @@ class FiniteScalar(Quantizer):
     the levels, the first channel the least significant.
     """
 
-    def __init__(self, levels: tuple[int, ...]):
+    def __init__(self, kind: config.FSQ):
         super().__init__()
+        levels = kind.levels
         self.size, self.dim = math.prod(levels), len(levels)
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
 
-    def _ids(self, z):
-        digits = ((z.tanh() + 1) * ((self.levels - 1) / 2)).round().long()
+    def settled(self, rows):
+        return rows.tanh()
+
+    def _ids(self, rows):
+        digits = ((rows + 1) * ((self.levels - 1) / 2)).round().long()
         return (digits * self.basis).sum(-1)
 
     def codes_to_vectors(self, ids):
         digits = (ids[..., None] // self.basis) % self.levels
         return digits * (2 / (self.levels - 1)) - 1
 
-    def _pass(self, z):
-        return z.tanh()
-
-    def _learn(self, z, ids, vectors):
-        return z.new_zeros(())
+    def _learn(self, rows, ids, vectors):
+        return rows.new_zeros(())
 
 
 class LookupFree(Quantizer):
@@ -116,29 +127,27 @@ class LookupFree(Quantizer):
     GROUP = 9
     COMMITMENT = 0.25
 
-    def __init__(self, bits: int, entropy_weight: float, spherical: bool):
+    def __init__(self, kind: config.LFQ):
         super().__init__()
-        self.size, self.dim = 2**bits, bits
-        self.entropy_weight, self.spherical = entropy_weight, spherical
-        self.scale = 1 / math.sqrt(bits) if spherical else 1.0
-        self.register_buffer("basis", 2 ** torch.arange(bits - 1, -1, -1), persistent=False)
+        self.kind, self.size, self.dim = kind, 2**kind.bits, kind.bits
+        self.scale = 1 / math.sqrt(kind.bits) if kind.spherical else 1.0
+        self.register_buffer("basis", 2 ** torch.arange(kind.bits - 1, -1, -1), persistent=False)
 
-    def _ids(self, z):
-        return ((z > 0) * self.basis).sum(-1)
+    def settled(self, rows):
+        return F.normalize(rows, dim=-1) if self.kind.spherical else rows
+
+    def _ids(self, rows):
+        return ((rows > 0) * self.basis).sum(-1)
 
     def codes_to_vectors(self, ids):
         return ((ids[..., None] & self.basis) != 0).float() * (2 * self.scale) - self.scale
 
-    def _pass(self, z):
-        return F.normalize(z, dim=-1) if self.spherical else z
-
-    def _learn(self, z, ids, vectors):
-        z = self._pass(z)
+    def _learn(self, rows, ids, vectors):
         # Probability of a bit under a softmax over codes of -|z - code|^2 / SOFTNESS, in units of the code's scale.
-        logits = 4 * z / self.scale
+        logits = 4 * rows / self.scale
         entropy_each = _binary_entropy(logits).sum(-1).mean()
         entropy_all = sum(_joint_entropy(group) for group in logits.split(self.GROUP, dim=-1))
-        return self.entropy_weight * (entropy_each - entropy_all) + self.COMMITMENT * F.mse_loss(z, vectors)
+        return self.kind.entropy_weight * (entropy_each - entropy_all) + self.COMMITMENT * F.mse_loss(rows, vectors)
 
 
 def _binary_entropy(logits: Tensor) -> Tensor:
@@ -160,15 +169,39 @@ def _of_all_ranks(rows: Tensor) -> Tensor:
     """Every rank's rows (N, C), N its own, one rank after the other."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    lengths = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))
-    most = int(max(lengths))
-    padded = [rows.new_zeros(most, rows.shape[1]) for _ in lengths]
-    dist.all_gather(padded, F.pad(rows, (0, 0, 0, most - len(rows))).contiguous())
-    return torch.cat([part[:int(n)] for part, n in zip(padded, lengths)])
+    found = [rows] * dist.get_world_size()
+    dist.all_gather_object(found, rows.cpu())
+    return torch.cat(found).to(rows.device)
 
 
-class VectorQuantizer(Quantizer):
+class Nearest(Quantizer):
+    """The nearest of the vectors of a table."""
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.size, self.dim = size, dim
+
+    def table(self) -> Tensor:
+        """Every code's vector, float32 (size, dim)."""
+        raise NotImplementedError
+
+    def _far(self, rows: Tensor, table: Tensor) -> Tensor:
+        """What is least for the code of each row, (N, size)."""
+        # |row - e|^2 without |row|^2, which is the same for every code
+        return table.square().sum(1) - 2 * rows @ table.T
+
+    @torch.no_grad()
+    def _ids(self, rows):
+        table = self.table()
+        with torch.autocast(rows.device.type, enabled=False):
+            some = rows.split(max(1, DISTANCES // self.size))
+            return torch.cat([self._far(part, table).argmin(1) for part in some])
+
+    def codes_to_vectors(self, ids):
+        return F.embedding(ids, self.table().detach())
+
+
+class VectorQuantizer(Nearest):
     """VQ whose codebook is a moving average of the vectors given to it (van den Oord et al. 2017, A.1).
 
     It starts from vectors of the first batch. After each step codes whose moving count is below
@@ -178,13 +211,12 @@ class VectorQuantizer(Quantizer):
     from all ranks' vectors, and rank 0's draws are everyone's.
     """
 
-    def __init__(self, size: int, dim: int, decay: float, commitment: float, dead_below: float):
-        super().__init__()
-        self.size, self.dim = size, dim
-        self.decay, self.commitment, self.dead_below = decay, commitment, dead_below
-        self.register_buffer("codebook", torch.randn(size, dim))
-        self.register_buffer("counts", torch.zeros(size))
-        self.register_buffer("sums", torch.zeros(size, dim))
+    def __init__(self, kind: config.VQ):
+        super().__init__(kind.size, kind.dim)
+        self.kind = kind
+        self.register_buffer("codebook", torch.randn(kind.size, kind.dim))
+        self.register_buffer("counts", torch.zeros(kind.size))
+        self.register_buffer("sums", torch.zeros(kind.size, kind.dim))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def _apply(self, fn, recurse=True):
@@ -194,33 +226,29 @@ class VectorQuantizer(Quantizer):
             setattr(self, name, getattr(self, name).float())
         return self
 
-    def _ids(self, z):
-        # |z - e|^2 without |z|^2, which is the same for every code
-        with torch.autocast(z.device.type, enabled=False):
-            return (self.codebook.square().sum(1) - 2 * z @ self.codebook.T).argmin(1)
-
-    def codes_to_vectors(self, ids):
-        return F.embedding(ids, self.codebook)
+    def table(self):
+        return self.codebook
 
     @torch.no_grad()
-    def _start(self, z):
+    def _start(self, rows):
         if not self.started:
-            everywhere = torch.ones(self.size, dtype=torch.bool, device=z.device)
-            self._move(everywhere, z, torch.ones(len(z), device=z.device))
+            everywhere = torch.ones(self.size, dtype=torch.bool, device=rows.device)
+            self._move(everywhere, rows, torch.ones(len(rows), device=rows.device))
             self.started.fill_(True)
 
-    def _learn(self, z, ids, vectors):
-        self._average(z.detach(), ids)
-        self._move(self.counts < self.dead_below, z.detach(), (z.detach() - vectors).square().sum(1))
-        return self.commitment * F.mse_loss(z, vectors)
+    def _learn(self, rows, ids, vectors):
+        coded = rows.detach()
+        self._average(coded, ids)
+        self._move(self.counts < self.kind.dead_below, coded, (coded - vectors).square().sum(1))
+        return self.kind.commitment * F.mse_loss(rows, vectors)
 
     @torch.no_grad()
     def _average(self, z: Tensor, ids: Tensor) -> None:
         batch = z.new_zeros(self.size, self.dim + 1).index_add_(0, ids, F.pad(z, (0, 1), value=1.0))
         if dist.is_initialized():
             dist.all_reduce(batch)
-        self.counts.lerp_(batch[:, -1], 1 - self.decay)
-        self.sums.lerp_(batch[:, :-1], 1 - self.decay)
+        self.counts.lerp_(batch[:, -1], 1 - self.kind.decay)
+        self.sums.lerp_(batch[:, :-1], 1 - self.kind.decay)
         seen = self.counts > 1e-6
         self.codebook[seen] = self.sums[seen] / self.counts[seen, None]
 
@@ -234,17 +262,17 @@ class VectorQuantizer(Quantizer):
         drawn = rows[torch.multinomial(rows[:, -1] + 1e-12, n, replacement=n > len(rows)), :-1].contiguous()
         if dist.is_initialized():
             dist.broadcast(drawn, src=0)
-        count = 2 * self.dead_below  # time to prove itself: ln 2 / (1 - decay) steps without a vector
+        count = 2 * self.kind.dead_below  # time to prove itself: ln 2 / (1 - decay) steps without a vector
         self.codebook[codes], self.sums[codes], self.counts[codes] = drawn, drawn * count, count
 
 
 def build_quantizer(quantizer: config.Quantizer) -> Quantizer:
     match quantizer:
         case config.FSQ():
-            return FiniteScalar(quantizer.levels)
-        case config.VQ(size=size, dim=dim, decay=decay, commitment=commitment, dead_below=dead_below):
-            return VectorQuantizer(size, dim, decay, commitment, dead_below)
+            return FiniteScalar(quantizer)
+        case config.VQ():
+            return VectorQuantizer(quantizer)
         case config.LFQ():
-            return LookupFree(quantizer.bits, quantizer.entropy_weight, quantizer.spherical)
+            return LookupFree(quantizer)
         case _:
             assert_never(quantizer)

@@ -11,8 +11,6 @@ in safetensors loads as a wrong value without a word.
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, assert_never
@@ -22,19 +20,20 @@ import torch
 from torch import Tensor
 
 from unimm.config import images as config
+from unimm.disk import replace_file
 from unimm.images.base import ImageTokenizer, TokenizerError
 from unimm.images.chameleon import ChameleonTokenizer
 from unimm.images.conv import ConvImageTokenizer
-from unimm.images.emu3 import Emu3Tokenizer
 from unimm.images.ibq import IBQTokenizer
 from unimm.images.llamagen import LlamaGenTokenizer
 from unimm.images.movq import MoVQTokenizer
 from unimm.images.released import load_released
 from unimm.sample import Codes
+from unimm.weights import WEIGHTS
 
 AT_ONCE, PIXELS_AT_ONCE = 256, 2**20
 """Images encoded or decoded in one pass, and their pixels: the widest maps of a VQGAN take 1 KB a pixel."""
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
 ELSEWHERE = ("weights", "unpickle")
 """Fields of a configuration that say where weights came from, not what they are."""
 
@@ -47,6 +46,8 @@ def build_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
         case config.Chameleon():
             return ChameleonTokenizer(wanted)
         case config.Emu3():
+            from unimm.images.emu3 import Emu3Tokenizer  # late: transformers' model takes 2 s to import
+
             return Emu3Tokenizer(wanted)
         case config.LlamaGen():
             return LlamaGenTokenizer(wanted)
@@ -134,32 +135,33 @@ def fingerprint(tokenizer: ImageTokenizer) -> str:
 
     Where a release's weights were read from leaves no trace in it.
     """
-    about = {name: value for name, value in dataclasses.asdict(tokenizer.config).items() if name not in ELSEWHERE}
+    return _fingerprint(tokenizer.config, tokenizer.state_dict())
+
+
+def _fingerprint(made: config.ImageTokenizer, weights: dict[str, Tensor]) -> str:
+    about = {name: value for name, value in dataclasses.asdict(made).items() if name not in ELSEWHERE}
     # A 4 given for a float comes back from JSON as 4.0: compare numbers as floats.
     plain = json.loads(json.dumps(about), parse_int=float)
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-    for name, weight in sorted(tokenizer.state_dict().items()):
+    for name, weight in sorted(weights.items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
-    """Write the tokenizer's folder aside, then put it in place of one that may be there."""
-    from safetensors.torch import save_file
+    """Write the tokenizer's folder, in place of one that may be there. Raises DiskError.
+
+    A folder is a tokenizer's while it has its configuration, which is written last.
+    """
+    from safetensors.torch import save
 
     folder = Path(folder)
-    aside, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
-    for left in (aside, old):
-        shutil.rmtree(left, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file({name: weight.contiguous() for name, weight in tokenizer.state_dict().items()}, aside / WEIGHTS)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    replace_file(folder / WEIGHTS, save({name: t.contiguous() for name, t in tokenizer.state_dict().items()}))
     about = {"config": dataclasses.asdict(tokenizer.config), "fingerprint": fingerprint(tokenizer)}
-    (aside / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(aside, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_file(folder / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
 
 
 def load_tokenizer(folder: Path) -> ImageTokenizer:
@@ -174,20 +176,16 @@ def load_tokenizer(folder: Path) -> ImageTokenizer:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise TokenizerError(f"{folder} is not an image tokenizer: it has no {name}; train or copy the tokenizer")
-    about, saved = _read_config(folder / CONFIG)
-    tokenizer = build_tokenizer(about)
+    made, saved = _read_config(folder / CONFIG)
     try:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise TokenizerError(f"{folder / WEIGHTS} is damaged ({error}); copy it again or train again") from None
-    ours, theirs = ({k: t.shape for k, t in w.items()} for w in (tokenizer.state_dict(), weights))
-    if ours != theirs:
-        wrong = min(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-        raise TokenizerError(f"{folder / WEIGHTS} is not of {folder / CONFIG}: {wrong} differs; copy both again")
+    if _fingerprint(made, weights) != saved:
+        raise TokenizerError(f"{folder} differs from what was saved: its fingerprint isn't that in {CONFIG}; copy the "
+                             "folder again or train again")
+    tokenizer = build_tokenizer(made)
     tokenizer.load_state_dict(weights)
-    if fingerprint(tokenizer) != saved:
-        raise TokenizerError(f"{folder / WEIGHTS} is not what was saved: its fingerprint isn't that in {CONFIG}; "
-                             "copy the folder again or train again")
     return tokenizer.eval()
 
 

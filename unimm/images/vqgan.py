@@ -10,16 +10,12 @@ codes' vectors where the decoder's norms read them (MoVQ, Emu3), or None.
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.config.images import Published
-from unimm.images.base import ImageTokenizer, Reconstruction, TokenizerError
-from unimm.images.quantize import Quantizer
-
-DISTANCES = 2**26
-"""Distances to codes held at a time: 256 MB. 131,072 codes by the 4,096 positions of one image would take 2 GB."""
+from unimm.images.base import ImageTokenizer, TokenizerError
+from unimm.images.quantize import Nearest, Quantizer
 
 Spelling = Callable[[str], str]
 """A release's name of one of our tensors."""
@@ -170,37 +166,27 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x, context)))
 
 
-class Codebook(Quantizer):
+class Codebook(Nearest):
     """The nearest of `size` learned vectors. Trained by its own loss alone, as in VQGAN: 1 part for the code,
     0.25 parts for the encoder's output."""
 
     def __init__(self, size: int, dim: int):
-        super().__init__()
-        self.size, self.dim = size, dim
+        super().__init__(size, dim)
         self.embedding = nn.Embedding(size, dim)
         nn.init.uniform_(self.embedding.weight, -1 / size, 1 / size)
 
-    def table(self) -> Tensor:
-        """Every code's vector, float32 (size, dim)."""
+    def table(self):
         return self.embedding.weight.float()
 
-    @torch.no_grad()
-    def _ids(self, z):
-        table = self.table()
-        squares = table.square().sum(1)
-        some = z.split(max(1, DISTANCES // self.size))
-        return torch.cat([(part.square().sum(1, keepdim=True) + squares - 2 * part @ table.T).argmin(1)
-                          for part in some])
-
-    def codes_to_vectors(self, ids):
-        return F.embedding(ids, self.table().detach())
-
-    def _learn(self, z, ids, vectors):
-        return F.mse_loss(F.embedding(ids, self.table()), z.detach()) + 0.25 * F.mse_loss(z, vectors)
+    def _learn(self, rows, ids, vectors):
+        return F.mse_loss(F.embedding(ids, self.table()), rows.detach()) + 0.25 * F.mse_loss(rows, vectors)
 
 
 class VQGAN(ImageTokenizer):
-    """Encoder, codebook, decoder. An architecture changes a part and says how its releases spell the names."""
+    """Encoder, codebook, decoder. An architecture changes a part and says how its releases spell the names.
+
+    Trains by squared error and the codebook's loss, without the releases' perceptual and adversarial ones.
+    """
 
     any_size = True
     LEFT_OUT: tuple[str, ...] = ("loss.",)
@@ -208,43 +194,26 @@ class VQGAN(ImageTokenizer):
 
     def __init__(self, config: Published, context: int = 0):
         super().__init__(config)
-        self.size, self.dim = config.size, config.dim
         self.encoder = Encoder(config)
         self.quantize: Quantizer = Codebook(config.size, config.dim)
         self.quant_conv = nn.Conv2d(config.latent, config.dim, 1)
         self.post_quant_conv = nn.Conv2d(config.dim, config.latent, 1)
         self.decoder: nn.Module | None = Decoder(config, context)
 
+    @property
+    def quantizer(self) -> Quantizer:
+        """By the name that it has elsewhere; `quantize` is the releases'."""
+        return self.quantize
+
     def spellings(self) -> tuple[Spelling, ...]:
         """How releases name our tensors, the preferred one first."""
         return (str,)
 
     def latents(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, dim, h, w), before quantization"""
         return self.quant_conv(self.encoder(images))
 
     def drawn(self, vectors: Tensor) -> Tensor:
-        """(B, dim, h, w) -> (B, 3, H, W)"""
         if self.decoder is None:
             raise TokenizerError("this image tokenizer was loaded without a decoder and can't draw; "
                                  "give weights that have one, and decoder=True")
         return self.decoder(self.post_quant_conv(vectors))
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        return self.quantize.ids_of(self.latents(self.checked(images)))
-
-    def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        vectors = self.quantize.codes_to_vectors(ids).unflatten(1, grid or self.grid).permute(0, 3, 1, 2)
-        return self.drawn(vectors.to(self.encoder.conv_in.weight.dtype)).float()
-
-    def forward(self, images: Tensor) -> Reconstruction:
-        """Trains by squared error and the codebook's loss, without the releases' perceptual and adversarial ones."""
-        quantized = self.quantize(self.latents(self.checked(images)))
-        again = self.drawn(quantized.vectors).float()
-        return Reconstruction(again, quantized.ids, {"mse": F.mse_loss(again, images.float()),
-                                                     "quantizer": quantized.loss})
-
-    @torch.no_grad()
-    def code_vectors(self) -> Tensor:
-        return self.quantize.codes_to_vectors(torch.arange(self.size, device=self.device))

@@ -15,6 +15,7 @@ import torch
 
 from unimm.config.check import ConfigError
 from unimm.model import attention_kernels as kernels
+from unimm.model.cache import RowCache
 
 NAME = "unimm_packed"
 
@@ -115,12 +116,11 @@ def kernel_name(config, device: torch.device, precision: Literal["fp32", "bf16"]
     return choose(available(device), dtype, row, width, bool(getattr(config, "attn_logit_softcapping", None)))
 
 
-def attend(module, query, key, value, attention_mask, scaling=None, documents: Documents | None = None,
+def attend(module, query, key, value, attention_mask, scaling=None, documents: Documents | RowCache | None = None,
            sliding_window: int | None = None, softcap: float | None = None, dropout: float = 0.0, s_aux=None, **_):
     """Softmax attention (B, H, T, D) -> (B, T, H, D), as transformers calls it.
 
-    With `documents` the rows are packed; without, `attention_mask` is bool (B, 1, t, T) or None for causal, where
-    the keys may be a cache's and longer than the queries.
+    The rows are packed `documents`, or go on behind what a cache holds; with None, behind the keys that are more.
     """
     if dropout or s_aux is not None:
         what = "dropout" if dropout else "attention sinks"
@@ -130,8 +130,11 @@ def attend(module, query, key, value, attention_mask, scaling=None, documents: D
     if torch.is_autocast_enabled(device.type):
         # Rotary embeddings leave float32 under autocast, which no flash kernel takes.
         query, key, value = (x.to(torch.get_autocast_dtype(device.type)) for x in (query, key, value))
+    if isinstance(documents, RowCache):
+        return kernels.over_cache(query, key, value, documents.seen(sliding_window), scaling, softcap), None
     if documents is None:
-        return kernels.over_cache(query, key, value, attention_mask, scaling, sliding_window, softcap), None
+        mask = kernels.causal_mask(query.shape[2], key.shape[2], sliding_window, device)[None, None]
+        return kernels.over_cache(query, key, value, (0, mask), scaling, softcap), None
     t, width = query.shape[2:]
     window = None if sliding_window is None or sliding_window >= t else sliding_window
     found = available(device) if width == value.shape[3] else frozenset()

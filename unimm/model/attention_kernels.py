@@ -131,21 +131,19 @@ def by_flex(query, key, value, documents, scale, window, cap):
     return out.transpose(1, 2).contiguous()
 
 
-def over_cache(query, key, value, mask, scale, window, cap):
-    """The last t positions over all T that a cache holds: query (B, H, t, D), key and value (B, G, T, D).
+def over_cache(query, key, value, seen, scale, cap):
+    """The positions that are read over all that a cache holds: query (n, H, t, D), key and value (n, G, end, D).
 
-    `mask` is bool (B, 1, t, T) without the window in it, or None for causal.
+    `seen` as `RowCache.seen` says it. Keys of the past are not repeated for their heads: queries of one key head are
+    rows of one product.
     """
-    heads, t, keys = query.shape[1], query.shape[2], key.shape[2]
-    if window is not None and keys > window and t == 1:
-        key, value = key[:, :, -window:], value[:, :, -window:]
-        mask = mask if mask is None else mask[..., -window:]
-    elif t > 1 and (mask is None or window is not None and keys > window):
-        inside = causal_mask(t, keys, window, query.device)
-        mask = inside if mask is None else mask & inside
-    if t == 1:
-        # One query a row: its heads take the places of positions, so that keys need not be repeated.
-        out = under_mask(query.reshape(len(query), key.shape[1], -1, query.shape[3]), key, value, mask, scale, cap)
-        return out.reshape(len(query), 1, heads, -1)
-    key, value = repeated(key, value, heads)
-    return under_mask(query, key, value, mask, scale, cap).transpose(1, 2).contiguous()
+    low, mask = seen
+    key, value = key[:, :, low:], value[:, :, low:]
+    (n, heads, t, width), groups = query.shape, key.shape[1]
+    if heads == groups or t == key.shape[2] > 1:  # nothing but what is read now
+        key, value = repeated(key, value, heads)
+        return under_mask(query, key, value, mask, scale, cap).transpose(1, 2).contiguous()
+    if mask is not None and t > 1:
+        mask = mask.repeat(1, 1, heads // groups, 1)
+    out = under_mask(query.reshape(n, groups, -1, width), key, value, mask, scale, cap)
+    return out.reshape(n, heads, t, -1).transpose(1, 2)

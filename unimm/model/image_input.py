@@ -11,7 +11,8 @@ from unimm.vocab import Vocab
 class ImageInput(nn.Module):
     """forward(table, ids (B, T), before (B,), slots) -> (what the backbone reads (B, T, width), after (B,)).
 
-    `before` and `after` count the codes since the last image began, so that a row can be read in pieces.
+    `before` and `after` count the codes since the last image began, so that a row can be read in pieces; `counts` says
+    whether that matters.
     """
 
     def __init__(self, config: SharedTable, vocab: Vocab, begins: list[int], width: int):
@@ -19,6 +20,7 @@ class ImageInput(nn.Module):
         self.register_buffer("is_code", torch.from_numpy(vocab.is_code), persistent=False)
         self.register_buffer("is_begin", torch.zeros(vocab.size, dtype=torch.bool), persistent=False)
         self.is_begin[begins] = True
+        self.counts = config.places > 0
         self.places = nn.Embedding(config.places, width) if config.places else None
         if self.places is not None:
             nn.init.normal_(self.places.weight, std=0.02)

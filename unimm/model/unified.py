@@ -6,7 +6,7 @@ from torch import nn
 
 from unimm.losses import Losses, Weight
 from unimm.model.attention import Documents, Kernel
-from unimm.model.cache import KVCache
+from unimm.model.cache import RowCache, sent
 from unimm.model.cross_entropy import Loss, Way, soft_cap
 from unimm.model.image_input import ImageInput
 from unimm.model.image_output import ImageHead
@@ -15,10 +15,9 @@ from unimm.sample import Batch
 from unimm.vocab import Vocab
 
 
-def _sent(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A host array on the device, out of pinned memory, which a GPU reads while it computes."""
-    tensor = torch.as_tensor(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def _weighed(branches: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """float32 (N, C) from (N, branches, C)."""
+    return (branches.float() * weights[..., None]).sum(1)
 
 
 class UnifiedModel(nn.Module):
@@ -68,34 +67,40 @@ class UnifiedModel(nn.Module):
         return self.backbone.base_model(inputs_embeds=embedded, position_ids=position, documents=documents,
                                         use_cache=False).last_hidden_state
 
-    def logits(self, hidden: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
-        """Float32 logits (N, len(rows)) of some ids, from hidden (N, width).
+    def logits(self, hidden: torch.Tensor, rows: slice | tuple[slice, ...],
+               weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Float32 logits (N, ids) of some runs of ids, from hidden (N, width).
 
+        With weights (N, branches), which add up to 1, their sum over the branches of hidden (N, branches, width).
         Ids of a separate head come alone: no softmax holds both them and the backbone's.
         """
-        if self.image_output is not None:
-            start = self.image_output.start
-            if isinstance(rows, slice) and rows.start >= start:
-                return self.image_output(hidden)[:, rows.start - start:rows.stop - start].float()
-        head = self.backbone.get_output_embeddings()
-        if type(head) is not nn.Linear:  # an adapter: its weight alone does not say what it computes
-            return soft_cap(head(hidden)[:, rows].float(), self.cap)
-        bias = None if head.bias is None else head.bias[rows]
-        return soft_cap(nn.functional.linear(hidden, head.weight[rows], bias).float(), self.cap)
+        runs, head, cap = rows if isinstance(rows, tuple) else (rows,), self.backbone.get_output_embeddings(), self.cap
+        if self.image_output is not None and (runs[0].start or 0) >= (first := self.image_output.start):
+            runs = tuple(slice(run.start - first, run.stop - first) for run in runs)
+            head, cap, hidden = self.image_output.vision_head, None, self.image_output.inner(hidden)
+        plain = type(head) is nn.Linear  # else an adapter: its weight alone does not say what it computes
+        if weights is not None and plain and cap is None:  # a linear head: the sum may as well be taken before it
+            hidden, weights = _weighed(hidden, weights).to(hidden.dtype), None
+        if plain:
+            parts = [nn.functional.linear(hidden, head.weight[run], None if head.bias is None else head.bias[run])
+                     for run in runs]
+        else:
+            every = head(hidden)
+            parts = [every[..., run] for run in runs]
+        logits = soft_cap((parts[0] if len(parts) == 1 else torch.cat(parts, -1)).float(), cap)
+        return logits if weights is None else _weighed(logits, weights)
 
-    def read_on(self, ids: torch.Tensor, position: torch.Tensor, mask: torch.Tensor, cache: KVCache,
-                codes_before: torch.Tensor | None, slots: Slots = ()) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Read ids (B, t) behind what `cache` holds: the last one's hidden states (B, width), and the codes so far."""
-        embedded, codes = self.image_input(self.backbone.get_input_embeddings(), ids, codes_before, slots)
-        out = self.backbone.base_model(inputs_embeds=embedded, position_ids=position, attention_mask=mask,
-                                       past_key_values=cache, use_cache=True)
-        cache.advance(ids.shape[1])
-        return out.last_hidden_state[:, -1], codes
+    def read(self, embedded: torch.Tensor, start: np.ndarray, cache: RowCache, first: int = 0) -> torch.Tensor:
+        """Read embedded (n, t, width) into rows [first, first + n) of the cache, from `start` int64 (n,) on: hidden
+        states (n, t, width). A row shorter than t is padded on its right, with anything."""
+        cache.at(first, start, embedded.shape[1])
+        return self.backbone.base_model(inputs_embeds=embedded, position_ids=cache.position, documents=cache,
+                                        past_key_values=cache, use_cache=True).last_hidden_state
 
     def forward(self, batch: Batch) -> Losses:
         """Weighted cross-entropy, summed over the learned positions; parts "text" and "image" in nats per token."""
         device = self.device
-        ids, position, document = (_sent(x, device) for x in (batch.ids, batch.position, batch.document))
+        ids, position, document = (sent(x, device) for x in (batch.ids, batch.position, batch.document))
         own = batch.targets >= self.vocab.rows
         shared, separate = (self._picked(batch, batch.learn & which) for which in (~own, own))
         hidden = self.hidden(ids, position, document, batch.lengths, batch.slots).flatten(0, 1)
@@ -115,7 +120,7 @@ class UnifiedModel(nn.Module):
     def _picked(self, batch: Batch, which: np.ndarray) -> tuple[torch.Tensor, ...]:
         """Of the positions where `which` bool (B, T) holds: flat index, target, weight, whether an image's."""
         where = np.flatnonzero(which)  # on the host: a GPU that is to say how many would be waited for
-        where, targets, image = (_sent(x, self.device) for x in (
+        where, targets, image = (sent(x, self.device) for x in (
             where, batch.targets.reshape(-1)[where], batch.image.reshape(-1)[where]))
         return where, targets, torch.where(image, self.image_weight, 1.0), image
 

@@ -40,6 +40,8 @@ class VisionInput(nn.Module):
     A slot may also hold features, float32 (length, channels), which then skip the encoder.
     """
 
+    counts = False
+
     def __init__(self, vision: nn.Module, space: str, image: int, written: Range, dim: int, depth: int, width: int):
         super().__init__()
         self.vision = vision

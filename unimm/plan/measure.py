@@ -25,7 +25,6 @@ from unimm.hardware import Multiplied
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone, recompute_layers
 from unimm.model.cross_entropy import chunk_of
-from unimm.model.lora import is_adapter
 from unimm.model.multiplied import has_experts, multiplied
 from unimm.plan.memory import Counts, Head
 from unimm.system import around, new_rows
@@ -41,23 +40,15 @@ ATTENTION = "unimm_plan"
 
 
 @dataclass(frozen=True)
-class Part:
-    """One line of the table of parameters."""
-
-    name: str
-    parameters: int
-    trained: int
-
-
-@dataclass(frozen=True)
 class Measured:
-    """A stage's model: its parts, what the memory depends on, and what one token (or image) costs to multiply.
+    """A stage's model, on tensors without storage: what the memory depends on, and what one token (or image) costs.
 
     multiplied  for NextToken
     flops       of one image's forward pass, for Reconstruct
     """
 
-    parts: tuple[Part, ...]
+    module: nn.Module
+    trained: Trained
     counts: Counts
     multiplied: Multiplied | None = None
     flops: float = 0.0
@@ -141,7 +132,7 @@ def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, devic
     layer = (plain - inputs) // found.layers
     counts = _counts(model, stage, once, plain, inputs + layer, head=_head(model, stage, device),
                      tokenizer=4 * tokenizer_size(recipe.image_tokenizer))
-    return Measured(_language_parts(model, new, trained), counts, multiplied=found)
+    return Measured(model, trained, counts, multiplied=found)
 
 
 def _head(model: "UnifiedModel", stage: NextToken, device: str) -> Head:
@@ -190,8 +181,7 @@ def _tokenizer(recipe: Recipe, stage: Reconstruct, name: str) -> Measured:
     from unimm.images.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(recipe.image_tokenizer).train()
-    apply(tokenizer, stage.train, {}, {}, f"stages.{name}.train")
-    parts = tuple(_part(name, list(module.parameters())) for name, module in tokenizer.named_children())
+    trained = apply(tokenizer, stage.train, {}, {}, f"stages.{name}.train")
     _settle(tokenizer, stage)
     side = recipe.image_tokenizer.image
 
@@ -207,7 +197,7 @@ def _tokenizer(recipe: Recipe, stage: Reconstruct, name: str) -> Measured:
 
     (one, flops), (two, _) = passed(1), passed(2)
     counts = _counts(tokenizer, stage, 2 * one - two, two - one, two - one)
-    return Measured(tuple(p for p in parts if p.parameters), counts, flops=flops)
+    return Measured(tokenizer, trained, counts, flops=flops)
 
 
 def flops_of_images(recipe: Recipe, stage: Reconstruct, name: str) -> Callable[[float, float], float]:
@@ -233,24 +223,3 @@ def _counts(module: nn.Module, stage: Stage, once: int, row: int, recomputed: in
         matrices=sum(p.numel() for p in moved), once=once, row=row, row_recomputed=recomputed, head=head,
         tokenizer=tokenizer,
         small=sum(p.numel() for p in module.parameters() if p.numel() < PERSIST))
-
-
-def _language_parts(model: "UnifiedModel", new: dict[str, range], trained: Trained) -> tuple[Part, ...]:
-    """Every parameter in one part; the new rows of a table are a part of their own."""
-    named = model.parts()
-    inside = dict(model.named_parameters())
-    tables = {n: word for word in ("head", "embeddings") for n in named[word] if n in inside}
-    parts = [_part("adapters", [p for n, p in inside.items() if is_adapter(n)]),
-             _part("backbone", [inside[n] for n in named["backbone"] if n in inside and not is_adapter(n)])]
-    for name, word in tables.items():
-        table, fresh = inside[name], len(new.get(name, ()))
-        each = table.numel() // len(table)
-        for what, many in ((word, len(table) - fresh), (f"new rows of {word}", fresh)):
-            moves = table.requires_grad and (what != word or name not in trained.rows)
-            parts.append(Part(what, many * each, many * each if moves else 0))
-    parts.append(_part("image input", list(model.image_input.parameters())))
-    return tuple(part for part in parts if part.parameters)
-
-
-def _part(name: str, parameters: list[nn.Parameter]) -> Part:
-    return Part(name, sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad))

@@ -15,8 +15,13 @@ The first three are counted by `unimm.train.footprint`. Buffers are those of Dee
 """
 
 from dataclasses import dataclass, replace
+from itertools import product
 
+from unimm.config.check import ConfigError
+from unimm.config.stages import NextToken, Stage
 from unimm.train.footprint import footprint
+from unimm.train.sharded import deepspeed_config
+from unimm.train.shares import Shares, shares
 
 LIVE = 1_000_000_000
 """DeepSpeed's stage3_max_live_parameters: how many gathered elements a rank may hold at zero 3."""
@@ -24,7 +29,6 @@ SUB_GROUP = 1_000_000_000
 """DeepSpeed's sub_group_size: how many elements an update at zero 3 takes at once."""
 RESERVE, UNUSABLE = 1.5 * 2**30, 0.04
 """Ours, for a GPU: bytes of the context and NCCL, and the share of memory lost to fragmentation."""
-PARTS = ("weights", "gradients", "optimizer", "average", "activations", "logits", "buffers", "tokenizer", "reserve")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,10 @@ class Counts:
     def moments(self) -> int:
         """fp32 values that the optimizer keeps."""
         return 2 * self.trained - self.matrices
+
+    def activations(self, rows: int, recompute: bool) -> int:
+        """Bytes that autograd keeps of so many rows."""
+        return self.once + rows * (self.row_recomputed if recompute else self.row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,74 +87,60 @@ class Head:
         return max(turning * logits, meeting) + kept
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a stage and a cluster choose."""
-
-    world: int
-    zero: int = 0
-    bf16: bool = False
-    offload: bool = False
-    recompute: bool = False
-    average: bool = False
-    micro: int
-    """Rows in one forward on one rank."""
-    accumulated: int = 1
-    """Forwards of a rank in a step."""
-    bucket: int = 500_000_000
-    """Elements that DeepSpeed reduces at once."""
-    gpu: bool = True
-
-    def instead(self, **changes) -> "Settings":
-        """The same step in other shares: rows that a smaller `micro` leaves over are accumulated."""
-        micro = changes.get("micro", self.micro)
-        return replace(self, accumulated=self.accumulated * self.micro // micro, **changes)
-
-
-def memory(counts: Counts, at: Settings) -> tuple[dict[str, int], int]:
+def memory(counts: Counts, stage: Stage, cut: Shares, gpu: bool = True) -> tuple[dict[str, int], int]:
     """Bytes of a rank's device by part, at the moment of a step when it holds most; and bytes of its host memory."""
-    held = footprint(counts.parameters, counts.trained, counts.small, counts.moments, zero=at.zero, bf16=at.bf16,
-                     world=at.world, accumulated=at.accumulated, offload=at.offload)
-    share = counts.trained / at.world
-    average = 4 * (share if at.zero else counts.trained) if at.average else 0
-    logits = counts.head.bytes(at.micro) if counts.head else 0
-    kept, passing = buffers(counts, at)
-    activations = counts.once + at.micro * (counts.row_recomputed if at.recompute else counts.row)
+    half = stage.precision == "bf16"
+    held = footprint(counts.parameters, counts.trained, counts.small, counts.moments, zero=stage.zero, bf16=half,
+                     world=cut.ranks, accumulated=cut.accumulated, offload=stage.offload)
+    share = counts.trained / cut.ranks
+    average = 4 * (share if stage.zero else counts.trained) if stage.ema else 0
+    logits = counts.head.bytes(cut.rows) if counts.head else 0
+    kept, passing = buffers(counts, stage, cut)
+    activations = counts.activations(cut.rows, recomputes(stage))
     # The update makes fp32 gradients when activations are gone: it counts where it takes more than they do.
-    update = 4 * (min(share, SUB_GROUP) if at.zero == 3 else share) if at.zero and not at.offload else 0
+    moved = min(share, SUB_GROUP) if stage.zero == 3 else share
+    update = 4 * moved if stage.zero and not stage.offload else 0
     passing += max(0, update - activations - logits - passing)
     parts = {**held._asdict(), "average": average, "activations": activations, "logits": logits,
              "buffers": kept + passing, "tokenizer": counts.tokenizer}
     host = 0.0
-    if at.offload:  # gradients wait in fp32 beside the masters, and a copy of these in the weights' type
-        host = held.optimizer + held.gradients + average + (2 if at.bf16 else 4) * share
+    if stage.offload:  # gradients wait in fp32 beside the masters, and a copy of these in the weights' type
+        host = held.optimizer + held.gradients + average + (2 if half else 4) * share
         parts |= {"gradients": 0, "optimizer": 0, "average": 0}
-    parts["reserve"] = RESERVE + UNUSABLE * sum(parts.values()) if at.gpu else 0
-    return {name: round(parts[name]) for name in PARTS}, round(host)
+    parts["reserve"] = RESERVE + UNUSABLE * sum(parts.values()) if gpu else 0
+    return {name: round(number) for name, number in parts.items()}, round(host)
 
 
-def buffers(counts: Counts, at: Settings) -> tuple[float, float]:
+def recomputes(stage: Stage) -> bool:
+    return isinstance(stage, NextToken) and stage.recompute
+
+
+def buffers(counts: Counts, stage: Stage, cut: Shares) -> tuple[float, float]:
     """DeepSpeed's own bytes on a device: those it keeps, and those that pass during forward and backward."""
-    each = 2 if at.bf16 and at.zero else 4
-    match at.zero:
-        case 0:
-            return 0, each * min(at.bucket, counts.trained) if at.world > 1 else 0
-        case 3:
-            gathered = min(LIVE, counts.parameters - counts.small) if at.world > 1 else 0
-            return each * min(at.bucket, counts.parameters), each * gathered
-        case _:
-            return 0, each * min(at.bucket, counts.trained)
+    each = 2 if stage.precision == "bf16" and stage.zero else 4
+    bucket = deepspeed_config(stage, cut.ranks, counts.parameters)["zero_optimization"]["reduce_bucket_size"]
+    if stage.zero == 3:
+        gathered = min(LIVE, counts.parameters - counts.small) if cut.ranks > 1 else 0
+        return each * bucket, each * gathered
+    return 0, each * min(bucket, counts.trained) if stage.zero or cut.ranks > 1 else 0
 
 
-def remedy(counts: Counts, at: Settings, limit: int) -> Settings | None:
-    """The mildest change of settings that fits into `limit` bytes, or None where none does.
+def remedy(counts: Counts, stage: Stage, world: int, limit: int, gpu: bool = True) -> Stage | None:
+    """The stage with the mildest change of fields that fits into `limit` bytes, or None where none does.
 
     Mildest first: fewer rows at once costs little, recomputing a third of the work, ZeRO traffic, offload most.
     """
-    halves = [at.micro]
-    while halves[-1] > 1:
-        halves.append(next(n for n in range(halves[-1] // 2, 0, -1) if at.micro % n == 0))
-    tries = [at.instead(offload=offload, zero=zero, recompute=recompute, micro=micro)
-             for offload in sorted({at.offload, True}) for zero in range(at.zero, 4) if zero or not offload
-             for recompute in sorted({at.recompute, True}) for micro in halves]
-    return next((s for s in tries if sum(memory(counts, s)[0].values()) <= limit), None)
+    rows = shares(stage, world).rows
+    micros = [rows]
+    while micros[-1] > 1:
+        micros.append(next(n for n in range(micros[-1] // 2, 0, -1) if rows % n == 0))
+    for offload, zero, again, micro in product(sorted({stage.offload, True}), range(stage.zero, 4),
+                                               sorted({recomputes(stage), True}), [stage.micro, *micros[1:]]):
+        recompute = {"recompute": again} if isinstance(stage, NextToken) else {}
+        try:
+            changed = replace(stage, offload=offload, zero=zero, micro=micro, **recompute)
+        except ConfigError:  # fields that exclude one another
+            continue
+        if sum(memory(counts, changed, shares(changed, world), gpu)[0].values()) <= limit:
+            return changed
+    return None

@@ -11,13 +11,13 @@ from unimm.config.stages import NextToken, Reconstruct, Stage
 from unimm.config.tokens import SentencePieceText
 from unimm.hardware import Gpu
 from unimm.layout import Layout
-from unimm.plan.measure import Measured, Part, measure, tokenizer_size
-from unimm.plan.memory import Counts, Settings, memory, remedy
+from unimm.plan.measure import Measured, measure, tokenizer_size
+from unimm.plan.memory import Counts, memory, remedy
 from unimm.stream.shards import LEVEL, code_type
 from unimm.system import TEXT_FILE, layout_of, text_of
 from unimm.text import BytesTokenizer, TextTokenizer
-from unimm.train.sharded import deepspeed_config
 from unimm.train.shares import Shares, shares
+from unimm.train.table import Row, lines, rows
 
 CAPTION = 64
 """Text tokens beside an image, where --document does not say how long documents are; ours."""
@@ -51,7 +51,9 @@ class StagePlan:
 
     name: str
     unit: str
-    parts: tuple[Part, ...]
+    parts: tuple[Row, ...]
+    """What trains, and what a rank holds of it; `table` as training prints it before its first step."""
+    table: tuple[str, ...]
     memory: dict[str, int]
     host: int
     """Bytes of host memory of one rank that offloading takes."""
@@ -112,10 +114,7 @@ class TokenizerPlan:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     recipe: str
-    gpu: Gpu
-    gpus: int
-    nodes: int
-    mfu: float
+    cluster: Cluster
     document: int
     tokenizer: TokenizerPlan
     stages: tuple[StagePlan, ...]
@@ -147,9 +146,8 @@ def plan(recipe: Recipe, cluster: Cluster, folder: Path | None = None, document:
         found = measured.get(repr(alike)) or measure(recipe, layout, stage, name, device)
         measured[repr(alike)] = found
         stages.append(_stage(name, stage, found, cluster, recipe, document))
-    return Plan(recipe=recipe.name, gpu=cluster.gpu, gpus=cluster.gpus, nodes=cluster.nodes, mfu=cluster.mfu,
-                document=document, tokenizer=_image_tokenizer(recipe), stages=tuple(stages),
-                data=tuple(_data(recipe, layout, images)))
+    return Plan(recipe=recipe.name, cluster=cluster, document=document, tokenizer=_image_tokenizer(recipe),
+                stages=tuple(stages), data=tuple(_data(recipe, layout, images)))
 
 
 def _image_tokenizer(recipe: Recipe) -> TokenizerPlan:
@@ -174,20 +172,21 @@ def _text(recipe: Recipe, folder: Path | None) -> TextTokenizer:
 
 def _stage(name: str, stage: Stage, found: Measured, cluster: Cluster, recipe: Recipe, document: int) -> StagePlan:
     stage, share, uneven = _shares(stage, cluster.gpus)
-    at = settings_of(stage, share, found.counts, cluster.gpu)
-    parts, host = memory(found.counts, at)
-    limit = cluster.gpu.memory
+    gpu, limit = cluster.gpu.name != "cpu", cluster.gpu.memory
+    parts, host = memory(found.counts, stage, share, gpu)
     fits = sum(parts.values()) <= limit
-    problems = [uneven, "" if fits else _too_big(name, found.counts, at, limit)]
+    problems = [uneven, "" if fits else _too_big(name, found.counts, stage, cluster.gpus, limit, gpu)]
+    made = found.module, stage, found.trained, cluster.gpus
     model, hardware = _flops(stage, found, document)
     rate = cluster.gpus * cluster.mfu * cluster.gpu.flops / hardware
-    activations = [found.counts.once + at.micro * row for row in (found.counts.row, found.counts.row_recomputed)]
     return StagePlan(
-        name=name, unit="tokens" if share.tokens else "images", parts=found.parts, memory=parts, host=host, fits=fits,
-        problems=tuple(p for p in problems if p), without_recompute=activations[0], with_recompute=activations[1],
+        name=name, unit="tokens" if share.tokens else "images", parts=tuple(rows(*made)), table=tuple(lines(*made)),
+        memory=parts, host=host, fits=fits,
+        problems=tuple(p for p in problems if p), without_recompute=found.counts.activations(share.rows, False),
+        with_recompute=found.counts.activations(share.rows, True),
         equation=str(share), steps=stage.steps, total=stage.steps * share.total, rate=rate,
         seconds=stage.steps * share.total / rate, model_mfu=cluster.mfu * model / hardware,
-        read_rate=rate * _bytes_read(stage, recipe), checkpoint=_checkpoint(found.counts, at), kept=stage.keep)
+        read_rate=rate * _bytes_read(stage, recipe), checkpoint=_checkpoint(found.counts, stage), kept=stage.keep)
 
 
 def _shares(stage: Stage, world: int) -> tuple[Stage, Shares, str]:
@@ -203,27 +202,16 @@ def _shares(stage: Stage, world: int) -> tuple[Stage, Shares, str]:
         return stage, shares(stage, world), str(uneven)
 
 
-def settings_of(stage: Stage, share: Shares, counts: Counts, gpu: Gpu) -> Settings:
-    """What decides over memory: the stage's fields and how its step is shared out."""
-    config = deepspeed_config(stage, share.ranks, counts.parameters)["zero_optimization"]
-    return Settings(
-        world=share.ranks, zero=stage.zero, bf16=stage.precision == "bf16", offload=stage.offload,
-        recompute=isinstance(stage, NextToken) and stage.recompute, average=stage.ema > 0,
-        micro=share.rows, accumulated=share.accumulated,
-        bucket=config["reduce_bucket_size"], gpu=gpu.name != "cpu")
-
-
-def _too_big(name: str, counts: Counts, at: Settings, limit: int) -> str:
-    found = remedy(counts, at, limit)
+def _too_big(name: str, counts: Counts, stage: Stage, world: int, limit: int, gpu: bool) -> str:
+    found = remedy(counts, stage, world, limit, gpu)
     if found is None:
-        least = at.world
-        while least < 1 << 16 and remedy(counts, replace(at, world=least, micro=1), limit) is None:
-            least *= 2
-        more = f"; {least:,} GPUs would do" if least < 1 << 16 else ""
+        one_row, worlds = replace(stage, micro=1), (world << n for n in range(16) if world << n < 1 << 16)
+        least = next((n for n in worlds if remedy(counts, _shares(one_row, n)[0], n, limit, gpu)), None)
+        more = f"; {least:,} GPUs would do" if least else ""
         return f"does not fit with any zero, micro, recompute or offload{more}, or a GPU of more memory"
-    fields = ("micro", "recompute", "zero", "offload")
-    changes = [f"stages.{name}.{f} to {vars(found)[f]}" for f in fields if vars(found)[f] != vars(at)[f]]
-    total = sum(memory(counts, found)[0].values())
+    changes = [f"stages.{name}.{field} to {new}" for field in ("micro", "recompute", "zero", "offload")
+               if (new := vars(found).get(field)) != vars(stage).get(field)]
+    total = sum(memory(counts, found, shares(found, world), gpu)[0].values())
     return f"does not fit: set {' and '.join(changes)}, for {total / 2**30:,.1f} GiB"
 
 
@@ -242,11 +230,10 @@ def _bytes_read(stage: Stage, recipe: Recipe) -> float:
     return max(code_type(book.size).itemsize for book in recipe.codebooks) if recipe.codebooks else 4
 
 
-def _checkpoint(counts: Counts, at: Settings) -> int:
+def _checkpoint(counts: Counts, stage: Stage) -> int:
     """Weights in their own type, fp32 masters, the optimizer's moments, the moving average."""
-    moments = 8 * (counts.trained - counts.matrices) + 4 * counts.matrices
-    weights = (2 if at.bf16 and at.zero else 4) * counts.parameters
-    return weights + moments + 4 * counts.trained * (bool(at.zero) + at.average)
+    weights = (2 if stage.precision == "bf16" and stage.zero else 4) * counts.parameters
+    return weights + 4 * counts.moments + 4 * counts.trained * ((stage.zero > 0) + (stage.ema > 0))
 
 
 def _data(recipe: Recipe, layout: Layout, images: int) -> list[DataPlan]:
@@ -261,11 +248,9 @@ def _data(recipe: Recipe, layout: Layout, images: int) -> list[DataPlan]:
 
 def _images(source: Source) -> int:
     """How many images a source has, where the recipe says; else 0."""
-    match source:
-        case Shapes(part=part, count=count):
-            return count * (2 if part == "edits" else 1)
-        case _:
-            return 0
+    if not isinstance(source, Shapes):
+        return 0
+    return source.count * (2 if source.part == "edits" else 1)
 
 
 def _level_bytes(recipe: Recipe, layout: Layout, written, level: int) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from unimm.plan.plan import DataPlan, Plan, StagePlan, TokenizerPlan
+from unimm.plan.plan import Cluster, DataPlan, Plan, StagePlan, TokenizerPlan
 from unimm.words import count, size, span
 
 LAUNCHES = 0.02
@@ -13,22 +13,23 @@ LAUNCHES = 0.02
 def to_json(plan: Plan) -> str:
     """Every number of the plan; bytes, seconds, FLOP/s."""
     facts = dataclasses.asdict(plan)
+    facts |= facts.pop("cluster") | {"nodes": plan.cluster.nodes}
     for stage, made in zip(facts["stages"], plan.stages):
-        stage["peak"] = made.peak
-        stage["gpu_hours"] = made.seconds * plan.gpus / 3600
+        stage |= {"peak": made.peak, "gpu_hours": made.seconds * plan.cluster.gpus / 3600}
     return json.dumps(facts, indent=2)
 
 
 def table(plan: Plan) -> list[str]:
     """The plan, a line at a time."""
-    many = f"{plan.gpus:,} x {plan.gpu.name} on {plan.nodes:,} node{'s' if plan.nodes > 1 else ''}"
-    lines = [f"{plan.recipe} on {many}: {plan.gpu.flops / 1e12:,.4g} TFLOP/s bf16, {gib(plan.gpu.memory)}, "
-             f"{size(plan.gpu.bandwidth)}/s each",
-             f"assumed: {plan.mfu:.0%} of the peak, documents of {plan.document:,} tokens, networks and disks that "
+    on, gpu = plan.cluster, plan.cluster.gpu
+    many = f"{on.gpus:,} x {gpu.name} on {on.nodes:,} node{'s' if on.nodes > 1 else ''}"
+    lines = [f"{plan.recipe} on {many}: {gpu.flops / 1e12:,.4g} TFLOP/s bf16, {gib(gpu.memory)}, "
+             f"{size(gpu.bandwidth)}/s each",
+             f"assumed: {on.mfu:.0%} of the peak, documents of {plan.document:,} tokens, networks and disks that "
              "keep up; nothing was run",
              _tokenizer(plan.tokenizer)]
     for stage in plan.stages:
-        lines += ["", *_stage(stage, plan)]
+        lines += ["", *_stage(stage, on)]
     return lines + ["", *_totals(plan)]
 
 
@@ -37,24 +38,20 @@ def _tokenizer(t: TokenizerPlan) -> str:
             f"{t.image} x {t.image} pixels, {t.source}")
 
 
-def _stage(stage: StagePlan, plan: Plan) -> list[str]:
-    width = max(len(part.name) for part in stage.parts)
-    lines = [f"== {stage.name}", stage.equation, ""]
-    for part in stage.parts:
-        trained = "all" if part.trained == part.parameters else f"{part.trained:,}" if part.trained else "frozen"
-        lines.append(f"  {part.name:<{width}}  {part.parameters:>18,} parameters  trained: {trained}")
+def _stage(stage: StagePlan, on: Cluster) -> list[str]:
+    lines = [f"== {stage.name}", stage.equation, "", *(f"  {line}" for line in stage.table)]
     lines += ["", "  memory of a rank"]
     lines += [f"    {name:<12} {gib(number):>12}" for name, number in stage.memory.items() if number]
     verdict = "fits" if stage.fits else "DOES NOT FIT"
-    lines.append(f"    {'together':<12} {gib(stage.peak):>12} of {gib(plan.gpu.memory)}: {verdict}")
+    lines.append(f"    {'together':<12} {gib(stage.peak):>12} of {gib(on.gpu.memory)}: {verdict}")
     if stage.host:
         lines.append(f"    {'host memory':<12} {gib(stage.host):>12} a rank, for what is offloaded")
     if stage.with_recompute < stage.without_recompute:
         lines.append(f"    activations: {gib(stage.without_recompute)} kept, {gib(stage.with_recompute)} recomputed")
     lines += ["", f"  {stage.steps:,} steps, {count(stage.total)} {stage.unit}, {stage.rate:,.0f} {stage.unit}/s, "
-              f"{span(stage.seconds)}, {stage.seconds * plan.gpus / 3600:,.1f} GPU hours, "
+              f"{span(stage.seconds)}, {stage.seconds * on.gpus / 3600:,.1f} GPU hours, "
               f"MFU {stage.model_mfu:.0%}",
-              f"  reads up to {size(stage.read_rate)}/s, {size(stage.read_rate / plan.nodes)}/s a node; checkpoints of "
+              f"  reads up to {size(stage.read_rate)}/s, {size(stage.read_rate / on.nodes)}/s a node; checkpoints of "
               f"{size(stage.checkpoint)}, {stage.kept} kept: {size(stage.checkpoint * stage.kept)}"]
     step = stage.seconds / stage.steps
     if step < LAUNCHES:
@@ -67,7 +64,7 @@ def _totals(plan: Plan) -> list[str]:
     seconds = sum(stage.seconds for stage in plan.stages)
     disk = sum(stage.checkpoint * stage.kept for stage in plan.stages) + sum(data.bytes for data in plan.data)
     return ["codes, as typed integers:", *[f"  {_data(data)}" for data in plan.data], "",
-            f"together {span(seconds)}, {seconds * plan.gpus / 3600:,.1f} GPU hours, {size(disk)} on disk"]
+            f"together {span(seconds)}, {seconds * plan.cluster.gpus / 3600:,.1f} GPU hours, {size(disk)} on disk"]
 
 
 def _data(data: DataPlan) -> str:

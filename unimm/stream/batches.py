@@ -82,7 +82,7 @@ class Batches:
         self.missed = 0 if document is not None else self.missed + 1
         if self.missed == GIVE_UP:
             raise TooLong(f"{GIVE_UP} samples in a row were longer than {self.stage.seq_len} tokens, "
-                          f"the last of them {self.mixture[index].key}; raise seq_len")
+                          f"the last of them {self.mixture[index][0]}; raise seq_len")
         return document
 
     def _render(self, index: int) -> Sequence | None:

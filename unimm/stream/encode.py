@@ -10,16 +10,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
-from unimm.disk import read_sealed, write_sealed, writing
-from unimm.resize import fit
+from unimm.disk import fault_of, read_sealed, write_sealed, writing
 from unimm.sample import Codes, Image, Part, Sample
-from unimm.stream.shards import ShardError, problem_of, write_shard
+from unimm.stream.shards import ShardError, write_shard
 from unimm.stream.sources import Item
 
 FORMAT = 1
@@ -51,57 +49,37 @@ class Plan:
         return {"format": FORMAT, **vars(self), "seen": [*self.seen]}
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where this process is: source rows seen of `total` (None: unknown), and what it encoded since it started."""
-
-    rows: int
-    total: int | None
-    samples: int
-    images: int
-    skipped: int
-    seconds: float
-    rate: float
-    """Source rows per second since the first that was encoded, other ranks' rows included."""
-    eta: float | None
-    """Seconds left; None where the total is unknown, or nothing was encoded yet."""
-
-
 @dataclass
-class _Tally:
-    """Counts behind `Progress`."""
+class Progress:
+    """Where this process is in the source."""
 
-    report: Callable[[Progress], None]
     total: int | None
+    """Rows of the source; None: unknown."""
     rows: int = 0
-    samples: int = 0
-    images: int = 0
-    skipped: int = 0
-    start: float | None = None
+    """Those seen so far, other ranks' included."""
     passed: int = 0
-    """Rows that were done before the clock started: they would flatter the rate."""
+    """Those that were done before the first was encoded: they would flatter the rate."""
+    began: float | None = None
 
-    def begin(self) -> None:
-        """Start the clock at the first row that is encoded."""
-        if self.start is None:
-            self.start, self.passed = time.monotonic(), self.rows
+    @property
+    def rate(self) -> float:
+        """Rows per second since the first that was encoded."""
+        return (self.rows - self.passed) / max(time.monotonic() - self.began, 1e-9) if self.began else 0.0
 
-    def send(self) -> None:
-        seconds = time.monotonic() - self.start if self.start is not None else 0.0
-        rate = (self.rows - self.passed) / max(seconds, 1e-9)
-        eta = max(self.total - self.rows, 0) / rate if self.total is not None and rate else None
-        self.report(Progress(self.rows, self.total, self.samples, self.images, self.skipped, seconds, rate, eta))
+    @property
+    def eta(self) -> float | None:
+        """Seconds left; None where the total is unknown, or nothing was encoded yet."""
+        return max(self.total - self.rows, 0) / self.rate if self.total is not None and self.rate else None
 
 
 def encode(items: Iterable[Item], to_codes: Callable[[list[np.ndarray]], list[Codes]], plan: Plan, folder: str | Path,
-           *, prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+           *, prepare: Callable[[np.ndarray], np.ndarray],
            see: Callable[[np.ndarray], bytes] | None = None, rank: int = 0, world: int = 1, total: int | None = None,
            progress: Callable[[Progress], None] = lambda _: None) -> dict | None:
     """Encode a source's items into `folder`; start it again after any interruption and it goes on.
 
     Every rank passes over all items; those of shards that are done, or another rank's, are not decoded.
-    `to_codes` takes what `prepare` makes of each picture; without one, uint8 (pixels, pixels, 3). What `see` makes of
-    it is kept beside the codes.
+    `to_codes` takes what `prepare` makes of each picture. What `see` makes of it is kept beside the codes.
     Bad items are skipped and listed with their reasons. Returns the manifest, or None while other ranks are
     still at work. A folder that is already finished and whole is returned as it is. Raises ShardError for
     another plan's folder, a source that changed under a half-done encode, or a source without a single usable
@@ -110,21 +88,27 @@ def encode(items: Iterable[Item], to_codes: Callable[[list[np.ndarray]], list[Co
     folder = Path(folder)
     if finished := _begin(folder, plan, rank):
         return finished
-    tally = _Tally(progress, total)
+    done = Progress(total)
     iterator, number = iter(items), 0
     while (first := next(iterator, None)) is not None:
         keys = hashlib.sha256()
-        rows = _noted(chain([first], islice(iterator, plan.rows - 1)), keys, tally)
+        rows = _noted(chain([first], islice(iterator, plan.rows - 1)), keys, done)
         path = folder / f"codes-{number:05d}.arrow"
         mine = number % world == rank
         kept = _kept(path) if mine else None
         if mine and kept is None:
-            _write(path, rows, keys, to_codes, prepare or partial(fit, size=plan.pixels), see, plan, tally)
+            if done.began is None:
+                done.began, done.passed = time.monotonic(), done.rows
+            samples, problems = _encode_rows(rows, to_codes, prepare, see, plan.batch,
+                                             lambda: progress(done))
+            facts = {"rows": len(samples) + len(problems), "keys": keys.hexdigest(), "skipped": len(problems),
+                     "problems": problems[:LISTED]}
+            write_sealed(path.with_suffix(".json"), write_shard(path, samples, plan.size) | facts)  # says: it is done
         else:
             deque(rows, maxlen=0)  # passes over them; nothing is decoded
         if kept is not None and keys.hexdigest() != kept["keys"]:
             raise ShardError(f"the source changed since {path} was encoded; delete {folder} and encode again")
-        tally.send()
+        progress(done)
         number += 1
     return _finish(folder, plan, number, rank)
 
@@ -132,7 +116,7 @@ def encode(items: Iterable[Item], to_codes: Callable[[list[np.ndarray]], list[Co
 def _kept(path: Path) -> dict | None:
     """The facts of a shard that an earlier run finished, if it is whole."""
     side = read_sealed(path.with_suffix(".json"))
-    return side if side and not problem_of(path.parent, side) else None
+    return side if side and not fault_of(path, side) else None
 
 
 def _begin(folder: Path, plan: Plan, rank: int) -> dict | None:
@@ -146,77 +130,50 @@ def _begin(folder: Path, plan: Plan, rank: int) -> dict | None:
     if old is None:
         write_sealed(folder / "plan.json", plan.facts(), f"{rank}.")
     manifest = read_sealed(folder / "manifest.json")
-    if manifest is None or any(problem_of(folder, shard) for shard in manifest["shards"]):
+    if manifest is None or any(fault_of(folder / shard["file"], shard) for shard in manifest["shards"]):
         return None
     return manifest
 
 
-def _noted(rows: Iterator[Item], keys, tally: _Tally) -> Iterator[Item]:
+def _noted(rows: Iterator[Item], keys, done: Progress) -> Iterator[Item]:
     """The rows as they come, their keys hashed and their number counted."""
     for item in rows:
         keys.update(item.key.encode() + b"\n")
-        tally.rows += 1
+        done.rows += 1
         yield item
 
 
-def _write(path: Path, rows: Iterator[Item], keys, to_codes, prepare, see, plan: Plan, tally: _Tally) -> None:
-    """Encode one shard; its side file, written last, says that it is done."""
-    tally.begin()
-    drafts, codes, skipped, problems = _encode_rows(rows, to_codes, prepare, see, plan, tally)
-    facts = write_shard(path, _with_codes(drafts, codes), plan.size)
-    write_sealed(path.with_suffix(".json"), facts | {
-        "rows": len(drafts) + skipped, "keys": keys.hexdigest(), "skipped": skipped, "problems": problems,
-    })  # fmt: skip
-
-
-def _encode_rows(rows: Iterator[Item], to_codes, prepare, see, plan: Plan, tally: _Tally):
-    """(key and sample with images still open, in order), (the images' codes, in order), skipped, problems.
+def _encode_rows(rows: Iterator[Item], to_codes, prepare, see, batch: int, told: Callable[[], None]):
+    """(key, sample with coded images) of the usable rows in order, and {key, why} of the others.
 
     Pixels are let go batch by batch: a shard's worth of them would not fit into memory.
     """
-    drafts: list[tuple[str, Sample]] = []
-    codes: list[Codes] = []
-    waiting: list[np.ndarray] = []
-    skipped, problems = 0, []
+    kept: list[tuple[str, list[Part]]] = []
+    waiting: list[tuple[list[Part], int, np.ndarray]] = []  # whose codes go where
+    problems: list[dict[str, str]] = []
 
-    def flush(count: int) -> None:
-        codes.extend(to_codes(waiting[:count]))
-        del waiting[:count]
-        tally.images += count
-        tally.send()
+    def flush() -> None:
+        now, waiting[:] = waiting[:batch], waiting[batch:]
+        for (parts, n, _), codes in zip(now, to_codes([pixels for *_, pixels in now]), strict=True):
+            parts[n] = replace(parts[n], content=codes)
+        told()
 
     for item in rows:
         if item.sample is None:
-            skipped += 1
-            tally.skipped += 1
-            problems += [{"key": item.key, "why": item.problem}] if len(problems) < LISTED else []
+            problems.append({"key": item.key, "why": item.problem})
             continue
-        waiting += [prepare(image.content.array) for image in item.sample.images]
-        drafts.append((item.key, _without_pixels(item.sample, see)))
-        tally.samples += 1
-        while len(waiting) >= plan.batch:
-            flush(plan.batch)
+        parts = list(item.sample.parts)
+        kept.append((item.key, parts))
+        for n, part in enumerate(parts):
+            if isinstance(part, Image):
+                array = part.content.array
+                waiting.append((parts, n, prepare(array)))
+                parts[n] = replace(part, content=Codes(()), seen=see(array) if see else None)
+        while len(waiting) >= batch:
+            flush()
     if waiting:
-        flush(len(waiting))
-    return drafts, codes, skipped, problems
-
-
-_OPEN = Codes(())
-
-
-def _without_pixels(sample: Sample, see) -> Sample:
-    return Sample(tuple(replace(p, content=_OPEN, seen=see(p.content.array) if see else None)
-                        if isinstance(p, Image) else p for p in sample.parts))
-
-
-def _with_codes(drafts: list[tuple[str, Sample]], codes: list[Codes]) -> list[tuple[str, Sample]]:
-    """The drafts with their images filled from `codes`, both in order."""
-    supply = iter(codes)
-
-    def fill(part: Part) -> Part:
-        return replace(part, content=next(supply)) if isinstance(part, Image) else part
-
-    return [(key, Sample(tuple(fill(part) for part in sample.parts))) for key, sample in drafts]
+        flush()
+    return [(key, Sample(tuple(parts))) for key, parts in kept], problems
 
 
 def _finish(folder: Path, plan: Plan, shards: int, rank: int) -> dict | None:

@@ -69,18 +69,17 @@ def text_of(value: Any) -> str:
 
 def pixels_of(image: Any, folder: Path) -> np.ndarray:
     """uint8 (H, W, 3) of an array, a path, bytes, or datasets' {"bytes", "path"}; bytes in JSON are base64."""
+    name = image.get("path") if isinstance(image, dict) else None
     match image:
         case np.ndarray():
             return Pixels(image).array
-        case {"bytes": bytes(data)}:
-            return load_pixels(data, image.get("path") or "its image")
+        case {"bytes": bytes(data)} | bytes(data):
+            return load_pixels(data, name or "its image")
         case {"bytes": str(data)}:
             try:
-                return load_pixels(base64.b64decode(data, validate=True), image.get("path") or "its image")
+                return load_pixels(base64.b64decode(data, validate=True), name or "its image")
             except binascii.Error as why:
                 raise RowError(f"its image's bytes are not base64: {why}") from why
-        case bytes():
-            return load_pixels(image, "its image")
         case str(path) | {"path": str(path)} if "://" in path:
             raise RowError(f"{path} is an address; images are read from files, so download it first")
         case str(path) | {"path": str(path)} if path:

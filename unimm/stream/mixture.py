@@ -8,27 +8,19 @@ weight alternates with a short period, and a packing lane that takes every B-th 
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from unimm.config.check import ConfigError
 from unimm.config.data import Use
 from unimm.sample import Sample
+from unimm.stream.shards import Shards
 from unimm.stream.tasks import as_task
 
 WINDOW = 1024
 """Indices within which uses trade places. Over any whole window the weights hold to one sample."""
-
-
-class Dataset(Protocol):
-    """Samples by number, each with a name: `Shards`, or a list with names in a test."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
-
-    def key(self, index: int) -> str: ...
 
 
 class Place(NamedTuple):
@@ -36,24 +28,6 @@ class Place(NamedTuple):
 
     use: int
     row: int
-
-
-class Drawn(NamedTuple):
-    key: str
-    sample: Sample
-
-
-class _Rows(Sequence[Place]):
-    """The places of one use; grain asks for them by index."""
-
-    def __init__(self, use: int, length: int):
-        self.use, self.length = use, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, row: int) -> Place:
-        return Place(self.use, row)
 
 
 def random_order(lengths: Sequence[int], weights: Sequence[float], seed: int):
@@ -67,7 +41,7 @@ def random_order(lengths: Sequence[int], weights: Sequence[float], seed: int):
 
     # Hashed: grain adds the epoch to the seed, so neighbouring seeds would repeat each other's epochs.
     window_seed, *seeds = (np.random.SeedSequence(seed).generate_state(1 + len(lengths)) >> 1).tolist()
-    uses = [grain.MapDataset.source(_Rows(use, length)).shuffle(use_seed).repeat()
+    uses = [grain.MapDataset.source(range(length)).map(partial(Place, use)).shuffle(use_seed).repeat()
             for use, (length, use_seed) in enumerate(zip(lengths, seeds, strict=True))]
     if len(uses) == 1:
         return uses[0]
@@ -77,7 +51,7 @@ def random_order(lengths: Sequence[int], weights: Sequence[float], seed: int):
 class Mixture:
     """The samples of a stage: mixture[i] is what its tasks make of the i-th place of the random order."""
 
-    def __init__(self, datasets: dict[str, Dataset], uses: tuple[Use, ...], seed: int):
+    def __init__(self, datasets: dict[str, Shards], uses: tuple[Use, ...], seed: int):
         for use in uses:
             if not len(datasets[use.data]):
                 raise ConfigError(f"data {use.data!r} has no samples; check what its encode skipped, or drop its Use")
@@ -85,11 +59,12 @@ class Mixture:
         self._datasets = [datasets[use.data] for use in uses]
         self._order = random_order([len(d) for d in self._datasets], [use.weight for use in uses], seed)
 
-    def __getitem__(self, index: int) -> Drawn:
+    def __getitem__(self, index: int) -> tuple[str, Sample]:
+        """The sample and, before it, its name."""
         use, row = self._order[index]
         dataset = self._datasets[use]
         key = dataset.key(row)
-        return Drawn(key, as_task(self.uses[use].task, key, dataset[row]))
+        return key, as_task(self.uses[use].task, key, dataset[row])
 
     def chance(self, index: int) -> float:
         """A number in [0, 1) that belongs to this index, the same in every run and on every rank."""

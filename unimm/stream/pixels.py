@@ -62,13 +62,10 @@ def _open(source: str | Path | bytes) -> Image.Image:
 
 
 def _read(path: str | Path) -> bytes:
-    path = Path(path)
-    if not path.is_file():
-        raise ImageError("a folder, not an image" if path.is_dir() else f"no file {path}")
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as why:
-        raise ImageError(f"can't be read: {why.strerror}") from why
+        raise ImageError(f"can't be read from {path}: {why.strerror}") from why
 
 
 def _check_size(image: Image.Image) -> None:

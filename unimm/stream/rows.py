@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 from unimm.errors import UserError
 
+CHAT = ("messages", "images")
+
 
 class SourceError(UserError):
     """A dataset that can't be read; the message names the file (and line) and the remedy."""
@@ -84,24 +86,24 @@ def _parsed(line: str, where: str) -> dict:
     return value
 
 
-def parquet_columns(file: Path) -> list[str]:
+def parquet_rows(files: Sequence[Path], columns: list[str]) -> Iterator[Row]:
+    """Rows of Parquet files as dicts, keys `name:row`; images stay paths and bytes.
+
+    Read are `messages`, and their `images`, where a file has them, `columns` where it has not.
+    """
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        return pyarrow.parquet.read_schema(file).names
-    except (pyarrow.ArrowException, OSError) as why:
-        raise SourceError(f"{file}: not a whole Parquet file: {_line(why)}") from why
-
-
-def parquet_rows(files: Sequence[Path], columns: list[str]) -> Iterator[Row]:
-    """Rows of Parquet files as dicts of `columns`, keys `name:row`; images stay paths and bytes."""
     for file, name in _named(files):
-        present = parquet_columns(file)
-        for column in columns:
+        try:
+            present = pyarrow.parquet.read_schema(file).names
+        except (pyarrow.ArrowException, OSError) as why:
+            raise SourceError(f"{file}: not a whole Parquet file: {_line(why)}") from why
+        wanted = [column for column in CHAT if column in present] if "messages" in present else columns
+        for column in wanted:
             if column not in present:
                 raise missing(column, present, str(file))
-        for number, value in enumerate(_stream("parquet", file, columns=columns)):
+        for number, value in enumerate(_stream("parquet", file, columns=wanted)):
             yield Row(f"{name}:{number}", value, file)
 
 

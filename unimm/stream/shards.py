@@ -14,16 +14,16 @@ are written, each image as PNG. `pandas.read_feather` and
 """
 
 import json
-from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import count, groupby
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from unimm.disk import file_digest, read_sealed, replace_file
+from unimm.disk import fault_of, read_sealed, replace_file
 from unimm.errors import UserError
-from unimm.sample import Codes, Image, Level, Part, Sample, Text
+from unimm.sample import Codes, Image, Level, Part, Role, Sample, Text
 
 LEVEL = ("image", "positions", "depth", "rows", "columns")
 
@@ -34,40 +34,32 @@ class ShardError(UserError):
 
 def code_type(size: int) -> np.dtype:
     """The smallest type on disk that holds the ids 0 .. size - 1."""
-    if not 1 <= size <= 2**31:
-        raise ShardError(f"a vocabulary of {size} codes can't be stored; it must be between 1 and 2**31")
     return np.dtype(np.uint16 if size <= 2**16 else np.uint32)
 
 
 def to_json(sample: Sample) -> str:
     """The parts as messages; successive parts of one speaker share a message."""
-    messages: list[dict] = []
-    images = 0
-    for part in sample.parts:
-        if not messages or messages[-1]["role"] != part.role:
-            messages.append({"role": part.role, "content": []})
-        match part:
-            case Text():
-                content = {"type": "text", "text": part.text, "learn": part.learn}
-            case Image():
-                content = {"type": "image", "index": images, "learn": part.learn}
-                images += 1
-        messages[-1]["content"].append(content)
+    numbers = count()
+
+    def content(part: Part) -> dict:
+        what = {"text": part.text} if isinstance(part, Text) else {"index": next(numbers)}
+        return {"type": "text" if isinstance(part, Text) else "image", **what, "learn": part.learn}
+
+    messages = [{"role": role, "content": [content(part) for part in parts]}
+                for role, parts in groupby(sample.parts, lambda part: part.role)]
     return json.dumps({"messages": messages}, ensure_ascii=False, separators=(",", ":"))
 
 
 def from_json(text: str, images: list[Codes], seen: list[bytes] | None = None) -> Sample:
     """The inverse of `to_json`, with the codes of image k at images[k]."""
-    parts: list[Part] = []
-    for message in json.loads(text)["messages"]:
-        role = message["role"]
-        for content in message["content"]:
-            if content["type"] == "text":
-                parts.append(Text(content["text"], content["learn"], role))
-            else:
-                k = content["index"]
-                parts.append(Image(images[k], content["learn"], role, seen[k] if seen else None))
-    return Sample(tuple(parts))
+    def part(role: Role | None, content: dict) -> Part:
+        if content["type"] == "text":
+            return Text(content["text"], content["learn"], role)
+        k = content["index"]
+        return Image(images[k], content["learn"], role, seen[k] if seen else None)
+
+    return Sample(tuple(part(message["role"], content)
+                        for message in json.loads(text)["messages"] for content in message["content"]))
 
 
 def write_shard(path: Path, rows: list[tuple[str, Sample]], size: int) -> dict:
@@ -76,122 +68,74 @@ def write_shard(path: Path, rows: list[tuple[str, Sample]], size: int) -> dict:
     Returns the facts for the manifest: file, bytes, sha256, samples, images, codes.
     Raises ShardError if an id is not below `size`, the number of codes the tokenizer has.
     """
-    runs: list[np.ndarray] = []
-    levels: list[tuple[int, int, int, int, int]] = []
-    code_ends, level_ends, images = [0], [0], 0
-    for key, sample in rows:
-        for k, image in enumerate(sample.images):
-            for level in image.content.levels:
-                low, high = int(level.ids.min()), int(level.ids.max())
-                if low < 0 or high >= size:
-                    wrong = low if low < 0 else high
-                    raise ShardError(f"{key}: code {wrong} is outside the tokenizer's 0 .. {size - 1}")
-                runs.append(level.ids.reshape(-1))
-                levels.append((k, *level.ids.shape, *(level.grid or (0, 0))))
-        images += len(sample.images)
-        code_ends.append(code_ends[-1] + sum(v.ids.size for image in sample.images for v in image.content.levels))
-        level_ends.append(len(levels))
-    if code_ends[-1] >= 2**31:
-        raise ShardError(f"{path.name} would hold {code_ends[-1]} codes; encode with fewer samples per shard")
-    codes = np.concatenate(runs).astype(code_type(size)) if runs else np.zeros(0, code_type(size))
-    table = np.asarray(levels, np.int32).reshape(-1, len(LEVEL))
+    codes = [_codes(key, sample, size) for key, sample in rows]
+    level = pa.struct([(name, pa.int32()) for name in LEVEL])
     columns = {
         "key": pa.array([key for key, _ in rows], pa.string()),
         "sample": pa.array([to_json(sample) for _, sample in rows], pa.string()),
-        "codes": pa.ListArray.from_arrays(pa.array(code_ends, pa.int32()), pa.array(codes)),
-        "levels": pa.ListArray.from_arrays(
-            pa.array(level_ends, pa.int32()),
-            pa.StructArray.from_arrays([pa.array(column) for column in table.T], names=LEVEL),
-        ),
+        "codes": pa.array(codes, pa.list_(pa.from_numpy_dtype(code_type(size)))),
+        "levels": pa.array([_levels(sample) for _, sample in rows], pa.list_(level)),
     }
     if any(image.seen is not None for _, sample in rows for image in sample.images):
         pictures = [[image.seen for image in sample.images] for _, sample in rows]
         columns["seen"] = pa.array(pictures, pa.large_list(pa.large_binary()))
-    batch = pa.RecordBatch.from_pydict(columns)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    content = sink.getvalue()
-    replace_file(path, content)
-    return {"file": path.name, "bytes": content.size, "sha256": file_digest(path),
-            "samples": len(rows), "images": images, "codes": code_ends[-1]}
+    table, sink = pa.table(columns), pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return {"file": path.name, **replace_file(path, sink.getvalue()), "samples": len(rows),
+            "images": sum(len(sample.images) for _, sample in rows), "codes": sum(map(len, codes))}
 
 
-class _Shard:
-    """One open file; every column is a view of the memory map."""
-
-    def __init__(self, path: Path):
-        with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
-            batch = reader.get_batch(0)
-        self.keys = _strings(batch.column("key"))
-        self.samples = _strings(batch.column("sample"))
-        codes, levels = batch.column("codes"), batch.column("levels")
-        self.code_ends, self.codes = codes.offsets.to_numpy(), codes.values.to_numpy()
-        self.level_ends = levels.offsets.to_numpy()
-        self.seen = batch.column("seen") if "seen" in batch.schema.names else None
-        self.levels = np.stack([levels.values.field(name).to_numpy() for name in LEVEL], axis=1)  # (levels, 5)
-
-    def key(self, row: int) -> str:
-        return _string(self.keys, row)
-
-    def sample(self, row: int) -> Sample:
-        images: list[list[Level]] = []
-        at = int(self.code_ends[row])
-        for k, positions, depth, rows, columns in self.levels[self.level_ends[row] : self.level_ends[row + 1]].tolist():
-            if k == len(images):
-                images.append([])
-            ids = self.codes[at : at + positions * depth].reshape(positions, depth)
-            images[k].append(Level(ids, (rows, columns) if rows else None))
-            at += positions * depth
-        seen = None if self.seen is None else self.seen[row].as_py()
-        return from_json(_string(self.samples, row), [Codes(tuple(levels)) for levels in images], seen)
+def _codes(key: str, sample: Sample, size: int) -> np.ndarray:
+    """All codes of a sample's images, level by level."""
+    runs = [level.ids.ravel() for image in sample.images for level in image.content.levels]
+    codes = np.concatenate(runs) if runs else np.zeros(0, np.int32)
+    wrong = codes[(codes < 0) | (codes >= size)]
+    if len(wrong):
+        raise ShardError(f"{key}: code {wrong[0]} is outside the tokenizer's 0 .. {size - 1}")
+    return codes.astype(code_type(size))
 
 
-def _strings(column: pa.StringArray) -> tuple[np.ndarray, memoryview]:
-    """A string column as (row boundaries, UTF-8 bytes)."""
-    _, ends, content = column.buffers()
-    return np.frombuffer(ends, np.int32)[: len(column) + 1], memoryview(content or b"")
-
-
-def _string(column: tuple[np.ndarray, memoryview], row: int) -> str:
-    ends, content = column
-    return str(content[ends[row] : ends[row + 1]], "utf-8")
+def _levels(sample: Sample) -> list[dict[str, int]]:
+    return [dict(zip(LEVEL, (k, *level.ids.shape, *(level.grid or (0, 0)))))
+            for k, image in enumerate(sample.images) for level in image.content.levels]
 
 
 class Shards(Sequence[Sample]):
-    """The samples of an encoded dataset in source order; `shards[i]` reads only what it needs."""
+    """The samples of an encoded dataset in source order; `shards[i]` reads only what it needs, through memory maps."""
 
     def __init__(self, folder: Path, manifest: dict):
-        self.folder, self.manifest = folder, manifest
-        self._starts = np.cumsum([0] + [shard["samples"] for shard in manifest["shards"]]).tolist()
-        self._open: list[_Shard | None] = [None] * len(manifest["shards"])
+        self.manifest = manifest
+        maps = [pa.memory_map(str(folder / shard["file"])) for shard in manifest["shards"]]
+        self.table = pa.concat_tables([pa.ipc.open_file(m).read_all() for m in maps], promote_options="default")
+        self._columns = {name: self.table.column(name) for name in self.table.column_names}
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return len(self.table)
 
     def __getitem__(self, index: int) -> Sample:
-        shard, row = self._find(index)
-        return shard.sample(row)
+        row = {name: column[index] for name, column in self._columns.items()}
+        codes, at = row["codes"].values.to_numpy(), 0
+        images: list[list[Level]] = []
+        for level in row["levels"].as_py():
+            k, positions, depth, *grid = level.values()
+            if k == len(images):
+                images.append([])
+            end = at + positions * depth
+            images[k].append(Level(codes[at:end].reshape(positions, depth), tuple(grid) if any(grid) else None))
+            at = end
+        seen = row["seen"].as_py() if "seen" in row else None
+        return from_json(row["sample"].as_py(), [Codes(tuple(levels)) for levels in images], seen)
 
     def key(self, index: int) -> str:
         """The source's name for sample `index`."""
-        shard, row = self._find(index)
-        return shard.key(row)
-
-    def _find(self, index: int) -> tuple[_Shard, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        number = bisect_right(self._starts, index) - 1
-        if (shard := self._open[number]) is None:
-            path = self.folder / self.manifest["shards"][number]["file"]
-            shard = self._open[number] = _Shard(path)
-        return shard, index - self._starts[number]
+        return self._columns["key"][index].as_py()
 
 
-def open_shards(folder: str | Path, fingerprint: str, verify: bool = True) -> Shards:
+def open_shards(folder: str | Path, fingerprint: str) -> Shards:
     """Open an encoded dataset for the tokenizer with this fingerprint.
 
-    `verify` reads every file once to compare checksums; with many processes one of them is enough.
+    Reads every file once to compare checksums.
     Raises ShardError where the folder is unfinished, damaged, or written by another tokenizer.
     """
     folder = Path(folder)
@@ -206,18 +150,6 @@ def open_shards(folder: str | Path, fingerprint: str, verify: bool = True) -> Sh
         raise ShardError(f"{folder} was encoded by tokenizer {manifest['fingerprint']}, this one is {fingerprint}; "
                          "use that tokenizer, or encode the data with this one into a new folder")
     for shard in manifest["shards"]:
-        if problem := problem_of(folder, shard, verify):
-            raise ShardError(f"{problem}; {again}")
+        if fault := fault_of(folder / shard["file"], shard):
+            raise ShardError(f"{fault}; {again}")
     return Shards(folder, manifest)
-
-
-def problem_of(folder: Path, shard: dict, verify: bool = True) -> str | None:
-    """What is wrong with a shard's file, or None."""
-    path = folder / shard["file"]
-    if not path.exists():
-        return f"{path} is missing"
-    if path.stat().st_size != shard["bytes"]:
-        return f"{path} has {path.stat().st_size} bytes instead of {shard['bytes']}"
-    if verify and file_digest(path) != shard["sha256"]:
-        return f"{path} was changed: its checksum is not the manifest's"
-    return None

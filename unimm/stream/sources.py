@@ -62,36 +62,24 @@ def open_source(source: Source) -> Iterator[Item]:
     Raises SourceError at once where no file is, while reading where a file turns out to be no such dataset.
     """
     match source:
-        case Shapes() | Emoji():
-            return _built_in(source)
-        case ImageFolder(path=path):
-            return _items(on_disk.json_rows([_metadata(path)]), _metadata_row)
-        case ChatJsonl(path=path):
-            return _items(on_disk.json_rows(on_disk.find_files(path, (".jsonl",))), _jsonl_row)
-        case ParquetFiles(path=path):
-            files = on_disk.find_files(path, (".parquet",))
-            rows = on_disk.parquet_rows(files, _parquet_columns(source, files[0]))
-            return _items(rows, lambda row: _parquet_row(row, source))
-        case WebDatasetTars(path=path, text=text):
-            rows = on_disk.tar_rows(on_disk.find_files(path, (".tar", ".tar.gz", ".tgz")))
-            return _items(rows, lambda row: _tar_row(row, text))
-        case _:
-            assert_never(source)
-
-
-def _built_in(source: Shapes | Emoji) -> Iterator[Item]:
-    match source:
         case Emoji(size=size):
             from data import emoji
 
-            for made in emoji.pairs(size):
-                yield Item(f"emoji:{made.parts[1].text}", made, None)
-        case Shapes(part=part, count=number, seed=seed):
-            from data import shapes
+            return (Item(f"emoji:{made.parts[1].text}", made) for made in emoji.pairs(size))
+        case Shapes(part=part, count=count, seed=seed):
+            from data.shapes import PARTS
 
-            make = {"pairs": shapes.pairs, "chats": shapes.chats, "edits": shapes.edits}[part]
-            for index, made in enumerate(make(number, seed)):
-                yield Item(f"shapes-{part}-{seed}:{index}", made, None)
+            return (Item(f"shapes-{part}-{seed}:{n}", made) for n, made in enumerate(PARTS[part](count, seed)))
+        case ImageFolder(path=path):
+            return _items(on_disk.json_rows([_metadata(path)]), partial(_sample, image="file_name"))
+        case ChatJsonl(path=path):
+            return _items(on_disk.json_rows(on_disk.find_files(path, (".jsonl",))), _jsonl_row)
+        case ParquetFiles(path=path, image=image, text=text):
+            rows = on_disk.parquet_rows(on_disk.find_files(path, (".parquet",)), [image, text] if image else [text])
+            return _items(rows, partial(_sample, image=image, text=text))
+        case WebDatasetTars(path=path, text=text):
+            rows = on_disk.tar_rows(on_disk.find_files(path, (".tar", ".tar.gz", ".tgz")))
+            return _items(rows, partial(_tar_row, extension=text))
         case _:
             assert_never(source)
 
@@ -116,55 +104,35 @@ def _outcome(row: on_disk.Row, read: Callable[[on_disk.Row], Sample], forgiven: 
 
 
 def _metadata(path: str) -> Path:
-    folder = Path(path).expanduser()
-    file = folder / "metadata.jsonl"
-    if not folder.is_dir():
-        raise on_disk.SourceError(f"{path}: {'a file, not a folder of images' if folder.is_file() else 'not found'}")
+    file = Path(path).expanduser() / "metadata.jsonl"
+    if not file.parent.exists():
+        raise on_disk.SourceError(f"{path}: not found")
     if not file.is_file():
-        raise on_disk.SourceError(f"{path}: no metadata.jsonl; write one line "
+        raise on_disk.SourceError(f"{path}: no folder with a metadata.jsonl; write one line "
                                   '{"file_name": "1.png", "text": "..."} an image')
     return file
 
 
-def _metadata_row(row: on_disk.Row) -> Sample:
-    for column in ("file_name", "text"):
+def _jsonl_row(row: on_disk.Row) -> Sample:
+    image = next((name for name in ("image", "file_name") if name in row.value), "")
+    if not image and not row.value.keys() & {"messages", "text"}:
+        raise on_disk.missing("messages", row.value, row.key)
+    return _sample(row, image)
+
+
+def _sample(row: on_disk.Row, image: str, text: str = "text") -> Sample:
+    """A row with messages as a chat; another one as a pair, or text alone where `image` is ''."""
+    if "messages" in row.value:
+        parts = parts_of(row.value["messages"], row.value.get("images"), row.file.parent)
+        if not any(part.learn for part in parts):
+            raise RowError("the assistant says nothing, so there is nothing to learn")
+        return sample(*parts)
+    for column in (image, text) if image else (text,):
         if column not in row.value:
             raise on_disk.missing(column, row.value, row.key)
-    return _pair(row.value["file_name"], row.value["text"], row)
-
-
-def _jsonl_row(row: on_disk.Row) -> Sample:
-    match row.value:
-        case {"messages": messages}:
-            return _chat(messages, row.value.get("images"), row)
-        case {"image": image, "text": text} | {"file_name": image, "text": text}:
-            return _pair(image, text, row)
-        case {"text": text}:
-            return Sample((Text(text_of(text), learn=True),))
-        case _:
-            raise on_disk.missing("messages", row.value, row.key)
-
-
-def _parquet_columns(source: ParquetFiles, file: Path) -> list[str]:
-    """The columns to read: a chat and its images, or a pair, or text alone where `image` is ''."""
-    present = on_disk.parquet_columns(file)
-    if "messages" in present:
-        return [column for column in ("messages", "images") if column in present]
-    wanted = [column for column in (source.image, source.text) if column]
-    for column in wanted:
-        if column not in present:
-            raise on_disk.missing(column, present, str(file))
-    return wanted
-
-
-def _parquet_row(row: on_disk.Row, source: ParquetFiles) -> Sample:
-    match row.value:
-        case {"messages": messages}:
-            return _chat(messages, row.value.get("images"), row)
-        case _ if source.image:
-            return _pair(row.value[source.image], row.value[source.text], row)
-        case _:
-            return Sample((Text(text_of(row.value[source.text]), learn=True),))
+    if image:
+        return _pair(row.value[image], row.value[text], row)
+    return Sample((Text(text_of(row.value[text]), learn=True),))
 
 
 def _tar_row(row: on_disk.Row, extension: str) -> Sample:
@@ -188,10 +156,3 @@ def _tar_row(row: on_disk.Row, extension: str) -> Sample:
 def _pair(image: Any, text: Any, row: on_disk.Row) -> Sample:
     text = text_of(text)  # before the image, which costs more
     return Sample((Image(Pixels(pixels_of(image, row.file.parent))), Text(text)))
-
-
-def _chat(messages: Any, images: Any, row: on_disk.Row) -> Sample:
-    parts = parts_of(messages, images, row.file.parent)
-    if not any(part.learn for part in parts):
-        raise RowError("the assistant says nothing, so there is nothing to learn")
-    return sample(*parts)

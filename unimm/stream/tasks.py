@@ -1,12 +1,11 @@
 """What a stage makes of a dataset's pairs: the same picture and words, to draw or to describe."""
 
 from dataclasses import replace
-from typing import Literal, assert_never
+from typing import assert_never
 
+from unimm.config.data import Task
 from unimm.errors import UserError
 from unimm.sample import Image, Sample, Text
-
-Task = Literal["t2i", "caption", "draw", "as_is"]
 
 
 class TaskError(UserError):
@@ -18,31 +17,26 @@ def as_task(task: Task, key: str, made: Sample) -> Sample:
 
     Raises TaskError where the task needs a pair and the sample is none, or nothing in the sample is learned.
     """
+    if task == "as_is":
+        if not any(part.learn for part in made.parts):
+            raise TaskError(f"{key}: nothing in it is learned; for a pair choose the task t2i, caption or draw")
+        return made
+    match made.parts:
+        case (Image() as image, Text(text=words)) | (Text(text=words), Image() as image):
+            pass
+        case parts:
+            found = ", ".join(type(part).__name__.lower() for part in parts)
+            raise TaskError(f"{key}: task {task!r} takes one image and one text, this sample is {found}; "
+                            "use task 'as_is'")
     match task:
         case "t2i":
-            image, text = _pair(task, key, made)
-            return Sample((Text(text.text), replace(image, learn=True, role=None)))
+            return Sample((Text(words), replace(image, learn=True, role=None)))
         case "caption":
-            image, text = _pair(task, key, made)
-            return Sample((replace(image, learn=False, role=None), Text(text.text, learn=True)))
+            return Sample((replace(image, learn=False, role=None), Text(words, learn=True)))
         case "draw":
-            image, text = _pair(task, key, made)
-            return Sample((Text(text.text, role="user"), replace(image, learn=True, role="assistant")))
-        case "as_is":
-            if not any(part.learn for part in made.parts):
-                raise TaskError(f"{key}: nothing in it is learned; for a pair choose the task t2i, caption or draw")
-            return made
+            return Sample((Text(words, role="user"), replace(image, learn=True, role="assistant")))
         case _:
             assert_never(task)
-
-
-def _pair(task: Task, key: str, made: Sample) -> tuple[Image, Text]:
-    """The image and the text of a pair, in whichever order they are."""
-    match made.parts:
-        case (Image() as image, Text() as text) | (Text() as text, Image() as image):
-            return image, text
-    found = ", ".join(type(part).__name__.lower() for part in made.parts)
-    raise TaskError(f"{key}: task {task!r} takes one image and one text, this sample is {found}; use task 'as_is'")
 
 
 def can_drop_context(made: Sample) -> bool:

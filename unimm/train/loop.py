@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,7 +21,8 @@ from torch import nn
 
 from unimm.checkpoint.manifest import CheckpointError
 from unimm.checkpoint.phases import Peers
-from unimm.checkpoint.read import load_buffers, load_weights, open_pieces, read_recipe, read_state, take_up
+from unimm.checkpoint.pieces import Pieces
+from unimm.checkpoint.read import load_buffers, load_weights, read_recipe, read_state, take_up
 from unimm.checkpoint.write import Saver
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.disk import writing
@@ -140,7 +142,8 @@ class _Run:
         self.work, self.stage, self.shares, self.folder, self.name = work, stage, cut, folder, name
         self.engine = engine
         self.step = 0
-        self.saver = Saver(folder, stage.keep, stage.keep_every, Peers.over(ranks.own_group()))
+        behind = partial(ranks.gather, group=ranks.own_group())
+        self.saver = Saver(folder, stage.keep, stage.keep_every, Peers(ranks.rank(), ranks.world(), behind))
         self.saved: Path | None = None
         self.status, self.meter = status, meter
         self.guards = Guards(stage.guards, folder, name, work.show)
@@ -269,7 +272,7 @@ class _Run:
         if state["stage"] != self.name:
             raise CheckpointError(f"{path} was saved by stage {state['stage']!r}, this is {self.name!r}; "
                                   "continue that one, or train into another folder")
-        with contextlib.closing(open_pieces(path)) as read:
+        with contextlib.closing(Pieces(path)) as read:
             self.engine.restore(read, state["updates"])
         self.work.batches.restore(state["stream"])
         self.guards.restore(state["guards"])

@@ -97,12 +97,12 @@ def total(values: list[float]) -> list[float]:
     return tensor.tolist()
 
 
-def gather(value) -> list:
-    """Every rank's `value`, in order of rank."""
+def gather(value, group: dist.ProcessGroup | None = None) -> list:
+    """Every rank's `value`, in order of rank; over a group of all ranks of its own, or the one that training uses."""
     if world() == 1:
         return [value]
     values = [None] * world()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 

@@ -1,0 +1,70 @@
+"""What is asked of a model, and what it wrote."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from unimm.config.sampling import Sampling
+from unimm.grammar import Automaton
+from unimm.layout import Layout
+from unimm.sample import Image, Part, Text
+
+
+@dataclass(eq=False)
+class Request:
+    """One row: what it goes on from, how its ids are chosen, and where it may go.
+
+    parts    the context
+    size     rows and columns of codes of the image that comes next; None: what comes next is the model's choice
+    images   the most images that it writes, that of `size` among them; 0: none may begin
+    text     whether text goes on behind the last image; else the request ends with it
+    ids      what was written: behind the header of the image where there is a `size`, and without the ids that end an
+             image where the layout's images end by count
+    steps    how many times the model was asked
+
+    Ends with the text's end, or with `sampling.text_length` ids of text.
+    """
+
+    parts: tuple[Part, ...]
+    sampling: Sampling
+    seed: int = 0
+    size: tuple[int, int] | None = None
+    images: int = 0
+    text: bool = True
+    ids: list[int] = field(default_factory=list)
+    steps: int = 0
+
+
+def drawing(parts: tuple[Part, ...], sampling: Sampling, size: tuple[int, int], seed: int = 0) -> Request:
+    """A request for one image."""
+    return Request(tuple(parts), sampling, seed, size, 1, False)
+
+
+def written(layout: Layout, automaton: Automaton, request: Request) -> tuple[Part, ...]:
+    """The parts that a request wrote so far; images as codes, an unfinished one left out."""
+    role = "assistant" if request.parts and request.parts[-1].role is not None else None
+    beside, parts, said = layout.config.chat.beside_image if role else "", [], []
+    image = list(layout.write_plans[request.size].header) if request.size else []
+    state = automaton.after(image)
+
+    def speak() -> None:
+        text = layout.said(said, role is not None)
+        text = text.removeprefix(beside) if parts and isinstance(parts[-1], Image) else text
+        text = text.removesuffix(beside) if image else text
+        if text:
+            parts.append(Text(text, role=role))
+        said.clear()
+
+    for i in request.ids:
+        before, state = state, int(automaton.table[state, automaton.label_of[i]])
+        if before == automaton.TEXT and state in (automaton.TEXT, automaton.DONE):
+            said.append(i)
+            continue
+        image.append(i)
+        speak()
+        if state == automaton.TEXT:
+            content = layout.parse(np.array(image)).images[0].content
+            parts.append(Image(content, learn=True, role=role))  # as it is written, not as it is read
+            image.clear()
+    speak()
+    return tuple(parts)
