@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from unimm.hardware import GPUS, HardwareError, flops_per_token, gpu_named, peak_flops
+from unimm.hardware import GPUS, HardwareError, Multiplied, gpu_named, peak_flops
 
 # What torch.cuda.get_device_name says of each board.
 DEVICES = {
@@ -51,11 +53,11 @@ def test_flops_of_a_token_are_those_of_the_matrix_products_one_by_one():
         per_row += sum(2 * t * a * b for a, b in [(width, width)] * 4 + [(width, mlp)] * 3)
         per_row += heads * 2 * (2 * t * head * t)  # scores, then their product with the values
     per_row += 2 * t * width * rows
-    whole = flops_per_token(linears + head_weights, layers, width, t)
-    assert whole == 3 * per_row / t
-    assert flops_per_token(linears + head_weights, layers, width, t, recompute=True) == 4 * per_row / t
-    frozen = flops_per_token(linears + head_weights, layers, width, t, frozen=linears)
-    assert whole - frozen == 2 * linears
+    model = Multiplied(body=linears, head=head_weights, layers=layers, width=width)
+    assert model.flops(t) == 3 * per_row / t
+    assert model.flops(t, recompute=True) == 4 * per_row / t
+    assert model.flops(t) - replace(model, frozen_body=linears).flops(t) == 2 * linears
+    assert model.flops(t) - model.flops(t, learned=0.25) == 6 * 0.75 * head_weights
 
 
 @pytest.mark.parametrize("name, peak", {"h200": 1979, "h100": 1979, "h100-pcie": 1513, "h100-nvl": 1671,

@@ -27,7 +27,7 @@ from tools.bench import step
 from tools.bench.rows import Unequal, equal
 from tools.losses import by_liger, by_torch
 from unimm.config.model import FreshBackbone
-from unimm.hardware import GPUS, flops_per_token, peak_flops
+from unimm.hardware import GPUS, Multiplied, peak_flops
 from unimm.model.attention import Documents, attend, available, choose
 from unimm.model.cross_entropy import weighted_loss
 from unimm.train.loop import Work, run_stage
@@ -96,8 +96,10 @@ def model_and_batches(size: step.Size):
 def figures(size: step.Size, module, seconds: float, losses: list[float]) -> dict:
     """Of one run: step time, rate, share of the peak, memory."""
     tokens = size.rows * size.seq_len
-    multiplied = sum(p.numel() for p in module.parameters()) - size.vocab * size.model.width
-    flops = flops_per_token(multiplied, size.model.layers, size.model.width, size.document)
+    table = size.vocab * size.model.width
+    body = sum(p.numel() for p in module.parameters()) - 2 * table
+    multiplied = Multiplied(body=body, head=table, layers=size.model.layers, width=size.model.width)
+    flops = multiplied.flops(size.document)
     top = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     return {"ms_per_step": seconds * 1e3, "tokens_per_second": tokens / seconds,
             "mfu": flops * tokens / seconds / top if top else None, "peak_gib": peak() / 2**30, "losses": losses}

@@ -78,31 +78,15 @@ def peak_flops(device_name: str) -> float | None:
     None for a device that the table lacks, and for a CPU, whose peak depends on the machine: no MFU is better than
     a wrong one.
     """
-    found = next((gpu for gpu in GPUS if gpu.name != "cpu" and re.search(gpu.pattern, device_name)), None)
-    return found.flops if found else None
-
-
-def flops_per_token(parameters: float, layers: int, width: int, document: float, *, frozen: float = 0,
-                    recompute: bool = False) -> float:
-    """FLOPs to train on one token, forward and backward: 6 N + 12 L H Q T (PaLM, Chowdhery et al. 2022, appendix B).
-
-    parameters  N: weights that each token is multiplied with. A table that is only looked up is not among them; a
-                head that only some positions reach counts by their share.
-    layers      L
-    width       H Q: attention heads times head width
-    document    T: length of the document a token is in, not of its packed row: others are not attended to. Like
-                PaLM's, the count does not halve for causality, so that MFU compares with published figures
-    frozen      how many of N do not train: gradients pass through them (4 N) but none is made for them
-    recompute   count the second forward pass of activation checkpointing too. MFU is defined without it; it is what
-                the hardware does (the "hardware FLOPs" of the same appendix)
-    """
-    forward = 2 * parameters + 4 * layers * width * document
-    return 3 * forward - 2 * frozen + (forward if recompute else 0)
+    return next((gpu.flops for gpu in GPUS if gpu.name != "cpu" and re.search(gpu.pattern, device_name)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Multiplied:
-    """What a language model multiplies, in weights: by every token, and by every learned one; of these, the frozen."""
+    """What a language model multiplies, in weights: by every token, and by every learned one; of these, the frozen.
+
+    A table that is only looked up is not among them.
+    """
 
     body: int
     head: int
@@ -113,6 +97,16 @@ class Multiplied:
     """Of attention: heads times head width."""
 
     def flops(self, document: float, learned: float = 1.0, recompute: bool = False) -> float:
-        """FLOPs of a token, see `flops_per_token`; `learned` is the share of tokens that reach the head."""
-        return flops_per_token(self.body + learned * self.head, self.layers, self.width, document,
-                               frozen=self.frozen_body + learned * self.frozen_head, recompute=recompute)
+        """FLOPs to train on one token, forward and backward: 6 N + 12 L H Q T (PaLM, Chowdhery et al. 2022, app. B).
+
+        document   T: length of the document a token is in, not of its packed row: others are not attended to. Like
+                   PaLM's, the count does not halve for causality, so that MFU compares with published figures
+        learned    the share of tokens that reach the head
+        recompute  count the second forward pass of activation checkpointing too. MFU is defined without it; it is
+                   what the hardware does (the "hardware FLOPs" of the same appendix)
+
+        Gradients pass through frozen weights (4 N) but none is made for them.
+        """
+        forward = 2 * (self.body + learned * self.head) + 4 * self.layers * self.width * document
+        frozen = self.frozen_body + learned * self.frozen_head
+        return 3 * forward - 2 * frozen + (forward if recompute else 0)

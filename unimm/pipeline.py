@@ -12,7 +12,7 @@ from pathlib import Path
 from unimm import system
 from unimm.checkpoint.folders import candidates
 from unimm.checkpoint.manifest import MANIFEST
-from unimm.checkpoint.read import newest
+from unimm.checkpoint.read import load_weights, newest
 from unimm.config.check import ConfigError
 from unimm.config.images import Published
 from unimm.config.model import VisionFeatures
@@ -36,7 +36,6 @@ from unimm.stream.sources import open_source
 from unimm.text import train_sentencepiece
 from unimm.train import ranks
 from unimm.train.loop import Work, run_stage
-from unimm.train.progress import teller
 from unimm.train.signals import ended
 
 SECONDS = "seconds.json"
@@ -54,7 +53,7 @@ def train_run(recipe: Recipe, folder: Path, last: str | None = None) -> None:
     with told(Status(folder, ranks.rank(), ranks.world()), ended) as status:
         ranks.barrier()  # until rank 0 has cleared away how an earlier attempt ended
         _train_stages(recipe, folder, last, status)
-    teller()(f"trained: {folder}\nnext: unimm eval {folder}, unimm sample {folder} \"a prompt\", unimm chat {folder}")
+    ranks.say(f"trained: {folder}\nnext: unimm eval {folder}, unimm sample {folder} \"a prompt\", unimm chat {folder}")
 
 
 def _train_stages(recipe: Recipe, folder: Path, last: str | None, status: Status) -> None:
@@ -130,7 +129,7 @@ def _text_tokenizer(recipe: Recipe, folder: Path) -> None:
             texts += found
         tokenizer = train_sentencepiece(texts, recipe.text.vocab_size)
         replace_file(path, tokenizer.model)
-        teller()(f"text tokenizer: {tokenizer.size} pieces from {len(texts):,} texts -> {path}")
+        ranks.say(f"text tokenizer: {tokenizer.size} pieces from {len(texts):,} texts -> {path}")
     ranks.barrier()
 
 
@@ -143,7 +142,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
 
     target = folder / system.TOKENIZER_FOLDER
     if (target / codec.CONFIG).is_file():
-        teller()(f"{name}: already done, {target}")
+        ranks.say(f"{name}: already done, {target}")
         return
     torch.manual_seed(stage.seed)
     tokenizer = codec.first_tokenizer(recipe.image_tokenizer).train()
@@ -151,16 +150,18 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     datasets = []
     for use in stage.mix:
         images, skipped = images_of(open_source(recipe.data[use.data]), recipe.image_tokenizer.image)
-        teller()(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
+        ranks.say(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
         datasets.append(images)
     batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
                            ranks.world())
     work = Work(Reconstruction(tokenizer), batches, preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
                 recipe=json.loads(recipe_to_json(recipe)), flops=lambda: flops_of_images(recipe, stage, name))
-    run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
+    trained = run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
     if ranks.rank() == 0:
+        tokenizer = codec.build_tokenizer(recipe.image_tokenizer)
+        load_weights(trained, Reconstruction(tokenizer))
         codec.save_tokenizer(tokenizer, target)
-        teller()(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {target}")
+        ranks.say(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {target}")
     ranks.barrier()
 
 
@@ -174,8 +175,8 @@ def _adopt_tokenizer(recipe: Recipe, folder: Path) -> None:
             tokenizer = codec.first_tokenizer(recipe.image_tokenizer)
             check_codebook(recipe, tokenizer.size)
             codec.save_tokenizer(tokenizer, target)
-            teller()(f"image tokenizer: {recipe.image_tokenizer.weights}, {codec.fingerprint(tokenizer)[:12]} "
-                     f"-> {target}")
+            ranks.say(f"image tokenizer: {recipe.image_tokenizer.weights}, {codec.fingerprint(tokenizer)[:12]} "
+                      f"-> {target}")
     ranks.barrier()
 
 
@@ -217,7 +218,7 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
         if time.monotonic() - told[0] > 5:
             told[0] = time.monotonic()
             left = f", {p.eta:.0f} s left" if p.eta is not None else ""
-            teller()(f"encode {name}: {p.rows:,} rows, {p.rate:,.0f} rows/s{left}")
+            ranks.say(f"encode {name}: {p.rows:,} rows, {p.rate:,.0f} rows/s{left}")
 
     target = folder / "codes" / name
     manifest = encode(open_source(source), lambda images: codec.to_codes(tokenizer, images), plan, target,
@@ -227,7 +228,7 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
     if manifest:
         counts = manifest["counts"]
         skipped = f", {counts['skipped']} skipped (see {target / 'manifest.json'})" if counts["skipped"] else ""
-        teller()(f"encode {name}: {counts['samples']:,} samples, {counts['images']:,} images -> {target}{skipped}")
+        ranks.say(f"encode {name}: {counts['samples']:,} samples, {counts['images']:,} images -> {target}{skipped}")
 
 
 def _seen(recipe: Recipe, name: str) -> tuple:
@@ -277,7 +278,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
                 flops=lambda: (found := multiplied(model)) and found.flops,
                 codes={r.name: (r.start, r.stop) for r in layout.vocab.ranges.values() if r.depth == 1})
     kernel = kernel_name(model.backbone.config, ranks.device(), stage.precision, stage.seq_len)
-    teller()(f"{name}: {model.describe()}\n{name}: attention: {kernel}")
+    ranks.say(f"{name}: {model.describe()}\n{name}: attention: {kernel}")
     return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
 
 

@@ -95,7 +95,7 @@ def held(changes: dict, rank: int) -> dict[str, int]:
     # At zero 3 a rank's share lies beside the parameter, which is empty unless it is small and kept whole.
     weights = [tensor for p in model.parameters() for tensor in (p.data, getattr(p, "ds_tensor", p.data))]
     state = [*engine.masters.owners, *tensors_in(list(engine.optimizer.state.values()))]
-    average = tensors_in(engine.masters.average.of) if engine.masters.average else []
+    average = tensors_in(engine.masters.average)
     mine = {"weights": storages(weights), "gradients": storages(gradients(engine, model)),
             "optimizer": storages(state), "average": storages(average)}
     mine["optimizer"] = {k: v for k, v in mine["optimizer"].items() if k not in mine["weights"]}

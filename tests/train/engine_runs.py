@@ -33,7 +33,7 @@ from unimm.sample import Batch
 from unimm.text import BytesTokenizer
 from unimm.train import ranks
 from unimm.train.engine import build_engine
-from unimm.train.loop import Work, run_stage, tensors
+from unimm.train.loop import Work, run_stage
 from unimm.train.update import NotFinite
 
 OPTIMIZERS = {"adamw": AdamW(lr=0.01, clip=0.5, weight_decay=0.1), "muon": Muon(clip=0.5, weight_decay=0.1)}
@@ -139,11 +139,11 @@ def previewed(folder: Path, name: str, module: str, stage: dict, **_) -> list[fl
     changes = dict(stage)
     net, stream = parts(module, changes)
     batch = Tokens(np.ones((1, 5), int), np.ones((1, 5), int), np.ones((1, 5), bool))
-    path = run_stage(Work(net, stream, lambda step: seen.append(float(net(tensors(batch, ranks.device())).total))),
+    path = run_stage(Work(net, stream, lambda step: seen.append(float(net(batch).total))),
                      build(changes | {"train": Trains(frozen=("blocks.0",))}), folder / name, engine="deepspeed")
     net, _ = parts(module, dict(stage))
     load_weights(path, net)
-    return [*seen, net(tensors(batch, ranks.device())).total.item()]
+    return [*seen, net(batch).total.item()]
 
 
 def skipping(folder: Path, stage: dict, **_) -> list[float]:
@@ -153,18 +153,18 @@ def skipping(folder: Path, stage: dict, **_) -> list[float]:
         net, stream = ToyLM(), Stream("lm")
         engine = build_engine(net, build(dict(stage)), "deepspeed")
         for step in range(3):
-            batch = tensors(stream.next(), ranks.device())
+            batch = stream.next()
             for poison in ([float("nan"), 1.0] if bad and step == 1 else [1.0]):
-                before = engine.weights()
+                before = engine.masters.weights()
                 engine.backward(engine(batch[:2], last=False).total / 40)
                 engine.backward(engine(batch[2:], last=True).total * poison / 40)
                 try:
                     engine.step()
                 except NotFinite:
-                    assert poison != 1.0 and all(torch.equal(before[k], v) for k, v in engine.weights().items())
+                    assert poison != 1.0 and all(torch.equal(before[k], v) for k, v in engine.masters.weights().items())
                 else:
                     assert poison == 1.0
-        ends.append(engine.weights())
+        ends.append(engine.masters.weights())
         engine.close()
     return [max((float((ends[0][k] - ends[1][k]).abs().max()) for k in ends[0]), default=0.0)]
 
@@ -176,11 +176,11 @@ def returning(folder: Path, stage: dict, **_) -> list[float]:
     for stream.i in (0, 1, 2, 1, 2):
         if len(ends) == 3:
             engine.restore(*kept)
-        engine.backward(engine(tensors(stream.next(), ranks.device()), last=True).total / 40)
+        engine.backward(engine(stream.next(), last=True).total / 40)
         engine.step()
-        ends.append(engine.weights())
+        ends.append(engine.masters.weights())
         if len(ends) == 1:
-            kept = in_memory(engine.pieces()), engine.scalars()
+            kept = in_memory(engine.masters.pieces()), engine.masters.updates
     return [max((float((ends[2][k] - ends[4][k]).abs().max()) for k in ends[2]), default=0.0)]
 
 
@@ -202,9 +202,9 @@ def restored(folder: Path, stage: dict, start: str, **_) -> list[float]:
     torch.nn.init.zeros_(net.embed.weight)
     engine = build_engine(net, build(dict(stage)), "deepspeed")
     path = folder / start
-    engine.restore(Pieces(path), read_state(path)["engine"])
+    engine.restore(Pieces(path), read_state(path)["updates"])
     with torch.no_grad():
-        return ranks.total([float(engine(tensors(Stream("lm").next(), ranks.device())).total)])
+        return ranks.total([float(engine(Stream("lm").next()).total)])
 
 
 def moved(folder: Path, name: str) -> dict[str, list[int]]:

@@ -13,6 +13,7 @@ from unimm.checkpoint.read import newest, read_state
 from unimm.config.check import ConfigError
 from unimm.config.guards import Guards as Limits
 from unimm.config.stages import Schedule
+from unimm.disk import read_sealed
 from unimm.losses import Losses
 from unimm.sample import Batch, Slot
 from unimm.train.guards import Guards, Spikes
@@ -91,16 +92,15 @@ def test_the_set_number_of_bad_steps_stops_the_run_with_the_batch_in_a_file(tmp_
     assert arrays["x"].shape == (8, 6) and bool(arrays["x"].isnan().all()) and bool(arrays["y"].isfinite().all())
 
 
-def test_a_packed_batch_is_kept_whole_with_slots_and_a_gradient_alone_names_no_loss(tmp_path):
+def test_a_packed_batch_is_kept_whole_with_slots_and_a_gradient_alone_names_no_loss(tmp_path, capsys):
     ids = np.arange(6).reshape(2, 3)
     slot = Slot(1, 2, "pixels", True, np.array([[7], [8]], np.int32))
     batch = Batch(ids, ids + 1, ids > 2, ids, ids, ids > 4, ((1, slot),), 2)
     losses = Losses(torch.tensor(1.5), {"text": (torch.tensor(3.0), torch.tensor(2))})
-    said = []
-    guards = Guards(Limits(), tmp_path, "sft", said.append)
-    guards.draw(4, Stream("regression"))
+    guards = Guards(Limits(), tmp_path, "sft")
+    guards.draw(Stream("regression"))
     guards.skip(4, "the gradient norm is inf", batch, [losses])
-    assert "sft, step 4: the gradient norm is inf; no weight" in said[0]
+    assert "sft, step 4: the gradient norm is inf; no weight" in capsys.readouterr().out
     stem = tmp_path / "bad-batches" / "step-00000004-rank-00000"
     arrays, facts = load_file(stem.with_suffix(".safetensors")), json.loads(stem.with_suffix(".json").read_text())
     assert np.array_equal(arrays["ids"], ids) and arrays["learn"].dtype == torch.bool
@@ -116,7 +116,7 @@ def test_a_batch_that_is_one_array_is_kept_too(tmp_path):
 
 
 def test_files_of_skipped_batches_do_not_pile_up(tmp_path):
-    guards = Guards(Limits(skips_in_row=1000, skips=30), tmp_path, "train", lambda text: None)
+    guards = Guards(Limits(skips_in_row=1000, skips=30), tmp_path, "train")
     losses = [Losses(torch.tensor(math.nan))]
     for step in range(1, 30):
         guards.skip(step, "", np.ones(1), losses)
@@ -180,7 +180,7 @@ class Counting(Regression):
         self.register_buffer("seen", torch.zeros(6))
 
     def forward(self, batch):
-        self.seen.lerp_(batch.x.mean(0), 0.5)
+        self.seen.lerp_(torch.as_tensor(batch.x).mean(0), 0.5)
         return super().forward(batch)
 
 
@@ -208,7 +208,7 @@ def test_a_run_killed_after_its_rollback_leaves_the_same_batches_out_when_it_con
     with pytest.raises(Killed):
         run(tmp_path / "cut", Fatal([15], 40.0), ROLL, **LONG)
     assert max(path.name for path in (tmp_path / "cut").glob("step-????????")) == "step-00000010"
-    assert read_state(tmp_path / "cut" / "step-00000010")["guards"]["condemned"] == []
+    assert read_sealed(tmp_path / "cut" / "rollbacks.json")["condemned"] == [[14, 15]]
     again = run(tmp_path / "cut", Spoilt([15], 40.0), Limits(spike=0, rollback_batches=2), **LONG)
     assert same(again, whole) and curve(tmp_path / "cut") == curve(tmp_path / "whole")
 

@@ -12,11 +12,12 @@ from train_toys import Regression, Stream, ToyLM, curve, outcome, stage, train
 
 from unimm.checkpoint import phases
 from unimm.checkpoint.manifest import CheckpointError
-from unimm.checkpoint.read import read_state
+from unimm.checkpoint.read import load_weights, read_state
 from unimm.config.guards import Guards
+from unimm.disk import DiskError
 from unimm.train.loop import Work, run_stage
 from unimm.train.signals import Interrupted
-from unimm.train.update import NotFinite, TrainError
+from unimm.train.update import NotFinite
 
 DROPOUT = {"objective": "regression", "dropout": 0.3, "log_every": 5}
 
@@ -94,11 +95,11 @@ def test_a_damaged_newest_checkpoint_is_reported_kept_and_an_older_one_used(tmp_
     assert outcome(again) == outcome(whole)
 
 
-def test_a_finished_stage_is_not_run_again_but_gives_its_weights(tmp_path, whole, capsys):
-    module = ToyLM()
+def test_a_finished_stage_is_not_run_again_but_gives_its_checkpoint(tmp_path, capsys):
+    module, other = ToyLM(), ToyLM()
     path = run_stage(Work(module, Stream("lm")), stage(), tmp_path, engine="plain")
-    other = ToyLM()
-    assert run_stage(Work(other, Stream("lm", lambda i: pytest.fail("trained"))), stage(), tmp_path) == path
+    assert run_stage(Work(ToyLM(), Stream("lm", lambda i: pytest.fail("trained"))), stage(), tmp_path) == path
+    load_weights(path, other)
     assert torch.equal(module.embed.weight, other.embed.weight)
     assert "already done" in capsys.readouterr().out
 
@@ -156,7 +157,7 @@ def test_a_changed_recipe_is_pointed_out_on_continuing(tmp_path, capsys):
 
 def test_a_folder_that_can_not_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(TrainError, match="can't write into .*file/run"):
+    with pytest.raises(DiskError, match="can't write .*file/run"):
         train(tmp_path / "file" / "run")
 
 

@@ -88,8 +88,6 @@ def test_right_after_a_restore_the_bf16_weights_are_those_of_the_masters(zero, f
     """The forward equals one of a plain module into which the saved masters were rounded."""
     from train_toys import Stream, ToyLM
 
-    from unimm.train.loop import tensors
-
     top, found = folders
     net = ToyLM()
     masters = {}
@@ -101,5 +99,5 @@ def test_right_after_a_restore_the_bf16_weights_are_those_of_the_masters(zero, f
         whole = torch.cat([t for _, t in sorted(masters[name], key=lambda part: part[0])])
         p.data = whole.view(p.shape).bfloat16()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        want = float(net(tensors(Stream("lm").next(), torch.device("cpu"))).total)
+        want = float(net(Stream("lm").next()).total)
     assert found[2][f"restored at zero {zero}"] == pytest.approx([want], rel=1e-5)

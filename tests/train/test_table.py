@@ -43,13 +43,12 @@ def test_a_rank_s_memory_follows_precision_zero_and_what_trains(zero, precision,
     """Half the toy's rows train, but whole tables have gradients and moments; at stage 3 its tensors, all of them
     small, stay whole beside the shares."""
     found = rows(NEW_ROWS, 4, zero=zero, precision=precision).values()
-    sums = [sum(r.weights for r in found), sum(r.gradients for r in found), sum(r.optimizer for r in found)]
-    assert sums == [weights, gradients, optimizer]
+    assert [sum(part) for part in zip(*(r.held for r in found))] == [weights, gradients, optimizer]
 
 
 def test_gradients_added_up_over_several_forwards_are_fp32_and_shared_out():
     found = rows(NEW_ROWS, 2, zero=1, precision="bf16", micro=2).values()
-    assert sum(r.gradients for r in found) == 4 * 192 / 2
+    assert sum(r.held.gradients for r in found) == 4 * 192 / 2
 
 
 @pytest.mark.parametrize("optimizer", [AdamW(), Muon()], ids=["adamw", "muon"])
@@ -63,8 +62,8 @@ def test_in_one_process_the_bytes_are_those_of_the_tensors(optimizer):
     size = sum(p.grad.nbytes for p in module.parameters())
     built.step()
     state = sum(t.nbytes for values in built.state.values() for t in values.values() if t.ndim)
-    assert sum(r.gradients for r in found) == sum(r.weights for r in found) == size
-    assert sum(r.optimizer for r in found) == state
+    assert sum(r.held.gradients for r in found) == sum(r.held.weights for r in found) == size
+    assert sum(r.held.optimizer for r in found) == state
 
 
 def test_the_table_is_said_before_step_1_in_lines_that_fit(tmp_path, capsys):

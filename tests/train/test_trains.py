@@ -110,7 +110,7 @@ def test_parts_have_their_own_rates_also_adapters():
     def rates(train, config):
         module = Toy()
         trained = apply(train, module)
-        groups = build_optimizer(module, config, trained.rates, trained.rows).param_groups
+        groups = build_optimizer(module, config, trained).param_groups
         names = {p: name for name, p in module.named_parameters()}
         return {names[p]: (group["initial_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
 

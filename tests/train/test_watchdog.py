@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import watchdog_toys
 
-from unimm.status import HUNG
 from unimm.train.watchdog import Watchdog
 
 HERE = Path(__file__).parent
@@ -26,12 +25,12 @@ class Clock:
 class Run:
     """Several ranks' watchdogs in this process, on one clock, without threads."""
 
-    def __init__(self, folder: Path, world: int, **options):
-        self.clock, self.said, self.left, self.words = Clock(), [], [], []
+    def __init__(self, folder: Path, world: int, ends: bool = False):
+        self.clock, self.said, self.ended = Clock(), [], []
         (folder / "heartbeats").mkdir(exist_ok=True)
-        self.dogs = [Watchdog(folder, rank, world, 10, clock=self.clock, leave=self.left.append,
-                              say=lambda text, rank=rank: self.said.append((rank, text)),
-                              last_words=self.words.append, **options) for rank in range(world)]
+        self.dogs = [Watchdog(folder, rank, world, 10, self.ended.append if ends else None,
+                              lambda text, rank=rank: self.said.append((rank, text)), self.clock)
+                     for rank in range(world)]
 
     def beat(self, where: str, step: int, *which: int) -> None:
         for rank in which or range(len(self.dogs)):
@@ -111,9 +110,9 @@ def test_it_can_end_a_process_that_stands_still_after_it_was_reported(tmp_path):
     run = Run(tmp_path, 2, ends=True)
     run.beat("data", 1, 1)
     run.after(11)
-    assert run.left == []
+    assert run.ended == []
     run.after(4.5)
-    assert run.left == [HUNG, HUNG] and "rank 1 on " in run.words[0] and "data of step 1" in run.words[0]
+    assert len(run.ended) == 2 and "rank 1 on " in run.ended[0] and "data of step 1" in run.ended[0]
 
 
 def test_a_full_disk_does_not_end_the_watch(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from tools.faults.runs import Fault, Lab, Row, alike, curve, pool
 from unimm.checkpoint.folders import final_of
 from unimm.checkpoint.read import read_state
 from unimm.config.guards import Guards
+from unimm.disk import read_sealed
 from unimm.status import BAD_INPUT, HUNG, read_status
 
 BAD = 5
@@ -77,8 +78,9 @@ def spike(lab: Lab, images: bool, zero: int) -> None:
         lab.train(folder, kind, trouble)
         end = final_of(folder / STAGE, STEPS)
         ends.append(({path.name: path.read_bytes() for path in end.glob("*.safetensors")}, curve(folder)))
-        if read_state(end)["guards"]["rollbacks"] != (name == "leapt"):
-            raise Fault(f"{folder.name}: {read_state(end)['guards']}")
+        rolled = read_sealed(folder / STAGE / "rollbacks.json")
+        if len(rolled["condemned"] if rolled else []) != (name == "leapt"):
+            raise Fault(f"{folder.name}: {rolled}")
     apart = [name for name in ends[0][0] if ends[0][0][name] != ends[1][0].get(name)]
     if apart or ends[0][1] != ends[1][1]:
         raise Fault(f"spike, {kind}: after going back it is other than without the batch in {apart or 'its loss'}")

@@ -264,7 +264,7 @@ def curve(folder: Path) -> list[float]:
     return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
 
-TIMED = {"seconds", "seconds/data", "seconds/save", "tokens_per_second", "mfu"}
+TIMED = {"seconds", "seconds/data", "seconds/save", "seconds/preview", "tokens_per_second", "mfu"}
 
 
 def differences(wanted: Path, found: Path, steps: int = STEPS) -> list[str]:
@@ -274,8 +274,9 @@ def differences(wanted: Path, found: Path, steps: int = STEPS) -> list[str]:
         return [f"no {two.name}"]
     apart = [path.name for path in sorted(one.glob("*.safetensors"))
              if not (two / path.name).is_file() or path.read_bytes() != (two / path.name).read_bytes()]
-    states = [{k: v for k, v in read_state(path).items() if k in ("stream", "tokens", "engine", "guards", "window")}
-              for path in (one, two)]
+    states = [read_state(path) for path in (one, two)]
+    states = [{k: state[k] for k in ("stream", "updates", "guards")} | {"meter": state["meter"] | {"seconds": 0}}
+              for state in states]
     apart += [f"state.json: {key}" for key in states[0] if states[0][key] != states[1].get(key)]
     lines = [[{k: v for k, v in json.loads(line).items() if k not in TIMED}
               for line in (folder / STAGE / "metrics.jsonl").read_text().splitlines()] for folder in (wanted, found)]

@@ -9,14 +9,14 @@ from unimm.losses import Losses, Weight
 
 
 class Reconstruction(nn.Module):
-    """forward(uint8 (B, H, W, 3)) -> Losses: the tokenizer's named losses of each image, each reported apart."""
+    """forward(uint8 (B, H, W, 3), numpy) -> Losses: the tokenizer's named losses of each image, each reported apart."""
 
     def __init__(self, tokenizer: ImageTokenizer):
         super().__init__()
         self.tokenizer = tokenizer
 
-    def forward(self, pixels: torch.Tensor) -> Losses:
-        images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    def forward(self, pixels: np.ndarray) -> Losses:
+        images = torch.as_tensor(pixels, device=next(self.parameters()).device).permute(0, 3, 1, 2).float() / 127.5 - 1
         found = self.tokenizer(images)
         n = len(pixels)
         parts = {name: (loss.detach() * n, n) for name, loss in found.losses.items()}

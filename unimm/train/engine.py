@@ -8,63 +8,28 @@ nowhere written by hand (`unimm.train.sharded`).
 """
 
 import importlib.util
-from collections.abc import Collection, Mapping
-from typing import Literal, assert_never
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from unimm.config.stages import Stage
-from unimm.losses import Losses
 from unimm.train import ranks
-from unimm.train.pieces import Masters, held_whole
-from unimm.train.update import Autocast, Engine, TrainError, clip
-
-
-class PlainEngine(Engine):
-    """One process, torch alone: the whole model on one device, and the reference for DeepSpeed's curve."""
-
-    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None,
-                 undecayed: Collection[str] = ()):
-        if ranks.world() > 1:
-            raise TrainError(f"{ranks.world()} processes need DeepSpeed; install it, or start one process")
-        super().__init__(module, stage, rates, undecayed)
-        self.forward = Autocast(module, stage)
-        held = list(held_whole(module, self.optimizer).values())
-        self.masters = Masters(module, self.optimizer, held, stage.ema, shared=True)
-
-    def __call__(self, batch, last: bool = True) -> Losses:
-        return self.forward(batch)
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def step(self) -> float:
-        try:
-            norm = clip([p.grad for p in self.trained if p.grad is not None], self.limit)
-            self.optimizer.step()
-            self.masters.updated()
-        finally:
-            self.optimizer.zero_grad()
-        return norm
+from unimm.train.trains import EVERYTHING, Trained, TrainError
+from unimm.train.update import Engine
 
 
 def build_engine(module: nn.Module, stage: Stage, kind: Literal["auto", "deepspeed", "plain"] = "auto",
-                 rates: Mapping[str, float] | None = None, undecayed: Collection[str] = ()) -> Engine:
-    """The engine of a stage; `auto` takes DeepSpeed where there is something to share. Raises TrainError.
-
-    `rates` multiplies the learning rate of the parameters it names; `undecayed` names those without weight decay.
-    """
+                 trained: Trained = EVERYTHING) -> Engine:
+    """The engine of a stage; `auto` takes DeepSpeed where there is something to share. Raises TrainError."""
     ranks.start()
     if kind == "auto":
         # Of one process without ZeRO it would change nothing but the time, of a start and of every step.
         shared = stage.zero > 0 or ranks.world() > 1
         kind = "deepspeed" if shared and importlib.util.find_spec("deepspeed") else "plain"
-    match kind:
-        case "deepspeed":
-            from unimm.train.sharded import DeepSpeedEngine
+    if kind == "deepspeed":
+        from unimm.train.sharded import DeepSpeedEngine
 
-            return DeepSpeedEngine(module, stage, rates, undecayed)
-        case "plain":
-            return PlainEngine(module, stage, rates, undecayed)
-        case _:
-            assert_never(kind)
+        return DeepSpeedEngine(module, stage, trained)
+    if ranks.world() > 1:
+        raise TrainError(f"{ranks.world()} processes need DeepSpeed; install it, or start one process")
+    return Engine(module, stage, trained)

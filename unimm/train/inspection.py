@@ -38,8 +38,9 @@ def save_batch(stem: Path, batch, losses: Sequence[Losses], facts: Mapping) -> P
     passes = [{"loss": float(each.total.detach()),
                "parts": {part: {"sum": float(total), "count": float(count)}
                          for part, (total, count) in each.parts.items()}} for each in losses]
+    text = json.dumps({**facts, "losses": passes, "values": plain}, default=str)
     # Python's JSON writes NaN as such, which jq and browsers refuse: as text it survives every reader.
-    text = json.dumps(_readable({**facts, "losses": passes, "values": plain}), indent=1, ensure_ascii=False)
+    text = json.dumps(json.loads(text, parse_constant=lambda name: str(float(name))), indent=1, ensure_ascii=False)
     with writing(stem):
         stem.parent.mkdir(parents=True, exist_ok=True)
         save_file(arrays, stem.with_suffix(".safetensors"))
@@ -50,23 +51,11 @@ def save_batch(stem: Path, batch, losses: Sequence[Losses], facts: Mapping) -> P
 def _leaves(value, name: str) -> Iterator[tuple[str, object]]:
     """Everything in a batch that is no container, under names such as "ids", "1", "slots.0.1.payload"."""
     if dataclasses.is_dataclass(value):
-        items = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
-    elif isinstance(value, Mapping):
-        items = list(value.items())
-    elif isinstance(value, list | tuple):
-        items = list(enumerate(value))
-    else:
+        value = vars(value)
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
         yield name or "batch", value
         return
-    for key, inner in items:
+    for key, inner in value.items():
         yield from _leaves(inner, f"{name}.{key}" if name else str(key))
-
-
-def _readable(value):
-    if isinstance(value, Mapping):
-        return {str(key): _readable(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_readable(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

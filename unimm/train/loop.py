@@ -7,11 +7,8 @@ known before the first forward, and every slot starts all random generators from
 """
 
 import contextlib
-import dataclasses
+import os
 import random
-import shlex
-import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,19 +25,19 @@ from unimm.checkpoint.pieces import Pieces
 from unimm.checkpoint.read import load_buffers, load_weights, read_recipe, read_state, take_up
 from unimm.checkpoint.write import Saver
 from unimm.config.stages import NextToken, Reconstruct
+from unimm.disk import writing
 from unimm.hardware import peak_flops
 from unimm.losses import Losses
-from unimm.sample import Batch
 from unimm.status import HUNG, Status
 from unimm.train import ranks, table, trains
 from unimm.train.engine import Engine, build_engine
 from unimm.train.guards import Guards
 from unimm.train.meter import Flops, Meter
-from unimm.train.progress import Log, Progress, Window, teller
+from unimm.train.progress import Log, Progress
 from unimm.train.schedule import multiplier
 from unimm.train.shares import Shares, shares
 from unimm.train.signals import Interrupted, Signals, verdict, votes
-from unimm.train.update import NotFinite, TrainError
+from unimm.train.update import NotFinite
 from unimm.train.watchdog import Watchdog, Where
 
 
@@ -61,8 +58,8 @@ class Stream(Protocol):
 class Work:
     """What a stage trains and on what.
 
-    module    called with a slot (a `Batch` as it is, of any other the arrays as tensors on this rank's device), gives
-              Losses; its method `weigh` says of the slot before that what it weighs (`unimm.losses.Weighs`)
+    module    called with a slot as it comes from the stream, on the host, gives Losses; its method `weigh` says of the
+              slot before that what it weighs (`unimm.losses.Weighs`)
     batches   this rank's share of each optimizer step
     preview   called on rank 0 every `preview_every` steps and at the end, module in eval mode, without gradients, its
               weights those that the stage would leave; may return scalars for the metrics
@@ -86,59 +83,54 @@ class Work:
 
 
 def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name: str = "train",
-              again: str | None = None, engine: Literal["auto", "deepspeed", "plain"] = "auto",
+              again: str = "the same command", engine: Literal["auto", "deepspeed", "plain"] = "auto",
               status: Status | None = None) -> Path:
-    """Train `work.module` in place to the stage's last step; returns the final checkpoint.
+    """Train to the stage's last step; returns the final checkpoint, which has all that was learned.
 
-    Continues from the newest whole checkpoint in `folder`, if any. Every rank calls this together.
-    `again` is the command that continues after an interruption; by default this process's own. `status` is kept up.
+    `work.module` is spent by it: it may be left without weights. Continues from the newest whole checkpoint in
+    `folder`, if any. Every rank calls this together. `again` is the command that continues after an interruption.
+    `status` is kept up.
 
     Raises ConfigError (uneven shares), TrainError (nothing trains, NaN), CheckpointError, Interrupted.
     """
     ranks.start()
     cut = shares(stage, ranks.world())
-    say = teller()
     torch.manual_seed(stage.seed)  # adapters start alike on every rank
     trained = trains.apply(work.module, stage.train, work.new_rows, work.parts, f"stages.{name}.train")
-    found = _find(folder, say)
+    found = _find(folder)
     if found and read_state(found)["step"] >= stage.steps:
-        load_weights(found, work.module)
-        say(f"{name}: already done, {found}")
+        ranks.say(f"{name}: already done, {found}")
         if status:
             status.at(stage=name, step=stage.steps, steps=stage.steps, checkpoint=str(found))
         return found
     if found:
         load_weights(found, work.module)
     work.module.to(ranks.device())
-    say("\n".join(table.lines(work.module, stage, trained, ranks.world())))
-    say(f"{name}: {stage.steps:,} steps; {cut}; {stage.precision}, zero {stage.zero}, "
-        f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}")
+    ranks.say("\n".join(table.lines(work.module, stage, trained, ranks.world())))
+    ranks.say(f"{name}: {stage.steps:,} steps; {cut}; {stage.precision}, zero {stage.zero}, "
+              f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}")
     peak = peak_flops(ranks.device_name())
     flops = work.flops() if work.flops and peak else None  # before ZeRO-3 takes the weights apart
-    run = _Run(work, stage, cut, folder, name, Meter(work.codes, flops, peak),
-               build_engine(work.module, stage, engine, trained.rates, trained.rows), status)
+    built = build_engine(work.module, stage, engine, trained)
+    run = _Run(work, stage, cut, folder, name, Meter(work.codes, flops, peak), built, status)
     if found:
         run.restore(found)
-        say(f"{name}: continuing after step {run.step} from {found}")
+        ranks.say(f"{name}: continuing after step {run.step} from {found}")
         if read_recipe(found) != work.recipe:
-            say(f"{name}: the recipe differs from the one it was saved with ({found / 'recipe.json'})")
-    run.begin()
+            ranks.say(f"{name}: the recipe differs from the one it was saved with ({found / 'recipe.json'})")
     with run, Signals() as signals:
         while run.step < stage.steps:
             stop = run.one_step(signals)
             done = run.step == stage.steps
             due = done or stop or run.step % stage.save_every == 0
-            if due:
-                run.judge()  # what is saved holds no spike
-            if run.leapt and run.roll_back():
+            if run.guards.leapt is not None and run.roll_back():
                 continue  # a signal is still there at the next step
             if due:
                 run.save()
             if stop and not done:
-                raise Interrupted(stop, run.saver.wait(), again or _own_command())
+                raise Interrupted(stop, run.saver.wait(), again)
         run.saved = run.saver.wait()
     run.engine.close()
-    load_weights(run.saved, work.module)
     return run.saved
 
 
@@ -150,33 +142,23 @@ class _Run:
         self.work, self.stage, self.shares, self.folder, self.name = work, stage, cut, folder, name
         self.engine = engine
         self.step = 0
-        self.tokens = 0
-        self.seconds = 0.0
-        self.window = Window()
         behind = partial(ranks.gather, group=ranks.own_group())
         self.saver = Saver(folder, stage.keep, stage.keep_every, Peers(ranks.rank(), ranks.world(), behind))
         self.saved: Path | None = None
         self.status, self.meter = status, meter
-        self.guards = Guards(stage.guards, folder, name, teller(), work.show)
+        self.guards = Guards(stage.guards, folder, name, work.show)
         self.watchdog = Watchdog(folder, ranks.rank(), ranks.world(), stage.guards.late_seconds,
-                                 ends=stage.guards.end_when_late,
-                                 last_words=lambda text: status and status.end("resume", HUNG, text))
-        self.unjudged: tuple[int, float, float] | None = None
-        self.leapt = False
-
-    def begin(self) -> None:
-        self.work.module.train()
-        self.log = Log(self.folder, self.step) if ranks.rank() == 0 else None
-        self.clock = self.logged_at = time.monotonic()
-        self.seconds_before = self.seconds
-        self.logged_tokens = self.tokens
-        self.progress = Progress(self.name, self.step, self.stage.steps, "tokens" if self.shares.tokens else "images")
-        self.watchdog.start()
-        self._tell()
+                                 self._end if stage.guards.end_when_late else None)
 
     def _tell(self) -> None:
         if self.status:
             self.status.at(stage=self.name, step=self.step, steps=self.stage.steps, checkpoint=str(self.saved or ""))
+
+    def _end(self, why: str) -> None:
+        """Leave from another thread than the one that hangs."""
+        if self.status:
+            self.status.end("resume", HUNG, why)
+        os._exit(HUNG)
 
     def one_step(self, signals: Signals) -> int:
         """Forward to update, then metrics and preview as due; returns the signal that asks all ranks to stop, or 0.
@@ -187,7 +169,7 @@ class _Run:
         self.engine.set_rate(factor)
         self._at("data")
         with self.meter.waiting("data"):
-            batch = self.guards.draw(self.step + 1, self.work.batches)
+            batch = self.guards.draw(self.work.batches)
         slots = self.shares.slots(batch, ranks.rank())
         self._at("collective")
         stop, weight = self._agree(slots.values(), signals)
@@ -202,7 +184,9 @@ class _Run:
             self._count(losses, weight, norm)
             self.meter.see(batch)
         if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
-            self._write(self.stage.optimizer.lr * factor)
+            values = {"lr": self.stage.optimizer.lr * factor, **self.meter.line(), **self.guards.metrics()}
+            self.log.write(self.step, values)
+            self.progress.show(self.step, values)
         if self.step % self.stage.preview_every == 0 or self.step == self.stage.steps:
             self._at("preview")
             self._preview()
@@ -214,106 +198,69 @@ class _Run:
         self.watchdog.beat(self.step if done else self.step + 1, where)
 
     def _agree(self, slots: Iterable, signals: Signals) -> tuple[int, float]:
-        """The step's one collective: the signal to stop, and the weight of its slots on all ranks.
-
-        The loss of the step before goes with it: it is known by now, and nothing waits for it.
-        """
+        """What all ranks know before a step: the signal to stop, and the weight of its slots."""
         weights = [self.work.module.weigh(slot) for slot in slots]
-        learned, read, failed, loss, *asked = ranks.total([
-            float(sum(w.learned for w in weights)), float(sum(w.read for w in weights)), float(self.saver.failed),
-            self.unjudged[1] if self.unjudged else 0.0, *votes(signals.received)])
+        learned, read, failed, *asked = ranks.total([
+            sum(w.learned for w in weights), sum(w.read for w in weights), self.saver.failed, *votes(signals.received)])
         if failed:
             self.saver.wait()
-        self._judged(loss)
-        self.tokens += int(read)
+        self.meter.tokens += int(read)
         return verdict(asked), learned
-
-    def judge(self) -> None:
-        """Judge the newest loss at once, before a checkpoint."""
-        self._judged(ranks.total([self.unjudged[1] if self.unjudged else 0.0])[0])
-
-    def _judged(self, total: float) -> None:
-        if self.unjudged:
-            step, _, weight = self.unjudged
-            self.unjudged = None
-            self.leapt |= self.guards.after_step(step, total / (weight or 1.0)) == "roll back"
 
     def roll_back(self) -> bool:
         """Back to the newest checkpoint, which is from before the spike; False, and nothing is done, without one."""
-        self.leapt = False
         if self.saved is None:
-            teller()(f"{self.name}: there is no checkpoint to go back to; going on")
+            self.guards.leapt = None
+            ranks.say(f"{self.name}: there is no checkpoint to go back to; going on")
             return False
         self.saver.wait()
-        found = _find(self.folder, teller())
+        found = _find(self.folder)
         self.guards.condemn(read_state(found)["guards"])
-        self.unjudged = None
         self.restore(found)
         load_buffers(found, self.work.module)
-        if self.log:
-            self.log.close()
-            self.log = Log(self.folder, self.step)
+        self.log.close()
+        self.log = Log(self.folder, self.step)
         return True
 
     def _learn(self, slot, number: int, weight: float, last: bool) -> Losses:
         """One forward and backward; what is left of its losses is without a graph."""
         seed_slot(self.stage.seed, self.step, number)
         self._at("forward")
-        # A packed batch stays on the host: the model finds there what a GPU would have to be waited for.
-        losses: Losses = self.engine(slot if isinstance(slot, Batch) else tensors(slot, ranks.device()), last)
+        losses: Losses = self.engine(slot, last)
         self._at("backward")
         self.engine.backward(losses.total / (weight or 1.0))
         return Losses(losses.total.detach(), losses.parts)
 
     def _count(self, losses: list[Losses], weight: float, norm: float) -> None:
+        own = sum(float(each.total) for each in losses)  # the update has waited for them
         # Every rank adds its share of the weight, so that the average over ranks and steps is that over positions.
+        self.meter.add("loss", own, weight / ranks.world())
         for each in losses:
-            self.window.add("loss", each.total, weight / (ranks.world() * len(losses)))
             for part, (value, count) in each.parts.items():
-                self.window.add(f"loss/{part}", value, count)
-        self.window.add("grad_norm", norm)
-        self.unjudged = self.step, sum(float(each.total) for each in losses), weight  # the update has waited for them
-
-    def _write(self, lr: float) -> None:
-        means = self.window.means()
-        now = time.monotonic()
-        self.seconds = self.seconds_before + now - self.clock
-        rate = (self.tokens - self.logged_tokens) / max(now - self.logged_at, 1e-9)
-        self.logged_at, self.logged_tokens = now, self.tokens
-        values = {"seconds": round(self.seconds, 3), "lr": lr, **means, "tokens": self.tokens,
-                  "tokens_per_second": round(rate, 1), **self.guards.metrics(),
-                  **self.meter.line(self.window.counted, rate)}
-        self._log(values)
-        if ranks.rank() == 0:
-            self.progress.show(self.step, values)
-
-    def _log(self, values: Mapping[str, float]) -> None:
-        if self.log:
-            self.log.write(self.step, dict(values))
+                self.meter.add(f"loss/{part}", value, count)
+        self.meter.add("grad_norm", norm)
+        total, = ranks.total([own])
+        self.guards.judge(self.step, total / (weight or 1.0))
 
     def _preview(self) -> None:
         if self.work.preview is None:
             return
-        began, values = time.monotonic(), None
-        with self.engine.shown(), torch.no_grad():
+        values = None
+        with self.meter.waiting("preview"), self.engine.masters.shown(), torch.no_grad():
             if ranks.rank() == 0:
                 self.work.module.eval()
                 values = self.work.preview(self.step)
                 self.work.module.train()
-        self.logged_at += time.monotonic() - began  # tokens per second are those of training alone
         if values:
-            self._log({f"preview/{name}": value for name, value in values.items()})
+            self.log.write(self.step, {f"preview/{name}": value for name, value in values.items()})
 
     def save(self) -> None:
         self._at("save")
-        began = time.monotonic()
-        self.seconds = self.seconds_before + began - self.clock
-        state = {"stage": self.name, "zero": self.stage.zero, "seconds": self.seconds, "tokens": self.tokens,
-                 "engine": self.engine.scalars(), "window": ranks.gather(self.window.state()),
-                 "stream": self.work.batches.state(), "guards": self.guards.state(), "meter": self.meter.state()}
-        self.saved = self.saver.save(self.step, self.engine.weights(), self.engine.pieces(), state, self.work.recipe)
-        self.logged_at += time.monotonic() - began
-        self.meter.waited["save"] += time.monotonic() - began
+        masters = self.engine.masters
+        with self.meter.waiting("save"):
+            state = {"stage": self.name, "zero": self.stage.zero, "updates": masters.updates,
+                     "stream": self.work.batches.state(), "guards": self.guards.state(), "meter": self.meter.state()}
+            self.saved = self.saver.save(self.step, masters.weights(), masters.pieces(), state, self.work.recipe)
         self._tell()
 
     def restore(self, path: Path) -> None:
@@ -324,49 +271,36 @@ class _Run:
         state = read_state(path)
         if state["stage"] != self.name:
             raise CheckpointError(f"{path} was saved by stage {state['stage']!r}, this is {self.name!r}; "
-                                             "continue that one, or train into another folder")
+                                  "continue that one, or train into another folder")
         with contextlib.closing(Pieces(path)) as read:
-            self.engine.restore(read, state["engine"])
+            self.engine.restore(read, state["updates"])
         self.work.batches.restore(state["stream"])
-        self.window.restore(state["window"])
         self.guards.restore(state["guards"])
         self.meter.restore(state["meter"])
-        self.step, self.tokens, self.seconds, self.saved = state["step"], state["tokens"], state["seconds"], path
+        self.step, self.saved = state["step"], path
 
     def __enter__(self) -> "_Run":
+        self.work.module.train()
+        self.log = Log(self.folder, self.step)
+        self.progress = Progress(self.name, self.step, self.stage.steps, "tokens" if self.shares.tokens else "images")
+        self.watchdog.start()
+        self._tell()
         return self
 
     def __exit__(self, kind, *error) -> None:
         self.watchdog.stop()
-        if self.log:
-            self.log.close()
+        self.log.close()
         if kind is NotFinite:  # on all ranks alike, so that a checkpoint under way can be finished
             self.saver.wait()
 
 
-def tensors(batch, device: torch.device):
-    """A batch with its numpy arrays as tensors on `device`; an array, or a dataclass, tuple or dict, one level deep."""
-    def move(value):
-        return torch.from_numpy(value).to(device, non_blocking=True) if isinstance(value, np.ndarray) else value
-
-    if isinstance(batch, np.ndarray):
-        return move(batch)
-    if dataclasses.is_dataclass(batch):
-        return dataclasses.replace(batch, **{name: move(value) for name, value in vars(batch).items()})
-    if isinstance(batch, dict):
-        return {name: move(value) for name, value in batch.items()}
-    return tuple(move(value) for value in batch)
-
-
-def _find(folder: Path, say: Callable[[str], None]) -> Path | None:
+def _find(folder: Path) -> Path | None:
     """Rank 0's choice of the checkpoint to continue from; damaged ones are reported and set aside."""
     found = None
     if ranks.rank() == 0:
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainError(f"can't write into {folder}: {error.strerror}") from error
-        found = take_up(folder, say)
+        found = take_up(folder, ranks.say)
     return ranks.from_first(found)
 
 
@@ -379,7 +313,3 @@ def seed_slot(seed: int, step: int, slot: int) -> None:
         torch.cuda.manual_seed(number)
     np.random.seed(number % 2**32)
     random.seed(number)
-
-
-def _own_command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

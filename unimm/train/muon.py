@@ -10,6 +10,8 @@ and whatever ZeRO cuts gives the curve of one process. (DeepSpeed's own Muon cli
 is another curve.)
 """
 
+from dataclasses import replace
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -34,6 +36,15 @@ def orthogonalise(g: Tensor, rounds: int = 5, dtype: torch.dtype = torch.bfloat1
     return x.mT if tall else x
 
 
+def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
+    """Each by itself, bf16; those of one shape share an iteration."""
+    updates: dict[int, Tensor] = {}
+    for shape in dict.fromkeys(m.shape for m in matrices):
+        alike = [i for i, m in enumerate(matrices) if m.shape == shape]
+        updates |= zip(alike, orthogonalise(torch.stack([matrices[i] for i in alike])))
+    return [updates[i] for i in range(len(matrices))]
+
+
 def stretch(shape: tuple[int, ...]) -> float:
     """What the update of a matrix of (rows, columns) is multiplied by (same source)."""
     return max(1, shape[0] / shape[1]) ** 0.5
@@ -42,48 +53,45 @@ def stretch(shape: tuple[int, ...]) -> float:
 class Exchange:
     """Matrices cut over ranks, in whole and back. Built by all ranks together, each with what it holds of one group.
 
-    everyone  per rank, its pieces in their order; matrix `name` belongs to the rank that holds most of it
+    A matrix is made whole on the rank that holds most of it; of ranks that hold as much, on each in turn.
+
+    sent     the pieces here, in the order of the ranks that they go to: `out` elements to each
+    arrived  the pieces that come here, in the order of the ranks that they come from: `back` elements from each
     """
 
     def __init__(self, held: list[Held]):
-        self.held = held
-        self.everyone = ranks.gather([(h.name, h.shape, h.start, h.size) for h in held])
-        shapes = {name: shape for own in self.everyone for name, shape, _, _ in own}
-        self.home: dict[str, int] = {}
-        for number, name in enumerate(sorted(shapes)):
-            parts = [sum(size for n, _, _, size in own if n == name) for own in self.everyone]
-            holders = [rank for rank, part in enumerate(parts) if part == max(parts)]
-            self.home[name] = holders[number % len(holders)]
-        self.mine = {name: shapes[name] for name, rank in self.home.items() if rank == ranks.rank()}
-        counts = range(len(self.everyone))
-        self.out = [sum(h.size for h in held if self.home[h.name] == rank) for rank in counts]
-        self.back = [sum(size for n, _, _, size in self.everyone[rank] if n in self.mine) for rank in counts]
-        # To every rank in turn, its matrices' pieces in the order in which they lie here.
-        self.order = [h for rank in counts for h in held if self.home[h.name] == rank]
+        everyone = ranks.gather([replace(h, owner=torch.empty(0)) for h in held])
+        parts: dict[str, list[int]] = {}
+        for rank, own in enumerate(everyone):
+            for h in own:
+                parts.setdefault(h.name, [0] * len(everyone))[rank] += h.size
+        home: dict[str, int] = {}
+        for number, (name, sizes) in enumerate(sorted(parts.items())):
+            holders = [rank for rank, size in enumerate(sizes) if size == max(sizes)]
+            home[name] = holders[number % len(holders)]
+        self.sent = sorted(held, key=lambda h: home[h.name])
+        self.arrived = [h for own in everyone for h in own if home[h.name] == ranks.rank()]
+        self.out = [sum(h.size for h in held if home[h.name] == rank) for rank in range(len(everyone))]
+        self.back = [sum(h.size for h in own if home[h.name] == ranks.rank()) for own in everyone]
 
     def orthogonalised(self, flat: Tensor) -> list[tuple[Held, Tensor]]:
         """Each piece here with its part of its matrix's update, bf16; `flat` is what is to be made orthogonal."""
         # On the device also where the optimizer's state is offloaded: that is where products are fast and ranks meet.
-        send = [flat[h.offset:h.offset + h.size].to(ranks.device(), torch.bfloat16) for h in self.order]
-        nothing = torch.empty(0, device=ranks.device(), dtype=torch.bfloat16)
-        arrived = self._swap(torch.cat([nothing, *send]), self.out, self.back)
-        whole = {name: arrived.new_empty(shape) for name, shape in self.mine.items()}
-        pieces, at = [], 0
-        for own in self.everyone:
-            for name, _, start, size in own:
-                if name in whole:
-                    pieces.append(whole[name].view(-1)[start:start + size])
-                    pieces[-1].copy_(arrived[at:at + size])
-                    at += size
-        for shape in dict.fromkeys(self.mine.values()):
-            alike = [whole[name] for name, s in self.mine.items() if s == shape]
-            for matrix, update in zip(alike, orthogonalise(torch.stack(alike))):
-                matrix.copy_(update)
-        returned = self._swap(torch.cat([nothing, *pieces]), self.back, self.out)
-        return list(zip(self.order, returned.split([h.size for h in self.order])))
+        send = [h.of(flat).to(ranks.device(), torch.bfloat16) for h in self.sent]
+        arrived = self._swap(send, self.out, self.back).split([h.size for h in self.arrived])
+        shapes = {h.name: h.shape for h in self.arrived}
+        whole = {name: arrived[0].new_empty(shape) for name, shape in shapes.items()}
+        pieces = [whole[h.name].view(-1)[h.start:h.start + h.size] for h in self.arrived]
+        for piece, part in zip(pieces, arrived):
+            piece.copy_(part)
+        for matrix, update in zip(whole.values(), orthogonalised([*whole.values()])):
+            matrix.copy_(update)
+        return list(zip(self.sent, self._swap(pieces, self.back, self.out).split([h.size for h in self.sent])))
 
-    def _swap(self, tensor: Tensor, out: list[int], back: list[int]) -> Tensor:
-        if len(self.everyone) == 1:
+    def _swap(self, pieces: list[Tensor], out: list[int], back: list[int]) -> Tensor:
+        nothing = torch.empty(0, device=ranks.device(), dtype=torch.bfloat16)
+        tensor = torch.cat([nothing, *pieces])
+        if len(out) == 1:
             return tensor
         # As bytes: not every backend sends bfloat16.
         arrived = tensor.new_empty(sum(back)).view(torch.uint8)
@@ -110,29 +118,20 @@ class MuonAdamW(torch.optim.AdamW):
         self.param_groups = groups
 
     def _muon(self, group: dict) -> None:
-        alike: dict[tuple, list[Tensor]] = {}
-        for p in group["params"]:
-            if p in self.exchanges:
-                self._cut(p, group)
-            elif p.grad is not None:
-                alike.setdefault(tuple(p.shape), []).append(p)
-        for shape, params in alike.items():
-            updates = orthogonalise(torch.stack(self._ahead(params, group))).to(params[0].dtype).unbind()
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, updates, alpha=-group["lr"] * stretch(shape))
-
-    def _cut(self, p: Tensor, group: dict) -> None:
-        ahead, = self._ahead([p], group)
-        p.mul_(1 - group["lr"] * group["weight_decay"])
-        for held, update in self.exchanges[p].orthogonalised(ahead):
-            p[held.offset:held.offset + held.size].add_(update.to(p), alpha=-group["lr"] * stretch(held.shape))
-
-    def _ahead(self, params: list[Tensor], group: dict) -> list[Tensor]:
-        """Nesterov's look ahead, after the momenta took in the gradients."""
-        gradients = [p.grad for p in params]
-        momenta = [self._momentum(p) for p in params]
+        params = [p for p in group["params"] if p.grad is not None or p in self.exchanges]
+        if not params:
+            return
+        gradients, momenta = [p.grad for p in params], [self._momentum(p) for p in params]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        return torch._foreach_lerp(gradients, momenta, group["momentum"])
+        ahead = dict(zip(params, torch._foreach_lerp(gradients, momenta, group["momentum"])))  # Nesterov's look
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        whole = [p for p in params if p not in self.exchanges]
+        moves = list(zip(whole, orthogonalised([ahead[p] for p in whole]), (p.shape for p in whole)))
+        for p in params:
+            if p in self.exchanges:
+                moves += [(h.of(p), update, h.shape) for h, update in self.exchanges[p].orthogonalised(ahead[p])]
+        for weights, update, shape in moves:
+            weights.add_(update.to(weights), alpha=-group["lr"] * stretch(shape))
 
     def _momentum(self, p: Tensor) -> Tensor:
         if not self.state[p]:

@@ -1,6 +1,5 @@
 """From a stage's optimizer config and a module to one torch optimizer."""
 
-from collections.abc import Collection, Mapping
 from typing import assert_never
 
 import torch
@@ -8,6 +7,7 @@ from torch import nn
 
 from unimm.config import stages
 from unimm.train.muon import MuonAdamW
+from unimm.train.trains import EVERYTHING, Trained
 
 
 def block_matrices(module: nn.Module) -> set[nn.Parameter]:
@@ -18,11 +18,9 @@ def block_matrices(module: nn.Module) -> set[nn.Parameter]:
 
 
 def build_optimizer(module: nn.Module, config: stages.AdamW | stages.Muon,
-                    rates: Mapping[str, float] | None = None, undecayed: Collection[str] = ()) -> torch.optim.AdamW:
-    """An optimizer over what trains in `module`; vectors (norms, biases) and `undecayed` never decay.
-
-    `rates` multiplies the learning rate of the parameters it names. Every group has `initial_lr`, the highest rate of
-    its schedule.
+                    trained: Trained = EVERYTHING) -> torch.optim.AdamW:
+    """An optimizer over what trains in `module`; vectors (norms, biases) and tables of which some rows train never
+    decay. Every group has `initial_lr`, the highest rate of its schedule.
     """
     match config:
         case stages.Muon():
@@ -34,8 +32,8 @@ def build_optimizer(module: nn.Module, config: stages.AdamW | stages.Muon,
     groups: dict[tuple, dict] = {}
     for name, p in module.named_parameters():
         if p.requires_grad:
-            factor, vector = (rates or {}).get(name, 1.0), p.ndim < 2
-            decay = 0.0 if vector or name in undecayed else config.weight_decay
+            factor, vector = trained.rates.get(name, 1.0), p.ndim < 2
+            decay = 0.0 if vector or name in trained.rows else config.weight_decay
             group = {"muon": p in matrices, "lr": factor * lr, "weight_decay": decay}
             if p in matrices:
                 group |= {"lr": factor * config.lr, "momentum": config.momentum}

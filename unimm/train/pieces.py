@@ -7,9 +7,9 @@ An *owner* is a tensor that the optimizer updates: a parameter itself without Ze
 with it. Pieces name elements of the module's own parameters, so they are the same at any world size and ZeRO stage.
 """
 
-import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from unimm.checkpoint.manifest import CheckpointError
 from unimm.checkpoint.pieces import Piece
 from unimm.train import ranks
-from unimm.train.ema import Average
 
 Read = Callable[[str, int, int], dict[str, Tensor]]
 """(name, start, stop) -> the saved tensors of those elements: "master" and whatever the optimizer keeps."""
@@ -56,22 +55,29 @@ def held_whole(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[nn.P
 class Masters:
     """The fp32 weights that the optimizer updates here, with its state and their average.
 
-    shared  whether every rank holds the same: then rank 0's pieces serve all
-    frozen  gives the whole of a parameter that does not train; every rank calls it
+    ema       decay of a moving average of the masters, fp32, beside each on its device; 0: none
+    shared    whether every rank holds the same: then rank 0's pieces serve all
+    gathered  makes parameters whole inside `with`, every rank together; without it they are
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, held: list[Held], ema: float, *,
-                 shared: bool, frozen: Callable[[nn.Parameter], Tensor] = lambda p: p.detach()):
-        self.module, self.optimizer, self.held, self.shared, self.frozen = module, optimizer, held, shared, frozen
+                 shared: bool, gathered: Callable[[list], AbstractContextManager] = nullcontext):
+        self.module, self.optimizer, self.held, self.ema = module, optimizer, held, ema
+        self.shared, self.gathered = shared, gathered
         self.owners = list(dict.fromkeys(h.owner for h in held))
-        self.average = Average(self.owners, ema) if ema else None
+        self.average = {owner: owner.detach().clone().float() for owner in self.owners} if ema else {}
         self.updates = 0
 
+    @torch.no_grad()
     def updated(self) -> None:
-        """To be called after every update of the optimizer."""
+        """To be called after every update of the optimizer.
+
+        The average's rising decay is TensorFlow's ExponentialMovingAverage(num_updates): (1 + n) / (10 + n).
+        """
         self.updates += 1
-        if self.average:
-            self.average.update(self.updates)
+        if self.ema:
+            decay = min(self.ema, (1 + self.updates) / (10 + self.updates))
+            torch._foreach_lerp_(list(self.average.values()), [o.detach() for o in self.owners], 1 - decay)
 
     def pieces(self) -> list[Piece]:
         if self.shared and ranks.rank() > 0:
@@ -83,7 +89,7 @@ class Masters:
         """Every tensor laid out like the owner, by the name under which it is saved."""
         moments = {key: value for key, value in self.optimizer.state.get(owner, {}).items()
                    if isinstance(value, Tensor) and value.numel() == owner.numel() and key != "step"}
-        return {"master": owner} | moments | ({"ema": self.average.of[owner]} if self.average else {})
+        return {"master": owner} | moments | ({"ema": self.average[owner]} if self.ema else {})
 
     @torch.no_grad()
     def restore(self, read: Read, updates: int) -> None:
@@ -104,45 +110,42 @@ class Masters:
             for key, tensor in state.items():
                 h.of(tensor).copy_(saved.get(key, saved["master"]))  # an average that begins now starts from there
 
-    def weights(self, whole: bool) -> dict[str, Tensor]:
-        """What the stage leaves, by the module's own names, in rank 0's memory; nothing on other ranks.
+    def weights(self) -> dict[str, Tensor]:
+        """What the stage leaves, whole, by the module's own names, in rank 0's host memory; {} on other ranks.
 
         The average where there is one. Every rank calls this; at most one parameter more than they hold is brought
-        together at a time. `whole`: the module holds whole weights, so only an average need be brought together.
+        together at a time.
         """
-        own: dict[str, list[Held]] = {}
-        for h in self.held:
-            own.setdefault(h.name, []).append(h)
-        found: dict[str, Tensor] = {}
-        everything = self.module.state_dict()
-        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        first, found = ranks.rank() == 0, {}
         for name, p in self.module.named_parameters():
-            if p.requires_grad and (self.average or not whole):
-                value = self._together(own.get(name, []), getattr(p, "ds_shape", p.shape)).to(p.dtype)
-            else:
-                value = self.frozen(p)
-            if ranks.rank() == 0:
-                found[name] = value.detach().to("cpu", copy=True)
-        if ranks.rank() == 0:
-            found |= {name: t.detach().to("cpu", copy=True) for name, t in everything.items() if name not in parameters}
-        return found
+            averaged = self.ema and p.requires_grad
+            # What DeepSpeed keeps whole must stay so: some modules use it without asking for it.
+            with nullcontext() if averaged or p.numel() else self.gathered([p]):
+                value = self._averaged(name, p) if averaged else p.detach()
+                if first:
+                    found[name] = value.to("cpu", copy=True)
+        parameters = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
+        buffers = {name: t for name, t in self.module.state_dict().items() if name not in parameters}
+        return found | {name: t.detach().to("cpu", copy=True) for name, t in buffers.items()} if first else {}
 
-    def _together(self, own: list[Held], shape: tuple[int, ...]) -> Tensor:
-        """A trained parameter's masters, or their average, from all ranks; fp32, whole on rank 0."""
+    def _averaged(self, name: str, p: nn.Parameter) -> Tensor:
+        """A trained parameter's average, from all ranks; whole on rank 0."""
+        shape = getattr(p, "ds_shape", p.shape)
         flat = torch.zeros(shape.numel(), device=ranks.device())
-        for h in own:
-            flat[h.start:h.start + h.size] = h.of(self.average.of[h.owner] if self.average else h.owner)
+        for h in self.held:
+            if h.name == name:
+                flat[h.start:h.start + h.size] = h.of(self.average[h.owner])
         if ranks.world() > 1 and not self.shared:
             dist.reduce(flat, dst=0)
-        return flat.view(shape)
+        return flat.view(shape).to(p.dtype)
 
-    @contextlib.contextmanager
-    def shown(self, whole: bool) -> Iterator[None]:
+    @contextmanager
+    def shown(self) -> Iterator[None]:
         """Inside, rank 0's module holds what the stage would leave now. Every rank enters and leaves it."""
-        if whole and not self.average:
+        if self.gathered is nullcontext and not self.ema:
             yield
             return
-        weights = self.weights(whole)
+        weights = self.weights()
         if ranks.rank() > 0:
             yield
             return
@@ -155,7 +158,7 @@ class Masters:
                 p.data = data
 
 
-@contextlib.contextmanager
+@contextmanager
 def _without_hooks(module: nn.Module) -> Iterator[None]:
     """ZeRO-3 gathers and lets go of weights by hooks, all ranks together; here one rank has them whole."""
     kept = [(m, m._forward_hooks, m._forward_pre_hooks) for m in module.modules()]
@@ -164,19 +167,3 @@ def _without_hooks(module: nn.Module) -> Iterator[None]:
     yield
     for m, after, before in kept:
         m._forward_hooks, m._forward_pre_hooks = after, before
-
-
-def own_parameters(module: nn.Module) -> None:
-    """Give a module that DeepSpeed held fresh parameters of its own, to be loaded; ties stay ties.
-
-    After ZeRO-3 they are in host memory: whole, they may not fit on the device.
-    """
-    made: dict[nn.Parameter, nn.Parameter] = {}
-    for m in module.modules():
-        fresh = {}
-        for name, p in m._parameters.items():
-            if p is not None and p not in made:
-                shape, device = getattr(p, "ds_shape", p.shape), "cpu" if hasattr(p, "ds_shape") else p.device
-                made[p] = nn.Parameter(torch.zeros(shape, dtype=p.dtype, device=device), p.requires_grad)
-            fresh[name] = None if p is None else made[p]
-        m._parameters = fresh

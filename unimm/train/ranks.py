@@ -97,15 +97,6 @@ def total(values: list[float]) -> list[float]:
     return tensor.tolist()
 
 
-def from_first(value):
-    """Rank 0's `value`, on every rank."""
-    if world() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
 def gather(value, group: dist.ProcessGroup | None = None) -> list:
     """Every rank's `value`, in order of rank; over a group of all ranks of its own, or the one that training uses."""
     if world() == 1:
@@ -113,6 +104,17 @@ def gather(value, group: dist.ProcessGroup | None = None) -> list:
     values = [None] * world()
     dist.all_gather_object(values, value, group=group)
     return values
+
+
+def from_first(value):
+    """Rank 0's `value`, on every rank."""
+    return gather(value)[0]
+
+
+def say(text: str) -> None:
+    """Print it, on rank 0."""
+    if rank() == 0:
+        print(text, flush=True)
 
 
 def leave(code: int = 0) -> None:

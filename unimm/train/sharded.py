@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,9 @@ from unimm.config.stages import Stage
 from unimm.losses import Losses
 from unimm.train import ranks
 from unimm.train.muon import Exchange, MuonAdamW
-from unimm.train.pieces import Held, Masters, Read, held_whole, own_parameters
+from unimm.train.pieces import Held, Masters, Read, held_whole
 from unimm.train.shares import shares
-from unimm.train.update import Autocast, Engine, NotFinite, clip
+from unimm.train.update import Engine, NotFinite
 
 
 def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
@@ -55,67 +55,55 @@ def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
 class DeepSpeedEngine(Engine):
     """See `Engine`."""
 
-    def __init__(self, module: nn.Module, stage: Stage, rates: Mapping[str, float] | None = None,
-                 undecayed: Collection[str] = ()):
+    def _take_over(self, stage: Stage) -> Masters:
         self.launched = "LOCAL_RANK" in os.environ
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it, at ZeRO-3 in every step, launcher or not
         deepspeed = _import_deepspeed()
         ranks.start(alone=True)
-        super().__init__(module, stage, rates, undecayed)
-        self.zero, self.whole = stage.zero, stage.zero < 3
-        whole = held_whole(module, self.optimizer)
-        parameters = sum(p.numel() for p in module.parameters())
+        self.zero = stage.zero
+        whole = held_whole(self.module, self.optimizer)
+        parameters = sum(p.numel() for p in self.module.parameters())
         self.engine, *_ = deepspeed.initialize(
-            model=Autocast(module, stage), optimizer=self.optimizer, dist_init_required=False,
+            model=self.forward, optimizer=self.optimizer, dist_init_required=False,
             config=deepspeed_config(stage, ranks.world(), parameters))
         if ranks.world() == 1 and stage.zero == 0:
             self.engine.enable_backward_allreduce = False  # it would copy every gradient there and back for nobody
-        self.gathered = deepspeed.zero.GatheredParameters
+        if stage.zero:
+            self.flats = (self.engine.optimizer.fp32_partitioned_groups_flat if stage.zero == 3 else
+                          self.engine.optimizer.single_partition_of_fp32_groups)
         held = self._held(whole)
-        self.masters = Masters(module, self.optimizer, held, stage.ema, shared=stage.zero == 0, frozen=self._frozen)
         if isinstance(self.optimizer, MuonAdamW) and stage.zero:
             self.optimizer.exchanges = self._exchanges(held)
+        return Masters(self.module, self.optimizer, held, stage.ema, shared=stage.zero == 0,
+                       gathered=deepspeed.zero.GatheredParameters if stage.zero == 3 else nullcontext)
 
     def _held(self, whole: dict[nn.Parameter, Held]) -> list[Held]:
         """What of every trained parameter this rank's optimizer updates."""
-        match self.zero:
-            case 0:
-                return list(whole.values())
-            case 1 | 2:
-                flats = self.engine.optimizer.single_partition_of_fp32_groups
-                return [dataclasses.replace(
-                    h, owner=flats[p._hp_mapping.param_group_index], offset=p._hp_mapping.hp_fragment_address.start,
-                    start=p._hp_mapping.lp_fragment_address.start, size=p._hp_mapping.lp_fragment_address.numel)
-                    for p, h in whole.items() if p._hp_mapping is not None]
-            case 3:
-                return [piece for p, h in whole.items() if (piece := self._partition(p, h)).size > 0]
+        if self.zero == 0:
+            return list(whole.values())
+        cuts = [(h, *self._cut(p, h.size)) for p, h in whole.items()]
+        return [dataclasses.replace(h, owner=self.flats[flat], offset=offset, start=start, size=size)
+                for h, flat, offset, start, size in cuts if size > 0]
 
-    def _partition(self, p: nn.Parameter, whole: Held) -> Held:
-        """ZeRO-3 gives every rank an equal part of every parameter, the last ones padded."""
-        sharded = self.engine.optimizer
-        group, offset, length = sharded.grad_position[sharded.get_param_id(p)]
-        start = min(length * ranks.rank(), whole.size)
-        return dataclasses.replace(whole, start=start, size=min(length, whole.size - start), offset=offset,
-                                   owner=sharded.fp32_partitioned_groups_flat[group])
-
-    def _flats(self) -> list[Tensor]:
-        sharded = self.engine.optimizer
-        return sharded.fp32_partitioned_groups_flat if self.zero == 3 else sharded.single_partition_of_fp32_groups
+    def _cut(self, p: nn.Parameter, whole: int) -> tuple[int, int, int, int]:
+        """This rank's part of a parameter of so many elements: the flat piece it lies in, where there; start, size."""
+        if self.zero == 3:  # an equal part for every rank, the last ones padded
+            flat, offset, length = self.engine.optimizer.grad_position[self.engine.optimizer.get_param_id(p)]
+            start = min(length * ranks.rank(), whole)
+            return flat, offset, start, min(length, whole - start)
+        if p._hp_mapping is None:
+            return 0, 0, 0, 0
+        here, own = p._hp_mapping.hp_fragment_address, p._hp_mapping.lp_fragment_address
+        return p._hp_mapping.param_group_index, here.start, own.start, own.numel
 
     def _exchanges(self, held: list[Held]) -> dict[Tensor, Exchange]:
         """One for every flat piece of matrices; every rank has as many pieces, be they empty."""
         exchanges = {}
-        for flat in self._flats():
+        for flat in self.flats:
             own = [h for h in held if h.owner is flat]
             if any(ranks.gather(any(h.moments == ("momentum",) for h in own))):
                 exchanges[flat] = Exchange(own)
         return exchanges
-
-    def _frozen(self, p: nn.Parameter) -> Tensor:
-        if self.zero < 3:
-            return p.detach()
-        with self.gathered([p]):
-            return p.detach().clone()
 
     def __call__(self, batch, last: bool = True) -> Losses:
         self.engine.set_gradient_accumulation_boundary(last)
@@ -125,24 +113,18 @@ class DeepSpeedEngine(Engine):
         self.engine.backward(loss * ranks.world(), scale_wrt_gas=False)  # DeepSpeed takes the mean over ranks
 
     def step(self) -> float:
-        if self.zero == 0:
-            try:
-                norm = clip([p.grad for p in self.trained if p.grad is not None], self.limit)
-            except NotFinite:
-                self.engine.zero_grad()
-                raise
-            self.engine.step()
-        else:
-            self.engine.step()
-            norm = float(self.engine.get_global_grad_norm())
-            if not math.isfinite(norm) or self.engine.optimizer.overflow:
-                raise NotFinite(f"the gradient norm is {norm}")
+        if self.zero == 0:  # gradients are averaged in backward, and everything else is as in one process
+            return super().step()
+        self.engine.step()
+        norm = float(self.engine.get_global_grad_norm())
+        if not math.isfinite(norm) or self.engine.optimizer.overflow:
+            raise NotFinite(f"the gradient norm is {norm}")
         self.masters.updated()
         return norm
 
     @torch.no_grad()
-    def restore(self, read: Read, scalars: Mapping[str, int]) -> None:
-        super().restore(read, scalars)
+    def restore(self, read: Read, updates: int) -> None:
+        super().restore(read, updates)
         sharded = self.engine.optimizer
         match self.zero:
             case 1 | 2:
@@ -156,8 +138,6 @@ class DeepSpeedEngine(Engine):
 
     def close(self) -> None:
         self.engine.destroy()
-        if self.zero:
-            own_parameters(self.module)
         if not self.launched:
             os.environ.pop("LOCAL_RANK", None)  # accelerate, in the same process, would look for the launcher
 

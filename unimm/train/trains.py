@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from unimm.config.trains import Trains, chosen
+from unimm.errors import UserError
 from unimm.model.lora import adapt, is_adapter, plain_name
-from unimm.train.update import TrainError
+
+
+class TrainError(UserError):
+    """A stage that can't be trained as asked, or that went wrong; the message names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class Trained:
     new_rows: dict[str, range] = field(default_factory=dict)
 
 
+EVERYTHING = Trained()
+
+
 def apply(module: nn.Module, train: Trains, new_rows: Mapping[str, range], parts: Mapping[str, Collection[str]],
           where: str = "train") -> Trained:
     """Let train in `module` what `train` says, and nothing that the module itself has frozen.
@@ -38,7 +45,7 @@ def apply(module: nn.Module, train: Trains, new_rows: Mapping[str, range], parts
 
     Raises ConfigError for a part that the module lacks, TrainError where nothing trains or new rows can't learn.
     """
-    first = _first_names(module)
+    first = first_names(module)
     new_rows = {first[name]: rows for name, rows in new_rows.items()}
     free = {name for name, p in module.named_parameters() if p.requires_grad}
     words = _words(module, parts, new_rows, first)
@@ -62,7 +69,7 @@ def apply(module: nn.Module, train: Trains, new_rows: Mapping[str, range], parts
     return Trained(_rates(module, train, words, first, f"{where}.rates"), rows, new_rows)
 
 
-def _first_names(module: nn.Module) -> dict[str, str]:
+def first_names(module: nn.Module) -> dict[str, str]:
     """Every name of every parameter -> its first one; a table that is tied to another has two."""
     first: dict[nn.Parameter, str] = {}
     return {name: first.setdefault(p, name) for name, p in module.named_parameters(remove_duplicate=False)}
@@ -104,7 +111,7 @@ def _rates(module: nn.Module, train: Trains, words: Mapping[str, Collection[str]
            where: str) -> dict[str, float]:
     """Parameter name -> factor; an adapter belongs to every part that the weight which it adapts belongs to."""
     now = [name for name, p in module.named_parameters() if p.requires_grad]
-    names = {*first, *_first_names(module)}
+    names = {*first, *first_names(module)}
     rates = {}
     for (part, rate), some in zip(train.rates.items(), chosen(train.rates, names, words, where)):
         some |= {first.get(name, name) for name in some}

@@ -18,33 +18,13 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from unimm.disk import DiskError, replace_file
-from unimm.status import HUNG
 
 Where = Literal["start", "data", "forward", "backward", "collective", "update", "save", "preview", "end"]
 FOLDER = "heartbeats"
-
-
-class Beat(NamedTuple):
-    """`count` counts the beats within a step, so that (step, count) orders ranks by how far they are."""
-
-    step: int
-    count: int
-    where: Where
-    time: float
-    clock: float
-
-
-@dataclass
-class _Peer:
-    """What rank 0 knows of a rank: its newest file, and when by rank 0's own clock that was first seen."""
-
-    found: dict | None
-    seen: float
 
 
 def _say(text: str) -> None:
@@ -55,48 +35,45 @@ class Watchdog:
     """One rank's heartbeat. `start` and `stop` run the thread; `look` is one round of it.
 
     seconds   without a beat until a rank counts as late; 0: nothing is watched
-    ends      end the process after half as long again, with exit code 76
-    last_words  called before that with what to tell
+    end       called after half as long again with what to tell, to end the process; None: it may hang
     """
 
-    def __init__(self, folder: Path, rank: int, world: int, seconds: float, say: Callable[[str], None] = _say,
-                 ends: bool = False, last_words: Callable[[str], None] = lambda text: None,
-                 clock: Callable[[], float] = time.monotonic, leave: Callable[[int], None] = os._exit):
+    def __init__(self, folder: Path, rank: int, world: int, seconds: float, end: Callable[[str], None] | None = None,
+                 say: Callable[[str], None] = _say, clock: Callable[[], float] = time.monotonic):
         self.folder, self.rank, self.world, self.seconds = folder / FOLDER, rank, world, seconds
-        self.say, self.ends, self.last_words, self.clock, self.leave = say, ends, last_words, clock, leave
+        self.end, self.say, self.clock = end, say, clock
         self.watched = threading.get_ident()
-        self.now = Beat(0, 0, "start", time.time(), clock())
-        self.peers = {each: _Peer(None, clock()) for each in range(world)}
-        self.told: tuple | None = None
-        self.written = 0
+        # Step, beats within it, place, time, clock; (step, beats) orders ranks by how far they are.
+        self.now: tuple[int, int, str, float, float] = (0, 0, "start", time.time(), clock())
+        # What rank 0 knows of another: its newest file, and when by rank 0's own clock that was first seen.
+        self.others: dict[int, tuple[dict, float]] = {each: ({"rank": each}, clock()) for each in range(1, world)}
+        self.told: tuple[list, list] = ([], [])
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def beat(self, step: int, where: Where) -> None:
-        count = self.now.count + 1 if step == self.now.step else 0
-        self.now = Beat(step, count, where, time.time(), self.clock())
+        beats = self.now[1] + 1 if step == self.now[0] else 0
+        self.now = (step, beats, where, time.time(), self.clock())
 
     def start(self) -> "Watchdog":
         """Begin to watch the thread that made this. Raises DiskError where the folder can't be written."""
-        if not self.seconds:
-            return self
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.stack = open(self._path(self.rank).with_suffix(".stack.txt"), "w")
-        self._write([])
-        self._arm()
-        self.thread.start()
+        if self.seconds:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.stack = open(self._path("stack.txt"), "w")
+            self._write(self._facts())
+            self._arm()
+            self.thread.start()
         return self
 
     def stop(self) -> None:
         """Leave off and take the files away."""
-        if not self.seconds:
-            return
-        self.stopping.set()
-        self.thread.join()
-        faulthandler.cancel_dump_traceback_later()
-        self.stack.close()
-        for path in (self._path(self.rank), self._path(self.rank).with_suffix(".stack.txt")):
-            path.unlink(missing_ok=True)
+        if self.seconds:
+            self.stopping.set()
+            self.thread.join()
+            faulthandler.cancel_dump_traceback_later()
+            self.stack.close()
+            for kind in ("json", "stack.txt"):
+                self._path(kind).unlink(missing_ok=True)
 
     def _run(self) -> None:
         while not self.stopping.wait(self.seconds / 8):
@@ -108,93 +85,73 @@ class Watchdog:
         faulthandler.dump_traceback_later(self.seconds, file=self.stack)
 
     def look(self) -> None:
-        """One round: write this rank's file, on rank 0 read all of them, end the process where it is time."""
-        age = self.clock() - self.now.clock
-        late = age > self.seconds
-        stack = self._stack() if late else []
+        """One round: write this rank's file, tell who is late, end the process where it is time.
+
+        Rank 0 tells of all ranks, the others of themselves, in their own logs; each place once.
+        """
+        own = self._facts()
         with suppress(DiskError):  # a full disk stops saving, loudly; watching goes on without files
-            self._write(stack)
-        text = self._judge(stack) if self.rank == 0 else self._own(age, stack) if late else None
-        if text:
-            self.say(text)
-        if self.ends and age > 1.5 * self.seconds:
-            self.last_words(self._own(age, []) or "")
-            self.leave(HUNG)
+            self._write(own)
+        known, silent = {self.rank: own}, []
+        for rank in self.others if self.rank == 0 else ():
+            known[rank], seen = self._read(rank)
+            if self.clock() - seen > self.seconds:
+                silent.append(known.pop(rank) | {"stack": self._dumped(rank)})
+        late = [found for found in known.values() if found.get("age", 0) > self.seconds]
+        hangs = [found["rank"] for found in silent], [(found["rank"], *_place(found)) for found in late]
+        if hangs != self.told:
+            self.told = hangs
+            if self.rank == 0:
+                self.say("\n".join(_report(late, silent, self.world)))
+            elif late:
+                self.say("\n".join(_described(own)))
+        if self.end and own["age"] > 1.5 * self.seconds:
+            self.end(_described(own)[0])
 
-    def _own(self, age: float, stack: list[str]) -> str | None:
-        """What a rank says of itself, once for each place where it hangs."""
-        place = (self.now.step, self.now.count)
-        if stack and self.told == place:
-            return None
-        self.told = place
-        return "\n".join([_line(self._facts(stack), age), *stack])
+    def _facts(self) -> dict:
+        step, beats, where, since, clock = self.now
+        age = self.clock() - clock
+        frame = sys._current_frames().get(self.watched) if age > self.seconds else None
+        return {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid(), "step": step, "beats": beats,
+                "where": where, "since": since, "age": age,
+                "stack": "".join(traceback.format_stack(frame)).splitlines() if frame else []}
 
-    def _stack(self) -> list[str]:
-        frame = sys._current_frames().get(self.watched)
-        return "".join(traceback.format_stack(frame)).splitlines() if frame else []
+    def _path(self, kind: str, rank: int | None = None) -> Path:
+        return self.folder / f"rank-{self.rank if rank is None else rank:05d}.{kind}"
 
-    def _facts(self, stack: list[str]) -> dict:
-        now = self.now
-        return {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid(), "step": now.step,
-                "count": now.count, "where": now.where, "since": now.time, "age": self.clock() - now.clock,
-                "written": self.written, "stack": stack}
+    def _write(self, facts: dict) -> None:
+        replace_file(self._path("json"), json.dumps(facts, indent=1).encode())
 
-    def _path(self, rank: int) -> Path:
-        return self.folder / f"rank-{rank:05d}.json"
-
-    def _write(self, stack: list[str]) -> None:
-        self.written += 1
-        replace_file(self._path(self.rank), json.dumps(self._facts(stack), indent=1).encode())
-
-    def _judge(self, stack: list[str]) -> str | None:
-        """Rank 0: who is late, those furthest behind first, with their stacks; None where all is as it was."""
-        for rank in range(1, self.world):
-            self._read(rank)
-        self.peers[0] = _Peer(self._facts(stack), self.clock())
-        silent = [rank for rank, peer in self.peers.items() if self.clock() - peer.seen > self.seconds]
-        late = {rank: peer.found for rank, peer in self.peers.items()
-                if rank not in silent and peer.found and peer.found["age"] > self.seconds}
-        place = (tuple(silent), tuple((rank, found["step"], found["count"]) for rank, found in late.items()))
-        if place == self.told or not (silent or late):
-            if self.told and not (silent or late):
-                self.told = None
-                return f"watchdog: all {self.world} ranks move again"
-            return None
-        self.told = place
-        gone = [(self.peers[rank].found or {"rank": rank}) | {"stack": self._dumped(rank)} for rank in silent]
-        return "\n".join(_report(late, gone, self.world))
+    def _read(self, rank: int) -> tuple[dict, float]:
+        """The newest that another rank wrote, and when that was first seen."""
+        found = {"rank": rank}  # before it began, or after it ended
+        with suppress(FileNotFoundError):
+            found = json.loads(self._path("json", rank).read_bytes())
+        if found != self.others[rank][0]:
+            self.others[rank] = found, self.clock()
+        return self.others[rank]
 
     def _dumped(self, rank: int) -> list[str]:
         """What faulthandler wrote of a rank whose threads get no turn."""
         with suppress(OSError):
-            return self._path(rank).with_suffix(".stack.txt").read_text(errors="replace").splitlines()
+            return self._path("stack.txt", rank).read_text(errors="replace").splitlines()
         return []
 
-    def _read(self, rank: int) -> None:
-        known = self.peers[rank].found
-        try:
-            found = json.loads(self._path(rank).read_bytes())
-        except FileNotFoundError:
-            if known:  # it was there: that rank ended in good order
-                self.peers[rank].seen = self.clock()
-            return
-        if known is None or (found["pid"], found["written"]) != (known["pid"], known["written"]):
-            self.peers[rank] = _Peer(found, self.clock())
 
-
-def _report(late: dict[int, dict], silent: list[dict], world: int) -> list[str]:
+def _report(late: list[dict], silent: list[dict], world: int) -> list[str]:
+    """Who does not move: those furthest behind first, with their stacks."""
+    if not (late or silent):
+        return [f"watchdog: all {world} ranks move again"]
     lines = [f"watchdog: {len(late) + len(silent)} of {world} ranks do not move"]
     for found in silent:
         last = f" on {found['host']}, last seen in {found['where']} of step {found['step']}" if "step" in found else ""
         lines.append(f"rank {found['rank']}{last}: no sign of life; its process or node is gone or frozen")
         lines += [f"  {line}" for line in found["stack"]]
-    if not late:
-        return lines
-    behind = min((found["step"], found["count"]) for found in late.values())
-    first = [found for found in late.values() if (found["step"], found["count"]) == behind]
-    waiting = [found for found in late.values() if found not in first]
+    behind = min(map(_place, late), default=None)
+    first = [found for found in late if _place(found) == behind]
+    waiting = [found for found in late if found not in first]
     for found in first[:4]:  # of thousands that stand at one place, four stacks say as much
-        lines += [_line(found, found["age"]), *(f"  {line}" for line in found["stack"])]
+        lines += _described(found)
     if first[4:]:
         lines.append(f"so are ranks {_some(first[4:])}")
     if waiting:
@@ -206,10 +163,14 @@ def _report(late: dict[int, dict], silent: list[dict], world: int) -> list[str]:
     return lines
 
 
-def _line(found: dict, age: float) -> str:
+def _place(found: dict) -> tuple[int, int]:
+    return found["step"], found["beats"]
+
+
+def _described(found: dict) -> list[str]:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["since"]))
-    return (f"rank {found['rank']} on {found['host']} is late: in {found['where']} of step {found['step']} "
-            f"since {since}, {age:,.0f} seconds")
+    return [f"rank {found['rank']} on {found['host']} is late: in {found['where']} of step {found['step']} "
+            f"since {since}, {found['age']:,.0f} seconds", *(f"  {line}" for line in found["stack"])]
 
 
 def _some(found: list[dict]) -> str:
