@@ -133,6 +133,7 @@ class Decoder:
             self._guide(live, row[0], guides(self.layout, how, request.parts, size))
         self.waiting.append((request, live, row))
 
+    @torch.inference_mode()
     def drop(self, request: Request) -> None:
         """Forget a request; what it wrote so far is in its ids."""
         self.waiting = deque(each for each in self.waiting if each[0] is not request)
