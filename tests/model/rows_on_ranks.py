@@ -46,7 +46,7 @@ def stepped(kind: str, folder: Path, world: int, rank: int, engine: str, zero: i
                       optimizer=AdamW(lr=0.01), step_tokens=256, seq_len=128)
     made = build_engine(model, stage, engine)
     shares = {name: p.ds_tensor.numel() / p.ds_numel for name, p in model.named_parameters() if hasattr(p, "ds_tensor")}
-    before = {name: t.clone() for name, t in made.weights().items()}
+    before = {name: t.clone() for name, t in made.masters.weights().items()}
     pictures, _ = batch_of(layout, layout.config.sizes[0])
     words = layout.render(sample(Text("words alone", learn=True)))
     words = make_batch([[words]], pictures.ids.shape[1], layout.pad_id, layout.vocab.is_code)
@@ -55,7 +55,7 @@ def stepped(kind: str, folder: Path, world: int, rank: int, engine: str, zero: i
     for n, batch in enumerate(own):
         made.backward(made(batch, n == len(own) - 1).total / whole)
     made.step()
-    after = made.weights()
+    after = made.masters.weights()
     made.close()
     return start, before, after, shares
 

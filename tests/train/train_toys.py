@@ -234,7 +234,7 @@ def mode_interrupt(folder: Path):
     """Train for ever, saying when it is under way; ends as the command line ends an interrupted run."""
     def under_way(i):
         if i == 3:
-            print("UNDER WAY", os.getpid(), flush=True)
+            print(f"UNDER WAY {os.getpid()}\n", end="", flush=True)  # one write: ranks share the pipe
 
     engine = "deepspeed" if ranks.world() > 1 else "plain"
     ever = {"steps": 10**7, "save_every": 10**7, "log_every": 10**6}
