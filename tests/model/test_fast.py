@@ -7,12 +7,20 @@ import pytest
 import torch
 from model.families import tiny
 from model.released import KINDS, SHAPE, theirs
+from ten_systems import TEN
 
+from unimm.config.model import SharedTable
+from unimm.config.sampling import Sampling
+from unimm.generate.decode import decode
+from unimm.generate.request import Request, drawing
 from unimm.model import fast
 from unimm.model.attention import use_packed_attention
 from unimm.model.cache import RowCache
 from unimm.model.fast import FastBody, fast_body
+from unimm.model.image_input import ImageInput
 from unimm.model.published import published
+from unimm.model.unified import UnifiedModel
+from unimm.sample import Text
 
 LENGTHS = (7, 16, 11)
 """Of the rows' prompts: longer than the tiny models' windows of 6."""
@@ -212,6 +220,27 @@ def test_a_cache_that_grows_is_followed():
         memory.reserve(3, 20)
         found = read(embedded[:, 6:], np.full(2, 6), memory)
     assert (found - expected[:, 6:]).abs().max() <= 2e-5 * expected.std()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_decoding_writes_the_same_ids_once_the_model_is_asked_to_hasten(family):
+    layout = TEN["emu3"].build()
+    rows = layout.vocab.rows
+    made = llama(vocab_size=rows) if family == "llama" else tiny(family, vocab_size=rows)
+    use_packed_attention(made)
+    model = UnifiedModel(made, layout.vocab, ImageInput(SharedTable(), layout.vocab, [], 32)).eval()
+    how = Sampling(guidance=2.0, text_length=6)
+
+    def written():
+        sizes = layout.config.sizes
+        asks = [drawing((Text("x" * n),), how, sizes[n % len(sizes)], n) for n in range(1, 4)]
+        asks += [Request((Text("x" * n, role="user"),), how, n) for n in range(1, 3)]
+        decode(model, layout, asks)
+        return [ask.ids for ask in asks]
+
+    own = written()
+    assert model.hasten() is None and isinstance(model.fast, FastBody)
+    assert written() == own
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3", "chameleon, swin"])
