@@ -9,9 +9,9 @@ from ten_systems import TEN
 from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.sampling import Choice, Sampling
 from unimm.generate.choose import gumbel, marks, places
-from unimm.generate.decode import Decoder, decode
+from unimm.generate.decode import decode
 from unimm.generate.guidance import guides
-from unimm.generate.request import Request, drawing, written
+from unimm.generate.request import Request, drawing
 from unimm.grammar import Automaton
 from unimm.model.attention import NAME, use_packed_attention
 from unimm.model.backbone import build_backbone

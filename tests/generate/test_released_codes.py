@@ -110,7 +110,8 @@ def test_janus_answers_about_its_pictures_as_its_own_class_does(pairs):
     decode(ours, layout, requests)
     allowed = torch.from_numpy(automaton.sets[automaton.no_image])
     for request, picture in zip(requests, pictures):
-        ids, pixels = prompt_of(layout, request).ids.tolist(), torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1
+        ids = prompt_of(layout, request).ids.tolist()
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1
         for written in request.ids:
             logits = model(input_ids=torch.tensor([ids]), pixel_values=pixels).logits[0, -1]
             ids.append(int(allowed[logits[allowed].argmax()]))

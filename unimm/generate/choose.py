@@ -23,7 +23,8 @@ def mixed(x: np.ndarray) -> np.ndarray:
 
 def marks(ids: np.ndarray) -> np.ndarray:
     """What noise knows ids (V,) by, int32 (V,)."""
-    return (mixed(ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)).astype(np.uint32).view(np.int32)
+    key = mixed(ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    return (key >> np.uint64(32)).astype(np.uint32).view(np.int32)
 
 
 def places(seeds: np.ndarray, written: np.ndarray) -> np.ndarray:
