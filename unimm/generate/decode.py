@@ -85,6 +85,20 @@ class _Group:
     how: Choice
 
 
+@dataclass(eq=False)
+class _Path:
+    """What rows read in a step: the state behind each place, int64 (R, t), and whether a row reads so far, bool (R, t);
+    the groups of these places, once they are made."""
+
+    states: np.ndarray
+    valid: np.ndarray
+    groups: list[_Group] | None = None
+
+    def __post_init__(self):
+        self.counts = self.valid.sum(1)
+        self.last = self.states[np.arange(len(self.states)), self.counts - 1]
+
+
 class Decoder:
     """Requests are added at any time, run at most `rows` at once, and make room for others as they end.
 
@@ -105,11 +119,14 @@ class Decoder:
         self.choices: dict[Choice, int] = {}
         self.allowed: dict[int, Allowed] = {}
         self._groups: dict[tuple, list[_Group]] = {}
+        self._paths: dict[bytes, _Path] = {}
+        self._fresh = False
         self._unseen: list[Tensor] = []
         self.widest, self.old = 1, 0
         self._heads = np.isin(np.arange(len(automaton.table)), list(automaton.headers))
         within = (automaton.follows > automaton.DONE) & ~self._heads[automaton.follows]
         self._within = np.where(within, automaton.follows, -1)  # next in the same image, where it needs no other guides
+        self._stops = self._heads | (np.arange(len(automaton.table)) == automaton.DONE)
         self._is_text = np.array([kind == "text" for kind in automaton.kinds])
 
     @property
@@ -158,19 +175,30 @@ class Decoder:
         while self.waiting and len(self.live) < self.rows:
             _, live, row = self.waiting.popleft()
             self.live.append(live)
-            self.now = np.append(self.now, row)
+            self.now, self._fresh = np.append(self.now, row), True
         if not self.live:
             return []
-        states, valid = self._ahead()
-        fed = self._fed(states)
+        path = self._ahead()
+        fed = self._fed(path.states)
         hidden = self._hidden(fed)
-        chosen, tails = self._choose(hidden, states, valid)
-        return self._advance(chosen, tails, states, valid, fed)
+        chosen, tails = self._choose(hidden, path)
+        return self._advance(chosen, tails, path, fed)
 
     # ------------------------------------------------------------ reading
 
-    def _ahead(self) -> tuple[np.ndarray, np.ndarray]:
-        """The state behind each place that may be read, int64 (R, t), and whether a row reads so far, bool (R, t)."""
+    def _ahead(self) -> _Path:
+        """What is read now: worked out once for rows that are where they were before, in text or in another image."""
+        key = self.now["state"].tobytes()
+        if self._fresh or key not in self._paths:
+            path = self._walked()
+            if self._fresh:
+                return path
+            if len(self._paths) > 4096:
+                self._paths.clear()
+            self._paths[key] = path
+        return self._paths[key]
+
+    def _walked(self) -> _Path:
         now, widest = self.now, self.widest
         states, valid = [now["state"]], [np.ones(len(now), bool)]
         ready = ~now["fresh"]
@@ -180,7 +208,7 @@ class Decoder:
             reads &= sure if widest == 1 else len(states) < now["window"]
             # Rows that nothing is drafted for read on together or not at all: padding costs what it saves.
             if not (reads.any() if widest > 1 else reads[ready].all() and ready.any()):
-                return np.stack(states, 1), np.stack(valid, 1)
+                return _Path(np.stack(states, 1), np.stack(valid, 1))
             states.append(np.where(reads, following, states[-1]))
             valid.append(reads)
 
@@ -198,13 +226,13 @@ class Decoder:
         """Hidden states (places, W): t of each line that has read before, then one of each new line."""
         found = []
         if len(self.lines):
-            if self._feeds is None:
-                self._feeds = sent(self.lines.owner, self.last.device)
-            ids = self.last[self._feeds][:, None]
+            ids = (self.last if self._feeds is None else self.last[self._feeds])[:, None]
             if fed is not None:
                 ids = torch.cat([ids, sent(fed[self.lines.owner], ids.device)], 1)
             found.append(self.lines.read(ids, 0, self.now["codes"][self.lines.owner]).flatten(0, 1))
         self.old = len(self.lines)
+        if not self._fresh:
+            return found[0]
         prompts = [Prompt(row, branch, prompt, len(prompt) + self._room(live.request))
                    for row, live in enumerate(self.live) if live.unread for branch, prompt in live.unread]
         if prompts:
@@ -222,15 +250,33 @@ class Decoder:
     def _changed(self) -> None:
         """Lines came or went: what was worked out for them is void."""
         self._groups.clear()
-        self._feeds = None
+        self._paths.clear()
+        owner = self.lines.owner
+        in_order = np.array_equal(owner, np.arange(len(self.live)))
+        self._feeds = None if in_order else sent(owner, self.last.device)
         self.widest = int(self.now["window"].max(initial=1))
         self._line_of = self.lines.of(len(self.live))
 
     # ------------------------------------------------------------ choosing
 
-    def _choose(self, hidden: Tensor, states: np.ndarray, valid: np.ndarray) -> tuple[Tensor, list]:
+    def _choose(self, hidden: Tensor, path: _Path) -> tuple[Tensor, list]:
         """An id at every valid place, int64 (R, t), and each group with its logits."""
-        rows, t = states.shape
+        rows, t = path.states.shape
+        if path.groups is None:
+            path.groups = self._grouped(path.states, path.valid)
+        chosen, tails = None, []
+        for group in path.groups:
+            ids, logits = self._of_group(group, hidden, t)
+            if len(group.items) == rows * t:
+                chosen = ids
+            else:
+                chosen = ids.new_zeros(rows * t) if chosen is None else chosen
+                chosen[sent(group.items, ids.device)] = ids
+            tails.append((group, logits))
+        return chosen.view(rows, t), tails
+
+    def _grouped(self, states: np.ndarray, valid: np.ndarray) -> list[_Group]:
+        t = states.shape[1]
         sets = self.automaton.set_of[states]
         sets[(states == Automaton.TEXT) & self.now["closed"][:, None]] = self.automaton.no_image
         how = np.where(self._is_text[sets], self.now["text"][:, None], self.now["image"][:, None])
@@ -240,16 +286,7 @@ class Decoder:
                 self._groups.clear()
             self._groups[key] = [self._group(int(which), alike.reshape(-1) == which, t)
                                  for which in np.unique(alike[valid])]
-        chosen, tails = None, []
-        for group in self._groups[key]:
-            ids, logits = self._of_group(group, hidden, t)
-            if len(group.items) == rows * t:
-                chosen = ids
-            else:
-                chosen = ids.new_zeros(rows * t) if chosen is None else chosen
-                chosen[sent(group.items, ids.device)] = ids
-            tails.append((group, logits))
-        return chosen.view(rows, t), tails
+        return self._groups[key]
 
     def _group(self, which: int, members: np.ndarray, t: int) -> _Group:
         rest, arity = divmod(which, 4)
@@ -273,29 +310,28 @@ class Decoder:
             return torch.full((len(group.items),), group.allowed.only, device=hidden.device), None
         states = hidden if group.hidden is None else hidden[group.hidden]
         logits = group.allowed.logits(self.model, states, group.weights)
+        if group.how.temperature == 0:
+            return group.allowed.of(choose(logits, group.how)), logits
         return group.allowed.of(self._drawn(group, logits, *np.divmod(group.items, t))), logits
 
     def _drawn(self, group: _Group, logits: Tensor, rows: np.ndarray, ahead: np.ndarray) -> Tensor:
         """A column of each row of logits, by the noise of the place `ahead` of what the row has written."""
-        if group.how.temperature == 0:
-            return choose(logits, group.how)
         key = places(self.now["seed"][rows], self.now["written"][rows] + ahead)
         return choose(logits, group.how, sent(key, logits.device), group.allowed.marks)
 
     # ------------------------------------------------------------ going on
 
-    def _advance(self, chosen: Tensor, tails: list, states: np.ndarray, valid: np.ndarray,
-                 fed: np.ndarray | None) -> list[Request]:
-        now, rows, automaton = self.now, np.arange(len(states)), self.automaton
-        seen, kept = None, valid.sum(1)
+    def _advance(self, chosen: Tensor, tails: list, path: _Path, fed: np.ndarray | None) -> list[Request]:
+        now, automaton = self.now, self.automaton
+        seen, kept, before = None, path.counts, path.last
         if self.widest > 1 and fed is not None:
             seen = chosen.numpy(force=True)
-            kept = 1 + ((seen[:, :-1] == fed) & valid[:, 1:]).cumprod(1).sum(1)
-        before = states[rows, kept - 1]
+            kept = 1 + ((seen[:, :-1] == fed) & path.valid[:, 1:]).cumprod(1).sum(1)
+            before = path.states[np.arange(len(kept)), kept - 1]
         after = automaton.follows[before]
         if fed is not None or (after < 0).any():
             seen = chosen.numpy(force=True)
-            ids = seen[rows, kept - 1]
+            ids = seen[:, 0] if fed is None else seen[np.arange(len(kept)), kept - 1]
             after = automaton.table[before, automaton.label_of[ids]]
             self._see()
             for row, live in enumerate(self.live):
@@ -308,12 +344,12 @@ class Decoder:
         now["written"] += kept
         now["steps"] += 1
         now["left"] -= (before == Automaton.TEXT) & (after == Automaton.TEXT)
-        now["fresh"] = False
+        if self._fresh:
+            now["fresh"], self._fresh = False, False
         self.lines.length[:self.old] += kept[self.lines.owner[:self.old]]
         if self.widest > 1:
-            self.drafts = self._drafted(seen, kept, valid, tails)
-        events = (after == Automaton.DONE) | (after == Automaton.TEXT) & (before != Automaton.TEXT) | (
-            now["left"] <= 0) & (after == Automaton.TEXT) | self._heads[after]
+            self.drafts = self._drafted(seen, kept, path.valid, tails)
+        events = self._stops[after] | (after == Automaton.TEXT) & ((before != Automaton.TEXT) | (now["left"] <= 0))
         return self._events(np.flatnonzero(events)) if events.any() else []
 
     def _drafted(self, seen: np.ndarray | None, kept: np.ndarray, valid: np.ndarray, tails: list) -> np.ndarray:
@@ -350,6 +386,7 @@ class Decoder:
     def _events(self, rows: np.ndarray) -> list[Request]:
         """What happens to rows whose text or image ends, or whose image begins; the requests that end."""
         self._see()
+        self._paths.clear()
         ended, freed = [], []
         for row in rows.tolist():
             live, now = self.live[row], self.now[row]
@@ -358,6 +395,7 @@ class Decoder:
                 parts = (*request.parts, *written(self.layout, self.automaton, request))
                 size = self.automaton.headers[state]
                 self._guide(live, now, guides(self.layout, request.sampling, parts, size))
+                self._fresh |= bool(live.unread)
                 continue
             live.images -= state == Automaton.TEXT and now["left"] > 0
             over = state == Automaton.DONE or now["left"] <= 0 or live.images == 0 and not request.text
