@@ -20,7 +20,6 @@ from typing import Any, Literal
 import torch
 
 from unimm.checkpoint.manifest import MANIFEST
-from unimm.config.sampling import Sampling
 from unimm.disk import DiskError, replace_file, writing
 from unimm.errors import UserError
 from unimm.generate.use import PromptError, Wish, check_prompt, drawn
@@ -50,8 +49,7 @@ class Job:
     order: Order
     number: int
     seed: int
-    size: tuple[int, int]
-    sampling: Sampling
+    wish: Wish
     about: dict[str, str]
 
     @property
@@ -104,7 +102,8 @@ def _draw(system: System, jobs: list[Job], places: list[Place], out: Path, rows:
     name = f"drawing{f', rank 0 of {ranks.world()}' if ranks.world() > 1 else ''}"
     progress = Progress(name, 0, len(mine), "images")
     try:
-        for number, picture, took in drawn(system, (_wish(jobs[n]) for n in mine), rows):
+        wishes = (replace(jobs[n].wish, parts=_parts(jobs[n].order), seed=jobs[n].seed) for n in mine)
+        for number, picture, took in drawn(system, wishes, rows):
             write_png(places[mine[number]][0], picture, jobs[mine[number]].facts)
             steps.append(took)
             if ranks.rank() == 0:
@@ -148,10 +147,6 @@ def _parts(order: Order) -> list[Part]:
     return [*shown, Text(order.prompt, role=role)]
 
 
-def _wish(job: Job) -> Wish:
-    return Wish(_parts(job.order), job.seed, job.sampling, job.size)
-
-
 def _jobs(system: System, orders: list[Order], wishes: list[Wish]) -> Iterator[Job]:
     side, version = system.recipe.layout.pixels_per_code, next((d.version for d in distributions(name="unimm")), "")
     made_by = {"recipe": system.recipe.name, "checkpoint": _hash(system.checkpoint / MANIFEST),
@@ -164,7 +159,7 @@ def _jobs(system: System, orders: list[Order], wishes: list[Wish]) -> Iterator[J
                  "sampling": json.dumps(asdict(replace(wish.sampling, window=1)))}
         said = {name: value for name, value in (about | made_by).items() if value}
         for seed in range(order.seed, order.seed + order.n):
-            yield Job(order, number, seed, wish.size, wish.sampling, said)
+            yield Job(order, number, seed, wish, said)
 
 
 def _hash(file: Path) -> str:
