@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from unimm.config.sampling import Sampling
 from unimm.evaluate.run import evaluate
-from unimm.generate.use import PromptError, answer, draw, go_on, reply
-from unimm.resize import nearest_size
-from unimm.sample import Image, Part, Pixels, Text
+from unimm.generate.use import PromptError, answer, asked, draw, go_on, reply
+from unimm.sample import Image
 from unimm.serve.documents import document, parts_in
 from unimm.serve.prompts import Order, codes_of
 from unimm.stream.messages import parts_of, pixels_of
@@ -47,51 +47,46 @@ class Model:
     def draw(self, prompt: str, n: int = 4, seed: int = 0, size: tuple[int, int] | str | None = None,
              **sampling: float | str) -> list[np.ndarray]:
         """`n` pictures of a prompt, with seeds `seed`, `seed` + 1, ...; `size` is (height, width) or such as "16:9"."""
-        order = Order(prompt=prompt, n=n, seed=seed, size=size)
-        return self._pictures([Text(prompt)], order, codes_of(self.system.recipe.layout, size), sampling)
+        return self._pictures([], Order(prompt=prompt, n=n, seed=seed, size=size), sampling)
 
     def edit(self, image: Picture, instruction: str, n: int = 4, seed: int = 0,
              size: tuple[int, int] | str | None = None, **sampling: float | str) -> list[np.ndarray]:
         """`n` pictures of what an instruction makes of one; without a `size`, of the offered one nearest to its own."""
-        order, shown = Order(prompt=instruction, n=n, seed=seed, size=size), pixels_of(image, Path())
-        layout = self.system.recipe.layout
-        codes = codes_of(layout, size) if size else nearest_size(*shown.shape[:2], layout.sizes)
-        return self._pictures(_asked([shown], instruction), order, codes, sampling)
+        order = Order(prompt=instruction, n=n, seed=seed, size=size)
+        return self._pictures([pixels_of(image, Path())], order, sampling)
 
-    def _pictures(self, parts: list[Part], order: Order, codes: tuple[int, int], sampling: dict) -> list[np.ndarray]:
-        settings = self.system.recipe.sampling.changed(**sampling)
-        return draw(self.system, [parts] * order.n, range(order.seed, order.seed + order.n), settings, codes)
+    def _pictures(self, shown: list[np.ndarray], order: Order, sampling: dict) -> list[np.ndarray]:
+        settings, size = self._changed(sampling), codes_of(self.system.recipe.layout, order.size, shown)
+        parts, seeds = asked(shown, order.prompt), range(order.seed, order.seed + order.n)
+        return draw(self.system, [parts] * order.n, seeds, settings, size)
+
+    def _changed(self, sampling: dict) -> Sampling:
+        return self.system.recipe.sampling.changed(**sampling)
 
     def ask(self, image: Picture | list[Picture], question: str, seed: int = 0, **sampling: float | str) -> str:
         """The answer to a question about a picture, or about several."""
         shown = [pixels_of(one, Path()) for one in (image if isinstance(image, list) else [image])]
-        settings = self.system.recipe.sampling.changed(**sampling)
-        return answer(self.system, [_asked(shown, question)], settings, seed)[0].strip()
+        if not question.strip():
+            raise PromptError("nothing is said about the picture; ask something")
+        return answer(self.system, [asked(shown, question)], self._changed(sampling), seed)[0].strip()
 
     def chat(self, messages: Sequence[dict], seed: int = 0, **sampling: float | str) -> dict:
         """The assistant's next message; images in messages may be anything that is a picture."""
         if not messages:
             raise PromptError("the conversation is empty; say something")
-        settings = self.system.recipe.sampling.changed(**sampling)
-        spoken = reply(self.system, parts_of(list(messages), None, Path()), settings, seed)
+        spoken = reply(self.system, parts_of(list(messages), None, Path()), self._changed(sampling), seed)
         said = document(spoken, _array)["messages"][0]["content"] if spoken else []
         return {"role": "assistant", "content": said}
 
     def go_on(self, given: dict | Path, images: int = 4, seed: int = 0, **sampling: float | str) -> dict:
         """A document or a chat with what the model writes behind it, at most `images` pictures; see
         `unimm.serve.documents`."""
-        parts, settings = parts_in(given), self.system.recipe.sampling.changed(**sampling)
-        return document([*parts, *go_on(self.system, parts, settings, seed, images)], _array)
+        parts = parts_in(given)
+        return document([*parts, *go_on(self.system, parts, self._changed(sampling), seed, images)], _array)
 
     def evaluate(self, count: int = 200, seed: int = 0) -> dict:
         """What `unimm eval` writes as report.json."""
         return evaluate(self.system, count, seed)
-
-
-def _asked(shown: list[np.ndarray], words: str) -> list[Part]:
-    if not words.strip():
-        raise PromptError("nothing is said about the picture; ask something")
-    return [*(Image(Pixels(array), role="user") for array in shown), Text(words, role="user")]
 
 
 def _array(image: Image) -> np.ndarray:

@@ -42,6 +42,12 @@ def encoded(system: System, parts: Many[Part]) -> tuple[Part, ...]:
     return tuple(read(p) if p in images else p for p in parts)
 
 
+def asked(shown: Many[np.ndarray], words: str) -> tuple[Part, ...]:
+    """Somebody's words about pictures; without pictures a caption."""
+    role = "user" if shown else None
+    return (*(Image(Pixels(array), role=role) for array in shown), Text(words, role=role))
+
+
 @dataclass(frozen=True)
 class Wish:
     """One picture: what it follows (a caption, or a chat), its seed, its settings, its rows and columns of codes."""

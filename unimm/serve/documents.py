@@ -75,20 +75,9 @@ def parts_in(given: dict | Path) -> list[Part]:
 
 def document(parts: Sequence[Part], show: Callable[[Image], Any]) -> dict:
     """Parts in the form that `parts_in` reads; `show` says what stands for an image."""
-    turns = [(role, _content([*said], show)) for role, said in groupby(parts, lambda part: part.role)]
-    if turns[0][0] is None:
-        return {"parts": turns[0][1]}
-    return {"messages": [{"role": role, "content": content} for role, content in turns]}
-
-
-def _content(parts: list[Part], show: Callable[[Image], Any]) -> list[dict]:
-    content: list[dict] = []
-    for part in parts:
-        match part:
-            case Text(text=text) if content and content[-1]["type"] == "text":
-                content[-1]["text"] += text
-            case Text(text=text):
-                content.append({"type": "text", "text": text})
-            case Image():
-                content.append({"type": "image", "image": show(part)})
-    return content
+    content = [(part.role, {"type": "text", "text": part.text} if isinstance(part, Text) else
+                {"type": "image", "image": show(part)}) for part in parts]
+    if parts[0].role is None:
+        return {"parts": [said for _, said in content]}
+    turns = groupby(content, lambda each: each[0])
+    return {"messages": [{"role": role, "content": [said for _, said in turn]} for role, turn in turns]}

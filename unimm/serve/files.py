@@ -17,16 +17,14 @@ from itertools import count, groupby
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from unimm.checkpoint.manifest import MANIFEST
-from unimm.config.sampling import Sampling
 from unimm.disk import DiskError, replace_file, writing
 from unimm.errors import UserError
-from unimm.generate.use import PromptError, Wish, check_prompt, drawn
+from unimm.generate.use import PromptError, Wish, asked, check_prompt, drawn
 from unimm.pictures import facts_of, from_png, grid, write_png
-from unimm.resize import nearest_size
-from unimm.sample import Image, Part, Pixels, Text
 from unimm.serve.prompts import Order, codes_of
 from unimm.stream.pixels import load_pixels
 from unimm.system import System, layout_of, open_run, recipe_of, text_of
@@ -50,8 +48,7 @@ class Job:
     order: Order
     number: int
     seed: int
-    size: tuple[int, int]
-    sampling: Sampling
+    wish: Wish
     about: dict[str, str]
 
     @property
@@ -104,7 +101,9 @@ def _draw(system: System, jobs: list[Job], places: list[Place], out: Path, rows:
     name = f"drawing{f', rank 0 of {ranks.world()}' if ranks.world() > 1 else ''}"
     progress = Progress(name, 0, len(mine), "images")
     try:
-        for number, picture, took in drawn(system, (_wish(jobs[n]) for n in mine), rows):
+        wishes = (replace(job.wish, parts=asked(_shown(job.order), job.order.prompt), seed=job.seed)
+                  for job in (jobs[n] for n in mine))
+        for number, picture, took in drawn(system, wishes, rows):
             write_png(places[mine[number]][0], picture, jobs[mine[number]].facts)
             steps.append(took)
             if ranks.rank() == 0:
@@ -125,12 +124,10 @@ def _checked(run: Path, orders: list[Order], out: Path, changes: Mapping[str, An
         raise PromptError(f"--batch is {rows}; draw at least one picture at a time")
     for order in orders:
         try:
-            *shown, words = _parts(order)
-            size = codes_of(recipe.layout, order.size)
-            if shown and order.size is None:  # of an edit: that of what is edited
-                size = nearest_size(*shown[-1].content.array.shape[:2], recipe.layout.sizes)
+            shown = _shown(order)
+            size = codes_of(recipe.layout, order.size, shown)
             own = settings if order.negative is None else replace(settings, negative=order.negative)
-            wishes.append(Wish((words,), order.seed, own, size))
+            wishes.append(Wish(asked(shown, order.prompt)[-1:], order.seed, own, size))
             check_prompt(recipe, layout, wishes[-1])
         except UserError as error:
             raise PromptError(f"{order.where}: {error}" if order.where else str(error)) from None
@@ -141,15 +138,8 @@ def _checked(run: Path, orders: list[Order], out: Path, changes: Mapping[str, An
     return wishes
 
 
-def _parts(order: Order) -> list[Part]:
-    """What the model reads: a caption, or somebody's instruction after pictures."""
-    role = "user" if order.images else None
-    shown = [Image(Pixels(load_pixels(file, file)), role=role) for file in order.images]
-    return [*shown, Text(order.prompt, role=role)]
-
-
-def _wish(job: Job) -> Wish:
-    return Wish(_parts(job.order), job.seed, job.sampling, job.size)
+def _shown(order: Order) -> list[np.ndarray]:
+    return [load_pixels(file, file) for file in order.images]
 
 
 def _jobs(system: System, orders: list[Order], wishes: list[Wish]) -> Iterator[Job]:
@@ -164,7 +154,7 @@ def _jobs(system: System, orders: list[Order], wishes: list[Wish]) -> Iterator[J
                  "sampling": json.dumps(asdict(replace(wish.sampling, window=1)))}
         said = {name: value for name, value in (about | made_by).items() if value}
         for seed in range(order.seed, order.seed + order.n):
-            yield Job(order, number, seed, wish.size, wish.sampling, said)
+            yield Job(order, number, seed, wish, said)
 
 
 def _hash(file: Path) -> str:

@@ -8,10 +8,12 @@
 import difflib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from unimm.config.tokens import Layout
 from unimm.errors import UserError
@@ -103,14 +105,15 @@ def _order(check: Callable[[dict], Order], where: str, line: str, said: Mapping[
     return replace(order, images=tuple(str(Path(where).parent / image) for image in order.images))
 
 
-def codes_of(layout: Layout, size: tuple[int, int] | str | None) -> tuple[int, int]:
-    """Rows and columns of codes of a size in pixels, or of the offered size nearest to an aspect (width:height).
+def codes_of(layout: Layout, size: tuple[int, int] | str | None, like: Sequence[np.ndarray] = ()) -> tuple[int, int]:
+    """Rows and columns of codes of a size in pixels, or of the offered size nearest to an aspect (width:height), or to
+    the last of the pictures (height, width, 3) that are edited; else the first.
 
     Raises OrderError naming what is offered where the size is none of it, or the aspect more than a quarter off.
     """
     side, offered = layout.pixels_per_code, layout.sizes
     if size is None:
-        return offered[0]
+        return nearest_size(*like[-1].shape[:2], offered) if like else offered[0]
     named = "this run's (height width) are: " + ", ".join(f"{h * side} {w * side}" for h, w in offered)
     if isinstance(size, str):
         wide, high = (int(n) if n.isdecimal() else 0 for n in size.partition(":")[::2])
