@@ -158,26 +158,19 @@ def batch_in_words(layout: Layout, batch: Batch) -> list[list[str]]:
 
 def in_words(layout: Layout, ids: np.ndarray, learned: np.ndarray, colour: bool) -> str:
     """ids int (T,), learned bool (T,): see `rendered`."""
-    words: list[tuple[str, bool]] = []
-    is_text, is_code = layout.vocab.is_text, layout.vocab.is_code.copy()
-    is_code[list(layout.placeholders.values())] = True
+    is_text, is_code = layout.vocab.is_text[ids], layout.vocab.is_code[ids]
+    is_code |= np.isin(ids, list(layout.placeholders.values()))
     ends = layout.row_ends()
-    ids, learned, at = ids.tolist(), learned.tolist(), 0
-    while at < len(ids):
-        run = at
-        if is_text[ids[at]]:
-            while run < len(ids) and is_text[ids[run]] and learned[run] == learned[at]:
-                run += 1
-            words.append((layout.text.decode(ids[at:run]).replace("\n", "\\n"), learned[at]))
-        elif is_code[ids[at]]:
-            while run < len(ids) and (is_code[ids[run]] or (ids[run] in ends and is_code[ids[run - 1]])):
-                run += 1
-            shown = _shortened(ids[at:run], ends)
-            words += [(("... " if cut else "") + layout.name(i), learned[at]) for i, cut in shown]
+    is_code |= np.isin(ids, list(ends)) & np.append(False, is_code[:-1])
+    # Alike are neighbours of one run: text that is learned, text that is not, codes with the ends of their rows.
+    alike = np.where(is_text, learned, np.where(is_code, 2, 3 + np.arange(len(ids))))
+    words: list[tuple[str, bool]] = []
+    for run in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(alike)) + 1):
+        some, learn = ids[run].tolist(), learned[run[0]]
+        if is_text[run[0]]:
+            words.append((layout.text.decode(some).replace("\n", "\\n"), learn))
         else:
-            words.append((layout.name(ids[at]), learned[at]))
-            run += 1
-        at = run
+            words += [(("... " if cut else "") + layout.name(i), learn) for i, cut in _shortened(some, ends)]
     mark = (lambda w: f"{GREEN}{w}{PLAIN}") if colour else (lambda w: f"«{w}»")
     return " ".join(mark(word) if learn else word for word, learn in words)
 
