@@ -22,7 +22,7 @@ from unimm.convert.bring import MAP, OTHER
 from unimm.convert.names import Place, places_of
 from unimm.convert.source import TOKENIZER, UNIFIED, ConvertError, check, class_of, open_release
 from unimm.convert.tokenizer import write_tokenizer
-from unimm.convert.write import ALL, Tell, aside, bytes_of, size_of, told, write_stored
+from unimm.convert.write import ALL, aside, bytes_of, size_of, write_stored
 from unimm.disk import copy_file, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.tokenizer import load_tokenizer
@@ -67,11 +67,11 @@ def give(folder: Path, out: Path, adapters: Adapters = "merged", dtype: Types = 
     run = _opened(folder)
     language, low = _language(run, adapters)
     tensors = _as(_placed(run, language), dtype)
-    with aside(out, folder, size_of(tensors) + size_of(low)) as part, told(folder.name, tensors, low) as tell:
+    with aside(out, folder, size_of(tensors) + size_of(low)) as part:
         _write_small(part, run, tensors)
-        write_stored(part, tensors, tell, limit)
+        write_stored(part, tensors, limit)
         if low:
-            _write_adapters(part / "adapter", run, low, tell)
+            _write_adapters(part / "adapter", run, low)
         check(open_release(part), class_of(part))
 
 
@@ -221,7 +221,7 @@ def _write_recipe(part: Path, run: Run) -> None:
             copy_file(file, part / system.TOKENIZER_FOLDER / file.name)
 
 
-def _write_adapters(folder: Path, run: Run, low: Mapping[str, Stored], tell: Tell) -> None:
+def _write_adapters(folder: Path, run: Run, low: Mapping[str, Stored]) -> None:
     """peft's own format: `PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(out), out / "adapter")`."""
     from peft import LoraConfig
 
@@ -232,4 +232,4 @@ def _write_adapters(folder: Path, run: Run, low: Mapping[str, Stored], tell: Tel
                for name, s in low.items()}
     LoraConfig(r=run.lora.rank, lora_alpha=run.lora.alpha, lora_dropout=run.lora.dropout, inference_mode=True,
                target_modules=sorted(set(layers.values())), task_type="CAUSAL_LM").save_pretrained(folder)
-    write_stored(folder, tensors, tell, ALL, "adapter_model.safetensors")
+    write_stored(folder, tensors, ALL, "adapter_model.safetensors")
