@@ -54,5 +54,5 @@ def write_stored(folder: Path, tensors: Mapping[str, Stored], limit: int = SPLIT
     No more than one file is in memory. Says on stderr how far it is, at most every few seconds.
     """
     sizes = {name: stored.bytes for name, stored in tensors.items()}
-    with tqdm(desc=f"write {first}", total=sum(sizes.values()), unit="B", unit_scale=True, mininterval=5) as bar:
+    with tqdm(desc=f"convert {first}", total=sum(sizes.values()), unit="B", unit_scale=True, mininterval=5) as bar:
         return write_split(folder, sizes, lambda name: tensors[name].read(), limit, first, bar.update)
