@@ -9,7 +9,6 @@ from unimm.config.data import ChatJsonl, Emoji, Shapes, Source, Use
 from unimm.config.images import ConvTokenizer
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct, Stage
-from unimm.config.tokens import Line, UpTo
 from unimm.layout import Layout
 from unimm.sample import Batch, Codes, Image, Latents, Level, Sample, Text, sample
 from unimm.stream.tasks import as_task
@@ -42,8 +41,9 @@ def show(recipe: Recipe, colour: bool) -> Iterator[str]:
             else f"{recipe.text.path} is no folder here, and its tokenizer is not at hand")
     yield f"{bold}samples{plain}  {learned} and read{note}; the codes stand for any"
     for title, example in examples(recipe, layout):
+        sequence = layout.render(example)
         yield f"  {bold}{title}{plain}"
-        yield f"    {rendered(layout, example, colour)}"
+        yield f"    {in_words(layout, sequence.ids, sequence.learn, colour)}"
 
 
 def _batch(stage: Stage) -> str:
@@ -132,18 +132,12 @@ def _codes(layout: Layout, learn: bool) -> Codes | Latents:
     read = None if learn else layout.config.read
     plan, levels = next(iter((layout.read_plans if read else layout.write_plans).values())), []
     for number, (level, grid) in enumerate(zip((read or layout.config.write).levels, plan.grids)):
-        n = plan.lengths(number)[0] if isinstance(level.shape, (Line, UpTo)) else grid[0] * grid[1]
+        n = plan.lengths(number)[0]
         if level.space in layout.continuous:
             return Latents(np.zeros((n, layout.continuous[level.space].channels), np.float32), grid)
         book = layout.vocab.ranges[level.space]
         levels.append(Level(np.arange(n * book.depth).reshape(n, book.depth) % book.codes, grid))
     return Codes(tuple(levels))
-
-
-def rendered(layout: Layout, example: Sample, colour: bool) -> str:
-    """The sequence in words, learned tokens green, or in «» where there is no colour; long runs of codes shortened."""
-    sequence = layout.render(example)
-    return in_words(layout, sequence.ids, sequence.learn, colour)
 
 
 def batch_in_words(layout: Layout, batch: Batch) -> list[list[str]]:
@@ -157,7 +151,7 @@ def batch_in_words(layout: Layout, batch: Batch) -> list[list[str]]:
 
 
 def in_words(layout: Layout, ids: np.ndarray, learned: np.ndarray, colour: bool) -> str:
-    """ids int (T,), learned bool (T,): see `rendered`."""
+    """ids int (T,), learned bool (T,) as one line: learned tokens green, in «» without colour; long runs shortened."""
     is_text, is_code = layout.vocab.is_text[ids], layout.vocab.is_code[ids]
     is_code |= np.isin(ids, list(layout.placeholders.values()))
     ends = layout.row_ends()

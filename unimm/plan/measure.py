@@ -4,7 +4,6 @@ torch's FakeTensorMode gives every tensor a shape and a type and no memory, so a
 configuration alone, and autograd says by itself what it would save: no formula of our own to go wrong.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, assert_never
@@ -97,9 +96,10 @@ class Saved(saved_tensors_hooks):
         return self
 
 
-def measure(recipe: Recipe, layout: Layout, stage: NextToken | Reconstruct, name: str,
+def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | Reconstruct, name: str,
             device: Literal["cpu", "cuda"] = "cuda") -> Measured:
-    """The stage's model, measured. `name` is the stage's, for messages; `device` decides how many logits exist at once.
+    """The stage's model, measured. `name` is the stage's, for messages; `device` decides how many logits exist at once;
+    an image tokenizer has no layout.
 
     Raises ConfigError where the backbone can't be described without a download, or `train` names what it lacks;
     TrainError where new rows could not learn.
@@ -193,12 +193,6 @@ def _tokenizer(recipe: Recipe, stage: Reconstruct, name: str) -> Measured:
     counts = _counts(tokenizer, stage, 2 * one - two, two - one, two - one)
     # A convolution multiplies one weight at many places: what counts is how often, two FLOPs each time.
     return Measured(tokenizer, trained, counts, Multiplied(body=flops // 2, head=0, layers=0, width=0))
-
-
-def flops_of_images(recipe: Recipe, stage: Reconstruct, name: str) -> Callable[[float, float], float]:
-    """What training on one image costs, as `unimm.train.meter` asks for it."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        return _tokenizer(recipe, stage, name).multiplied.flops
 
 
 def _settle(module: nn.Module, stage: Stage) -> None:
