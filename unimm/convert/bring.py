@@ -11,7 +11,6 @@
 `unimm.system` opens such a run like a trained one, and its first language stage starts from these weights.
 """
 
-import dataclasses
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from unimm.checkpoint.manifest import write_manifest
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.tokens import PretrainedText
-from unimm.convert.names import Place, places_of, tokenizer_of
+from unimm.convert.names import PLACES, Place, places_of, tokenizer_of
 from unimm.convert.source import UNIFIED, ConvertError, Release, check, class_of, local_folder, open_release
 from unimm.convert.write import ALL, aside, size_of, write_stored
 from unimm.disk import copy_file, sync_folder, write_file
@@ -126,8 +125,7 @@ def _write(part: Path, release: Release, recipe: Recipe, places: dict[str, Place
     for file in small_files(release.folder):
         if file.name != RECIPE_FILE:
             copy_file(file, kept / file.name)
-    about = {name: dataclasses.asdict(place) for name, place in places.items()}
-    write_file(kept / MAP, [json.dumps(about, indent=1).encode()])
+    write_file(kept / MAP, [PLACES.dump_json(places, indent=1)])
     if other:
         write_stored(kept, other, ALL, OTHER)
     step = final_of(part / CONVERTED, 0)

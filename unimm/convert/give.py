@@ -19,7 +19,7 @@ from unimm.config.model import FreshBackbone
 from unimm.config.recipe import Recipe
 from unimm.config.trains import Lora
 from unimm.convert.bring import MAP, OTHER
-from unimm.convert.names import Place, places_of
+from unimm.convert.names import PLACES, Place, places_of
 from unimm.convert.source import TOKENIZER, UNIFIED, ConvertError, check, class_of, open_release
 from unimm.convert.tokenizer import write_tokenizer
 from unimm.convert.write import ALL, aside, bytes_of, size_of, write_stored
@@ -92,11 +92,8 @@ def _opened(folder: Path) -> Run:
     else:
         raise ConvertError(f"{folder}: the configuration of its backbone is not kept in {system.BACKBONE_FOLDER}/; "
                            f"copy config.json and the tokenizer's files of {recipe.backbone.path} there")
-    if (kept / MAP).is_file():
-        places = {name: Place(**{**about, "shape": tuple(about["shape"])}) for name, about in
-                  read_json(kept / MAP).items()}
-    else:
-        places = _places(model, tokenizer)
+    known = kept / MAP
+    places = PLACES.validate_python(read_json(known)) if known.is_file() else _places(model, tokenizer)
     return Run(folder, recipe, layout, found, untouched, lora, model, places, tokenizer)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from unimm.config.images import Chameleon, Emu3, ImageTokenizer, LlamaGen, Published
@@ -37,6 +38,10 @@ class Place:
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+
+PLACES = TypeAdapter(dict[str, Place])
+"""Of every tensor of a release, to and from JSON."""
 
 
 def language_name(kind: str, name: str) -> str | None:

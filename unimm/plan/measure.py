@@ -126,17 +126,15 @@ def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, devic
     _, inputs = _row(model, stage)
     found = multiplied(model)
     layer = (plain - inputs) // found.layers
-    counts = _counts(model, stage, once, plain, inputs + layer, head=_head(model, stage, device),
+    counts = _counts(model, stage, once, plain, inputs + layer, head=_head(model, device),
                      tokenizer=4 * tokenizer_size(recipe.image_tokenizer))
     return Measured(model, trained, counts, found)
 
 
-def _head(model: "UnifiedModel", stage: NextToken, device: str) -> Head:
+def _head(model: "UnifiedModel", device: str) -> Head:
     head = model.backbone.get_output_embeddings()
-    half = stage.precision == "bf16"
-    return Head(ids=head.out_features, width=head.in_features, trained=head.weight.requires_grad, half=half,
-                cast=half and stage.zero == 0, capped=model.cap is not None, tokens=stage.seq_len,
-                chunk=chunk_of(head.out_features, device))
+    return Head(ids=head.out_features, width=head.in_features, trained=head.weight.requires_grad,
+                capped=model.cap is not None, chunk=chunk_of(head.out_features, device))
 
 
 def tokenizer_size(wanted: ImageTokenizer) -> int:
