@@ -51,7 +51,10 @@ def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool =
     release = open_release(folder, unpickle)
     model = class_of(folder)
     extra = check(release, model)
-    recipe = of_release(_recipe(recipe, folder), source)
+    if recipe is None and not (folder / RECIPE_FILE).is_file():
+        raise ConvertError(f"{folder}: say with --recipe which system it is or begins, such as --recipe "
+                           "recipes/chameleon.py; a language model alone has no images")
+    recipe = of_release(recipe or load_recipe(folder), source)
     layout = layout_of(recipe, PretrainedTokenizer(str(folder)))
     _check_vocabulary(release, model, layout)
     tokenizer, drawn, recipe = image_tokenizer(release, model, recipe)
@@ -62,15 +65,6 @@ def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool =
             save_tokenizer(tokenizer, part / TOKENIZER_FOLDER)
         if isinstance(recipe.image_in, VisionFeatures) and release.kind == "janus":
             model.config.vision_config.save_pretrained(part / VISION_FOLDER)
-
-
-def _recipe(recipe: Recipe | None, folder: Path) -> Recipe:
-    if recipe is not None:
-        return recipe
-    if (folder / RECIPE_FILE).is_file():
-        return load_recipe(folder)
-    raise ConvertError(f"{folder}: say with --recipe which system it is or begins, such as --recipe "
-                       "recipes/chameleon.py; a language model alone has no images")
 
 
 def of_release(recipe: Recipe, source: str) -> Recipe:
