@@ -44,7 +44,7 @@ def _source(recipe: Recipe, run: Path, stage: str | None, step: int | None) -> P
     if stage is not None and stage not in stages:
         raise ConfigError(f"no language stage {stage!r} in {run}; it has: {', '.join(stages)}")
     if step is None:
-        found = newest(run / stage) if stage else system.trained_language(recipe, run)
+        found = newest(run / stage) if stage else system.language_of(recipe, run)
     else:
         found = next((p for name in reversed(stages) if stage in (None, name)
                       if (p := final_of(run / name, step)).is_dir()), None)

@@ -137,7 +137,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
     import torch
 
-    from unimm.plan.measure import flops_of_images
+    from unimm.plan.measure import measure
     from unimm.previews import preview_reconstructions
 
     target = folder / system.TOKENIZER_FOLDER
@@ -155,7 +155,8 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
                            ranks.world())
     work = Work(Reconstruction(tokenizer), batches, preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
-                recipe=json.loads(recipe_to_json(recipe)), flops=lambda: flops_of_images(recipe, stage, name))
+                recipe=json.loads(recipe_to_json(recipe)),
+                flops=lambda: measure(recipe, None, stage, name).multiplied.flops)
     trained = run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
     if ranks.rank() == 0:
         tokenizer = codec.build_tokenizer(recipe.image_tokenizer)
@@ -249,8 +250,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     from unimm.model.multiplied import multiplied
     from unimm.previews import preview_drawings
 
-    tokenizer = codec.load_tokenizer(folder / system.TOKENIZER_FOLDER).eval()
-    check_codebook(recipe, tokenizer.size)
+    tokenizer = codec.load_tokenizer(folder / system.TOKENIZER_FOLDER)
     layout = system.layout_of(recipe, system.text_of(recipe, folder))
     torch.manual_seed(stage.seed)
     started = previous is not None or len(candidates(folder / name)) > 0
@@ -284,9 +284,6 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
 
 def _prompts(shards: dict[str, Shards], stage: NextToken, count: int = 8) -> list[str]:
     """Captions from the stage's own pairs for its previews."""
-    drawn = [use.data for use in stage.mix if use.task == "t2i"]
-    if not drawn:
-        return []
-    pairs = shards[drawn[0]]
+    pairs = next((shards[use.data] for use in stage.mix if use.task == "t2i"), ())
     found = [p.text for i in range(min(count, len(pairs))) for p in pairs[i].parts if isinstance(p, Text)]
     return found[:count]

@@ -4,11 +4,12 @@ import difflib
 import re
 import runpy
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 
 from unimm.arguments import read_arguments
 from unimm.config import data, guards, images, model, sampling, stages, tokens, trains
+from unimm.config import recipe as whole
 from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe
 
@@ -54,16 +55,11 @@ def _explained(message: str) -> str:
     if not found:
         return message
     name, wrong = found.groups()
-    known = next(([f.name for f in fields(c)] for c in _config_classes() if c.__name__ == name), [])
+    modules = (whole, data, guards, images, model, sampling, stages, tokens, trains)
+    known = next(([f.name for f in fields(vars(module)[name])] for module in modules if name in vars(module)), [])
     close = difflib.get_close_matches(wrong, known, n=1)
     meant = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}"
     return f"{name} has no field {wrong!r}; {meant}"
-
-
-def _config_classes() -> list[type]:
-    here = [v for module in (data, guards, images, model, sampling, stages, tokens, trains)
-            for v in vars(module).values()]
-    return [Recipe] + [v for v in here if isinstance(v, type) and is_dataclass(v)]
 
 
 def apply_overrides(recipe: Recipe, arguments: list[str], command: str) -> Recipe:

@@ -9,7 +9,6 @@ from unimm.config.data import ChatJsonl, Emoji, Shapes, Source, Use
 from unimm.config.images import ConvTokenizer
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct, Stage
-from unimm.config.tokens import Line, UpTo
 from unimm.layout import Layout
 from unimm.sample import Batch, Codes, Image, Latents, Level, Sample, Text, sample
 from unimm.stream.tasks import as_task
@@ -42,8 +41,9 @@ def show(recipe: Recipe, colour: bool) -> Iterator[str]:
             else f"{recipe.text.path} is no folder here, and its tokenizer is not at hand")
     yield f"{bold}samples{plain}  {learned} and read{note}; the codes stand for any"
     for title, example in examples(recipe, layout):
+        sequence = layout.render(example)
         yield f"  {bold}{title}{plain}"
-        yield f"    {rendered(layout, example, colour)}"
+        yield f"    {in_words(layout, sequence.ids, sequence.learn, colour)}"
 
 
 def _batch(stage: Stage) -> str:
@@ -132,18 +132,12 @@ def _codes(layout: Layout, learn: bool) -> Codes | Latents:
     read = None if learn else layout.config.read
     plan, levels = next(iter((layout.read_plans if read else layout.write_plans).values())), []
     for number, (level, grid) in enumerate(zip((read or layout.config.write).levels, plan.grids)):
-        n = plan.lengths(number)[0] if isinstance(level.shape, (Line, UpTo)) else grid[0] * grid[1]
+        n = plan.lengths(number)[0]
         if level.space in layout.continuous:
             return Latents(np.zeros((n, layout.continuous[level.space].channels), np.float32), grid)
         book = layout.vocab.ranges[level.space]
         levels.append(Level(np.arange(n * book.depth).reshape(n, book.depth) % book.codes, grid))
     return Codes(tuple(levels))
-
-
-def rendered(layout: Layout, example: Sample, colour: bool) -> str:
-    """The sequence in words, learned tokens green, or in «» where there is no colour; long runs of codes shortened."""
-    sequence = layout.render(example)
-    return in_words(layout, sequence.ids, sequence.learn, colour)
 
 
 def batch_in_words(layout: Layout, batch: Batch) -> list[list[str]]:
@@ -157,27 +151,20 @@ def batch_in_words(layout: Layout, batch: Batch) -> list[list[str]]:
 
 
 def in_words(layout: Layout, ids: np.ndarray, learned: np.ndarray, colour: bool) -> str:
-    """ids int (T,), learned bool (T,): see `rendered`."""
-    words: list[tuple[str, bool]] = []
-    is_text, is_code = layout.vocab.is_text, layout.vocab.is_code.copy()
-    is_code[list(layout.placeholders.values())] = True
+    """ids int (T,), learned bool (T,) as one line: learned tokens green, in «» without colour; long runs shortened."""
+    is_text, is_code = layout.vocab.is_text[ids], layout.vocab.is_code[ids]
+    is_code |= np.isin(ids, list(layout.placeholders.values()))
     ends = layout.row_ends()
-    ids, learned, at = ids.tolist(), learned.tolist(), 0
-    while at < len(ids):
-        run = at
-        if is_text[ids[at]]:
-            while run < len(ids) and is_text[ids[run]] and learned[run] == learned[at]:
-                run += 1
-            words.append((layout.text.decode(ids[at:run]).replace("\n", "\\n"), learned[at]))
-        elif is_code[ids[at]]:
-            while run < len(ids) and (is_code[ids[run]] or (ids[run] in ends and is_code[ids[run - 1]])):
-                run += 1
-            shown = _shortened(ids[at:run], ends)
-            words += [(("... " if cut else "") + layout.name(i), learned[at]) for i, cut in shown]
+    is_code |= np.isin(ids, list(ends)) & np.append(False, is_code[:-1])
+    # Alike are neighbours of one run: text that is learned, text that is not, codes with the ends of their rows.
+    alike = np.where(is_text, learned, np.where(is_code, 2, 3 + np.arange(len(ids))))
+    words: list[tuple[str, bool]] = []
+    for run in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(alike)) + 1):
+        some, learn = ids[run].tolist(), learned[run[0]]
+        if is_text[run[0]]:
+            words.append((layout.text.decode(some).replace("\n", "\\n"), learn))
         else:
-            words.append((layout.name(ids[at]), learned[at]))
-            run += 1
-        at = run
+            words += [(("... " if cut else "") + layout.name(i), learn) for i, cut in _shortened(some, ends)]
     mark = (lambda w: f"{GREEN}{w}{PLAIN}") if colour else (lambda w: f"«{w}»")
     return " ".join(mark(word) if learn else word for word, learn in words)
 

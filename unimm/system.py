@@ -105,11 +105,9 @@ def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image
     from unimm.model.published import published
 
     weights, found, read = shapes is None, None, cache(published)  # each release once, whatever is taken of it
-    match recipe.backbone:
-        case PretrainedBackbone(path=path) if weights:
-            found = read(path)
-        case PretrainedBackbone(path=path):
-            found = published(str(_kept(shapes, BACKBONE_FOLDER) or path), weights)
+    if isinstance(recipe.backbone, PretrainedBackbone):
+        path = recipe.backbone.path
+        found = read(path) if weights else published(str(_kept(shapes, BACKBONE_FOLDER) or path), weights)
     vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
     backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors, recipe.image_out, found, weights)
     model = around(backbone, recipe, layout, image_weight, z_loss, shapes, weights)
@@ -154,11 +152,11 @@ def keep_shapes(recipe: Recipe, folder: Path, model: "UnifiedModel") -> None:
         model.image_input.vision.config.save_pretrained(folder / VISION_FOLDER)
 
 
-def trained_language(recipe: Recipe, folder: Path) -> Path | None:
+def language_of(recipe: Recipe, folder: Path) -> Path:
     """The newest whole checkpoint of a run's latest language stage, or what it was converted from, or the folder itself
     if it was exported.
 
-    Raises CheckpointError where what there is is damaged.
+    Raises ConfigError where there is none, CheckpointError where what there is is damaged.
     """
     from unimm.checkpoint.manifest import MANIFEST, verify
     from unimm.checkpoint.read import newest
@@ -166,13 +164,9 @@ def trained_language(recipe: Recipe, folder: Path) -> Path | None:
     if (folder / MANIFEST).is_file():
         verify(folder)
         return folder
-    return next((path for name in reversed([CONVERTED, *recipe.language]) if (path := newest(folder / name))), None)
-
-
-def language_of(recipe: Recipe, folder: Path) -> Path:
-    """`trained_language`, or ConfigError where there is none."""
-    if found := trained_language(recipe, folder):
-        return found
+    for name in reversed([CONVERTED, *recipe.language]):
+        if found := newest(folder / name):
+            return found
     raise ConfigError(f"{folder}: no language model yet; continue with: unimm train {folder}")
 
 

@@ -54,7 +54,7 @@ def test_the_release_itself_converts(release, capsys):
     assert cli.run(["convert", str(release), str(release.parent / "out"), "--recipe",
                     str(release.parent / "system.json")]) == 0
     said = capsys.readouterr().err
-    assert "convert release: 100%" in said and "B/s" in said
+    assert "convert model.safetensors: 100%" in said and "B/s" in said
 
 
 def test_folders_that_are_none(release, tmp_path):

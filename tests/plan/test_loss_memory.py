@@ -45,6 +45,5 @@ def test_the_loss_holds_what_the_plan_says(width, chunk, half, cast, cap, traine
     targets, weights = torch.randint(0, IDS, (TOKENS,)), torch.ones(TOKENS)
     with Held([head.weight, hidden, targets, weights]) as held, torch.autocast("cpu", torch.bfloat16, enabled=cast):
         weighted_loss(hidden, head, targets, weights, cap=cap, chunk=chunk)[0].backward()
-    planned = Head(ids=IDS, width=width, trained=trained, half=half, cast=cast, capped=cap is not None, tokens=TOKENS,
-                   chunk=chunk).bytes(1)
+    planned = Head(ids=IDS, width=width, trained=trained, capped=cap is not None, chunk=chunk).bytes(TOKENS, half, cast)
     assert held.most == pytest.approx(planned, rel=0.02)

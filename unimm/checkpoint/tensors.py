@@ -35,10 +35,10 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], limit: int = SPLI
 
 
 def write_split(folder: Path, sizes: Mapping[str, int], read: Callable[[str], Tensor], limit: int = SPLIT,
-                first: str = WEIGHTS, told: Callable[[int, str], None] = lambda size, file: None) -> dict[str, Digest]:
+                first: str = WEIGHTS, told: Callable[[int], object] = lambda size: None) -> dict[str, Digest]:
     """Write tensors of these `sizes` in bytes as one file, `first`, or as several of at most `limit` with an index.
 
-    They are read a file at a time; `told` hears the bytes and the name of each that was written.
+    They are read a file at a time; `told` hears the bytes of each that was written.
     """
     sets, filled = [[]], 0
     for name, size in sizes.items():
@@ -51,7 +51,7 @@ def write_split(folder: Path, sizes: Mapping[str, int], read: Callable[[str], Te
     digests = {}
     for file, names in zip(files if len(sets) > 1 else [first], sets):
         digests[file] = write_tensors(folder / file, {name: read(name) for name in names})
-        told(sum(sizes[name] for name in names), file)
+        told(sum(sizes[name] for name in names))
     if len(sets) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())},
                  "weight_map": {name: file for file, names in zip(files, sets) for name in names}}

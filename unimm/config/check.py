@@ -17,6 +17,11 @@ def positive(owner, *names: str) -> None:
         check(owner, getattr(owner, name) > 0, name, "greater than 0")
 
 
+def zero_or_more(owner, *names: str) -> None:
+    for name in names:
+        check(owner, getattr(owner, name) >= 0, name, "0 or more")
+
+
 def fraction(owner, *names: str) -> None:
     for name in names:
         check(owner, 0 <= getattr(owner, name) <= 1, name, "between 0 and 1")

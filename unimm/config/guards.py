@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from unimm.config.check import check, positive
+from unimm.config.check import check, positive, zero_or_more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,6 @@ class Guards:
     def __post_init__(self):
         positive(self, "skips_in_row", "skips", "rollback_batches")
         check(self, self.spike_window >= 8, "spike_window", "8 or more")
-        for name in ("spike", "rollbacks", "late_seconds"):
-            check(self, getattr(self, name) >= 0, name, "0 (off) or more")
+        zero_or_more(self, "spike", "rollbacks", "late_seconds")
         check(self, not self.rollbacks or self.spike, "rollbacks", "0 where spike is 0 (off)")
         check(self, not self.end_when_late or self.late_seconds, "end_when_late", "False where late_seconds is 0 (off)")

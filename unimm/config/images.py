@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from unimm.config.check import check, fraction, positive
+from unimm.config.check import check, fraction, positive, zero_or_more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class ConvTokenizer:
         check(self, power, "downsample", "a power of two")
         check(self, self.image % self.downsample == 0, "image", f"a multiple of downsample ({self.downsample})")
         check(self, self.encoder_kernel in (1, 3), "encoder_kernel", "1 or 3")
-        check(self, self.l1 >= 0, "l1", "0 or more")
+        zero_or_more(self, "l1")
 
 
 Fit = Literal["square", "short_side", "area", "within", "sizes"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from unimm.config.check import check, positive
+from unimm.config.check import check, positive, zero_or_more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,7 @@ class SharedTable:
     kind: Literal["shared_table"] = "shared_table"
 
     def __post_init__(self):
-        check(self, self.places >= 0, "places", "0 (none) or more")
-        check(self, self.spread >= 0, "spread", "0 or more")
+        zero_or_more(self, "places", "spread")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +149,7 @@ class SeparateHead:
     kind: Literal["separate_head"] = "separate_head"
 
     def __post_init__(self):
-        check(self, self.width >= 0, "width", "0 (the language model's) or more")
+        zero_or_more(self, "width")
 
 
 ImageOut = SharedSoftmax | SeparateHead

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 
-from unimm.config.check import ConfigError, check, fraction, positive
+from unimm.config.check import ConfigError, check, fraction, positive, zero_or_more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +21,9 @@ class Choice:
     """The most ids where top-k follows the logits' entropy (PURE, arXiv:2503.11073); 0: off."""
 
     def __post_init__(self):
-        check(self, self.temperature >= 0, "temperature", "0 (greedy) or more")
-        check(self, self.top_k >= 0, "top_k", "0 (off) or more")
+        zero_or_more(self, "temperature", "top_k", "adaptive_k")
         check(self, 0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         fraction(self, "min_p")
-        check(self, self.adaptive_k >= 0, "adaptive_k", "0 (off) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +46,7 @@ class Sampling:
     """The most ids that a row reads in a step; above 1: speculative Jacobi decoding of images."""
 
     def __post_init__(self):
-        check(self, self.guidance >= 0, "guidance", "0 or more; 1 is unguided")
-        check(self, self.image_guidance >= 0, "image_guidance", "0 (off) or more")
+        zero_or_more(self, "guidance", "image_guidance")
         positive(self, "text_length", "window")
 
     def changed(self, **changes) -> "Sampling":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from unimm.config.check import check, fraction, nearest, positive
+from unimm.config.check import check, fraction, nearest, positive, zero_or_more
 from unimm.config.data import Use
 from unimm.config.guards import Guards
 from unimm.config.trains import Trains
@@ -91,8 +91,7 @@ class Stage:
     def __post_init__(self):
         positive(self, "steps", "log_every", "preview_every", "save_every", "keep")
         check(self, len(self.mix) > 0, "mix", "at least one Use of a dataset")
-        check(self, self.keep_every >= 0, "keep_every", "0 (none) or more")
-        check(self, self.micro >= 0, "micro", "0 (all at once) or more")
+        zero_or_more(self, "keep_every", "micro")
         check(self, 0 <= self.ema < 1, "ema", "0 (no average) or a decay below 1, 0.999 say")
         check(self, self.zero > 0 or not self.offload, "offload", "False at zero 0: set zero to 1, 2 or 3, or offload "
               "to False")
@@ -142,7 +141,7 @@ class NextToken(Stage):
         super().__post_init__()
         positive(self, "step_tokens", "seq_len", "image_weight")
         fraction(self, "drop_context")
-        check(self, self.z_loss >= 0, "z_loss", "0 (none) or more")
+        zero_or_more(self, "z_loss")
         check(self, self.step_tokens % self.seq_len == 0, "step_tokens",
               f"a multiple of seq_len ({self.seq_len:,}): {nearest(self.step_tokens, self.seq_len)}")
         check(self, not (self.compile and self.zero == 3), "compile", "False at zero 3, whose layers are whole only "

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from unimm.config.check import check, positive
+from unimm.config.check import check, positive, zero_or_more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class PretrainedText:
     kind: Literal["pretrained"] = "pretrained"
 
     def __post_init__(self):
-        check(self, self.size >= 0, "size", "0 (not stated) or more")
+        zero_or_more(self, "size")
 
 
 TextTokenizer = SentencePieceText | PretrainedText

@@ -11,7 +11,6 @@
 `unimm.system` opens such a run like a trained one, and its first language stage starts from these weights.
 """
 
-import dataclasses
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,9 +23,9 @@ from unimm.checkpoint.manifest import write_manifest
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.tokens import PretrainedText
-from unimm.convert.names import Place, places_of, tokenizer_of
+from unimm.convert.names import PLACES, Place, places_of, tokenizer_of
 from unimm.convert.source import UNIFIED, ConvertError, Release, check, class_of, local_folder, open_release
-from unimm.convert.write import ALL, Tell, aside, size_of, told, write_stored
+from unimm.convert.write import ALL, aside, size_of, write_stored
 from unimm.disk import copy_file, sync_folder, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.released import fill
@@ -37,7 +36,6 @@ from unimm.pipeline import check_codebook
 from unimm.recipe import load_recipe, recipe_to_json
 from unimm.system import BACKBONE_FOLDER, CONVERTED, RECIPE_FILE, TOKENIZER_FOLDER, VISION_FOLDER, layout_of
 from unimm.text import PretrainedTokenizer
-from unimm.weights import Stored
 
 OTHER, MAP = "other.safetensors", "tensors.json"
 
@@ -53,28 +51,20 @@ def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool =
     release = open_release(folder, unpickle)
     model = class_of(folder)
     extra = check(release, model)
-    recipe = of_release(_recipe(recipe, folder), source)
+    if recipe is None and not (folder / RECIPE_FILE).is_file():
+        raise ConvertError(f"{folder}: say with --recipe which system it is or begins, such as --recipe "
+                           "recipes/chameleon.py; a language model alone has no images")
+    recipe = of_release(recipe or load_recipe(folder), source)
     layout = layout_of(recipe, PretrainedTokenizer(str(folder)))
     _check_vocabulary(release, model, layout)
     tokenizer, drawn, recipe = image_tokenizer(release, model, recipe)
     places = places_of(release.kind, release.tensors, drawn, extra)
-    language, other = ({place.name: release.tensors[name] for name, place in places.items() if place.part == part}
-                       for part in ("language", "other"))
-    with aside(out, folder, size_of(release.tensors)) as part, told(folder.name, language, other) as tell:
-        _write(part, release, recipe, tell, places, language, other)
+    with aside(out, folder, size_of(release.tensors)) as part:
+        _write(part, release, recipe, places)
         if tokenizer is not None:
             save_tokenizer(tokenizer, part / TOKENIZER_FOLDER)
         if isinstance(recipe.image_in, VisionFeatures) and release.kind == "janus":
             model.config.vision_config.save_pretrained(part / VISION_FOLDER)
-
-
-def _recipe(recipe: Recipe | None, folder: Path) -> Recipe:
-    if recipe is not None:
-        return recipe
-    if (folder / RECIPE_FILE).is_file():
-        return load_recipe(folder)
-    raise ConvertError(f"{folder}: say with --recipe which system it is or begins, such as --recipe "
-                       "recipes/chameleon.py; a language model alone has no images")
 
 
 def of_release(recipe: Recipe, source: str) -> Recipe:
@@ -119,8 +109,9 @@ def image_tokenizer(release: Release, model: nn.Module,
     return tokenizer, {theirs: ours for ours, theirs in filled.items()}, recipe
 
 
-def _write(part: Path, release: Release, recipe: Recipe, tell: Tell, places: dict[str, Place],
-           language: dict[str, Stored], other: dict[str, Stored]) -> None:
+def _write(part: Path, release: Release, recipe: Recipe, places: dict[str, Place]) -> None:
+    language, other = ({place.name: release.tensors[name] for name, place in places.items() if place.part == kind}
+                       for kind in ("language", "other"))
     text = recipe_to_json(recipe).encode()
     write_file(part / RECIPE_FILE, [text])
     kept = part / BACKBONE_FOLDER
@@ -128,15 +119,14 @@ def _write(part: Path, release: Release, recipe: Recipe, tell: Tell, places: dic
     for file in small_files(release.folder):
         if file.name != RECIPE_FILE:
             copy_file(file, kept / file.name)
-    about = {name: dataclasses.asdict(place) for name, place in places.items()}
-    write_file(kept / MAP, [json.dumps(about, indent=1).encode()])
+    write_file(kept / MAP, [PLACES.dump_json(places, indent=1)])
     if other:
-        write_stored(kept, other, tell, ALL, OTHER)
+        write_stored(kept, other, ALL, OTHER)
     step = final_of(part / CONVERTED, 0)
     step.mkdir(parents=True)
     state = {"stage": CONVERTED, "step": 0, "world": 1, "zero": 0, "release": str(release.folder.resolve().name),
              "written": datetime.now(UTC).isoformat(timespec="seconds")}
-    files = write_stored(step, language, tell)
+    files = write_stored(step, language)
     files["state.json"] = write_file(step / "state.json", [json.dumps(state, indent=1).encode()])
     files["recipe.json"] = write_file(step / "recipe.json", [text])
     write_manifest(step, files)

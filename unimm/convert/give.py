@@ -19,10 +19,10 @@ from unimm.config.model import FreshBackbone
 from unimm.config.recipe import Recipe
 from unimm.config.trains import Lora
 from unimm.convert.bring import MAP, OTHER
-from unimm.convert.names import Place, places_of
+from unimm.convert.names import PLACES, Place, places_of
 from unimm.convert.source import TOKENIZER, UNIFIED, ConvertError, check, class_of, open_release
 from unimm.convert.tokenizer import write_tokenizer
-from unimm.convert.write import ALL, Tell, aside, bytes_of, size_of, told, write_stored
+from unimm.convert.write import ALL, aside, bytes_of, size_of, write_stored
 from unimm.disk import copy_file, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.tokenizer import load_tokenizer
@@ -67,11 +67,11 @@ def give(folder: Path, out: Path, adapters: Adapters = "merged", dtype: Types = 
     run = _opened(folder)
     language, low = _language(run, adapters)
     tensors = _as(_placed(run, language), dtype)
-    with aside(out, folder, size_of(tensors) + size_of(low)) as part, told(folder.name, tensors, low) as tell:
+    with aside(out, folder, size_of(tensors) + size_of(low)) as part:
         _write_small(part, run, tensors)
-        write_stored(part, tensors, tell, limit)
+        write_stored(part, tensors, limit)
         if low:
-            _write_adapters(part / "adapter", run, low, tell)
+            _write_adapters(part / "adapter", run, low)
         check(open_release(part), class_of(part))
 
 
@@ -92,11 +92,8 @@ def _opened(folder: Path) -> Run:
     else:
         raise ConvertError(f"{folder}: the configuration of its backbone is not kept in {system.BACKBONE_FOLDER}/; "
                            f"copy config.json and the tokenizer's files of {recipe.backbone.path} there")
-    if (kept / MAP).is_file():
-        places = {name: Place(**{**about, "shape": tuple(about["shape"])}) for name, about in
-                  read_json(kept / MAP).items()}
-    else:
-        places = _places(model, tokenizer)
+    known = kept / MAP
+    places = PLACES.validate_python(read_json(known)) if known.is_file() else _places(model, tokenizer)
     return Run(folder, recipe, layout, found, untouched, lora, model, places, tokenizer)
 
 
@@ -221,7 +218,7 @@ def _write_recipe(part: Path, run: Run) -> None:
             copy_file(file, part / system.TOKENIZER_FOLDER / file.name)
 
 
-def _write_adapters(folder: Path, run: Run, low: Mapping[str, Stored], tell: Tell) -> None:
+def _write_adapters(folder: Path, run: Run, low: Mapping[str, Stored]) -> None:
     """peft's own format: `PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(out), out / "adapter")`."""
     from peft import LoraConfig
 
@@ -232,4 +229,4 @@ def _write_adapters(folder: Path, run: Run, low: Mapping[str, Stored], tell: Tel
                for name, s in low.items()}
     LoraConfig(r=run.lora.rank, lora_alpha=run.lora.alpha, lora_dropout=run.lora.dropout, inference_mode=True,
                target_modules=sorted(set(layers.values())), task_type="CAUSAL_LM").save_pretrained(folder)
-    write_stored(folder, tensors, tell, ALL, "adapter_model.safetensors")
+    write_stored(folder, tensors, ALL, "adapter_model.safetensors")

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from unimm.config.images import Chameleon, Emu3, ImageTokenizer, LlamaGen, Published
@@ -37,6 +38,10 @@ class Place:
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+
+PLACES = TypeAdapter(dict[str, Place])
+"""Of every tensor of a release, to and from JSON."""
 
 
 def language_name(kind: str, name: str) -> str | None:
@@ -69,19 +74,15 @@ def tokenizer_of(kind: str, wanted: ImageTokenizer, vq) -> Published:
 
     Raises ConvertError where the recipe's is of another architecture.
     """
-    family = {"chameleon": Chameleon, "emu3": Emu3, "janus": LlamaGen}[kind]
-    if not isinstance(wanted, family):
-        raise ConvertError(f"the recipe's image_tokenizer is {wanted.kind!r}, but that of a {kind} release is "
-                           f"{family.kind!r}; take the recipe of this system")
     shape = {"width": vq.base_channels, "multipliers": tuple(vq.channel_multiplier), "blocks": vq.num_res_blocks,
              "latent": vq.latent_channels, "dim": vq.embed_dim, "weights": "", "unpickle": False}
-    match wanted:
-        case Chameleon():
-            if vq.attn_resolutions:
-                raise ConvertError("this Chameleon's vq_config has attn_resolutions, which no release has")
+    match kind, wanted:
+        case "chameleon", Chameleon():
             return replace(wanted, **shape, size=vq.num_embeddings, decoder=False)
-        case Emu3():
+        case "emu3", Emu3():
             return replace(wanted, **shape, size=vq.codebook_size, attention=tuple(vq.attn_resolutions),
                            frames=vq.temporal_downsample_factor)
-        case LlamaGen():
+        case "janus", LlamaGen():
             return replace(wanted, **shape, size=vq.num_embeddings, attention=(len(vq.channel_multiplier) - 1,))
+    raise ConvertError(f"the recipe's image_tokenizer is {wanted.kind!r}, which is not that of a {kind} release; take "
+                       "the recipe of this system")

@@ -43,7 +43,7 @@ def is_run(source: str) -> bool:
     return (Path(source) / "recipe.json").is_file() and not (Path(source) / "config.json").is_file()
 
 
-def local_folder(source: str, weights: bool = True) -> Path:
+def local_folder(source: str) -> Path:
     """The folder of a path, or of a hub id where a hub is reachable. Raises ConvertError."""
     path = Path(source)
     if path.is_dir():
@@ -52,7 +52,7 @@ def local_folder(source: str, weights: bool = True) -> Path:
         raise ConvertError(f"{source}: no such folder; give a checkpoint's folder, a run's, or a hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "*.jinja", "LICENSE*"] + (["*.safetensors"] if weights else [])
+    patterns = ["*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "*.safetensors"]
     try:
         return Path(snapshot_download(source, allow_patterns=patterns))
     except (OSError, ValueError, RuntimeError) as error:

@@ -15,22 +15,20 @@ def write_tokenizer(folder: Path, layout: Layout) -> None:
 
     Raises ConvertError where a marker or code can't have its id.
     """
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
     if isinstance(layout.text, SentencePieceTokenizer):
         made = from_sentencepiece(layout.text)
-        settings = {"chat_template": chat_template(layout), "tokenizer_class": "PreTrainedTokenizerFast",
-                    "clean_up_tokenization_spaces": False}
-    else:
-        from tokenizers import Tokenizer
-
-        made = Tokenizer.from_file(str(folder / TOKENIZER))
-        settings = json.loads((folder / SETTINGS).read_bytes()) if (folder / SETTINGS).is_file() else {}
-    _extend(made, layout)
-    if isinstance(layout.text, SentencePieceTokenizer):
-        from tokenizers.processors import TemplateProcessing
-
         bos = layout.config.bos
         made.post_processor = TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A $B",
                                                  special_tokens=[(bos, layout.bos)])
+        settings = {"chat_template": chat_template(layout), "tokenizer_class": "PreTrainedTokenizerFast",
+                    "clean_up_tokenization_spaces": False}
+    else:
+        made = Tokenizer.from_file(str(folder / TOKENIZER))
+        settings = json.loads((folder / SETTINGS).read_bytes()) if (folder / SETTINGS).is_file() else {}
+    _extend(made, layout)
     named = {"bos_token": layout.config.bos, "eos_token": layout.config.eos, "pad_token": layout.config.pad}
     made.save(str(folder / TOKENIZER))
     (folder / SETTINGS).write_text(json.dumps(settings | named, indent=1, ensure_ascii=False) + "\n")

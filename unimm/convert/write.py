@@ -1,8 +1,8 @@
 """Writing what was converted: planned from headers, one file in memory at a time, aside, then renamed."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -13,8 +13,6 @@ from unimm.convert.source import ConvertError
 from unimm.disk import Digest, new_folder
 from unimm.weights import WEIGHTS, Stored
 
-Tell = Callable[[int, str], None]
-"""Hears the bytes and the name of each file that was written."""
 ALL = 1 << 62
 """A limit for one file that holds everything."""
 SMALL = 10**8
@@ -36,14 +34,6 @@ def size_of(tensors: Mapping[str, Stored]) -> int:
     return sum(stored.bytes for stored in tensors.values())
 
 
-@contextmanager
-def told(what: str, *written: Mapping[str, Stored]) -> Iterator[Tell]:
-    """Says on stderr how far the writing of tensors is, at most every few seconds."""
-    total = sum(map(size_of, written))
-    with tqdm(desc=f"convert {what}", total=total, unit="B", unit_scale=True, mininterval=5) as bar:
-        yield lambda size, file: bar.update(size)
-
-
 def aside(out: Path, source: Path, needed: int) -> AbstractContextManager[Path]:
     """`new_folder` for what is made of `source`. Raises ConvertError where the disk lacks `needed` bytes, too."""
     target, inside = out.resolve(), source.resolve()
@@ -57,11 +47,12 @@ def aside(out: Path, source: Path, needed: int) -> AbstractContextManager[Path]:
     return new_folder(out, ConvertError, "conversion")
 
 
-def write_stored(folder: Path, tensors: Mapping[str, Stored], tell: Tell, limit: int = SPLIT,
+def write_stored(folder: Path, tensors: Mapping[str, Stored], limit: int = SPLIT,
                  first: str = WEIGHTS) -> dict[str, Digest]:
     """Write tensors under their names, in files of at most `limit` bytes (a larger tensor has its own) with an index.
 
-    No more than one file is in memory.
+    No more than one file is in memory. Says on stderr how far it is, at most every few seconds.
     """
-    return write_split(folder, {name: stored.bytes for name, stored in tensors.items()},
-                       lambda name: tensors[name].read(), limit, first, tell)
+    sizes = {name: stored.bytes for name, stored in tensors.items()}
+    with tqdm(desc=f"convert {first}", total=sum(sizes.values()), unit="B", unit_scale=True, mininterval=5) as bar:
+        return write_split(folder, sizes, lambda name: tensors[name].read(), limit, first, bar.update)

@@ -4,7 +4,6 @@ torch's FakeTensorMode gives every tensor a shape and a type and no memory, so a
 configuration alone, and autograd says by itself what it would save: no formula of our own to go wrong.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, assert_never
@@ -41,17 +40,12 @@ ATTENTION = "unimm_plan"
 
 @dataclass(frozen=True)
 class Measured:
-    """A stage's model, on tensors without storage: what the memory depends on, and what one token (or image) costs.
-
-    multiplied  for NextToken
-    flops       of one image's forward pass, for Reconstruct
-    """
+    """A stage's model, on tensors without storage: what the memory depends on, and what one token (or image) costs."""
 
     module: nn.Module
     trained: Trained
     counts: Counts
-    multiplied: Multiplied | None = None
-    flops: float = 0.0
+    multiplied: Multiplied
 
 
 def skeleton(config: Backbone, vocab: Vocab) -> nn.Module:
@@ -102,9 +96,10 @@ class Saved(saved_tensors_hooks):
         return self
 
 
-def measure(recipe: Recipe, layout: Layout, stage: NextToken | Reconstruct, name: str,
+def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | Reconstruct, name: str,
             device: Literal["cpu", "cuda"] = "cuda") -> Measured:
-    """The stage's model, measured. `name` is the stage's, for messages; `device` decides how many logits exist at once.
+    """The stage's model, measured. `name` is the stage's, for messages; `device` decides how many logits exist at once;
+    an image tokenizer has no layout.
 
     Raises ConfigError where the backbone can't be described without a download, or `train` names what it lacks;
     TrainError where new rows could not learn.
@@ -126,21 +121,20 @@ def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, devic
     with mock.patch.object(nn.Module, "_apply", lambda module, change, recurse=True: module):
         trained = apply(model, stage.train, new, model.parts(), f"stages.{name}.train")
     _settle(model, stage)
-    once, plain = _row(model, stage, False)
-    _, inputs = _row(model, stage, True)
+    once, plain = _row(model, stage)
+    recompute_layers(model.backbone, reentrant=False)
+    _, inputs = _row(model, stage)
     found = multiplied(model)
     layer = (plain - inputs) // found.layers
-    counts = _counts(model, stage, once, plain, inputs + layer, head=_head(model, stage, device),
+    counts = _counts(model, stage, once, plain, inputs + layer, head=_head(model, device),
                      tokenizer=4 * tokenizer_size(recipe.image_tokenizer))
-    return Measured(model, trained, counts, multiplied=found)
+    return Measured(model, trained, counts, found)
 
 
-def _head(model: "UnifiedModel", stage: NextToken, device: str) -> Head:
+def _head(model: "UnifiedModel", device: str) -> Head:
     head = model.backbone.get_output_embeddings()
-    half = stage.precision == "bf16"
-    return Head(ids=head.out_features, width=head.in_features, trained=head.weight.requires_grad, half=half,
-                cast=half and stage.zero == 0, capped=model.cap is not None, tokens=stage.seq_len,
-                chunk=chunk_of(head.out_features, device))
+    return Head(ids=head.out_features, width=head.in_features, trained=head.weight.requires_grad,
+                capped=model.cap is not None, chunk=chunk_of(head.out_features, device))
 
 
 def tokenizer_size(wanted: ImageTokenizer) -> int:
@@ -151,7 +145,7 @@ def tokenizer_size(wanted: ImageTokenizer) -> int:
         return sum(tensor.numel() for tensor in build_tokenizer(wanted).state_dict().values())
 
 
-def _row(model: "UnifiedModel", stage: NextToken, recompute: bool) -> tuple[int, int]:
+def _row(model: "UnifiedModel", stage: NextToken) -> tuple[int, int]:
     """Bytes saved by a forward pass: once, and for each packed row."""
     from transformers import AttentionInterface
 
@@ -161,8 +155,6 @@ def _row(model: "UnifiedModel", stage: NextToken, recompute: bool) -> tuple[int,
     AttentionInterface.register(ATTENTION, attend)
     backbone = model.backbone
     backbone.set_attn_implementation(ATTENTION)
-    if recompute:
-        recompute_layers(backbone, reentrant=False)
     model.train()
 
     def saved_by(rows: int) -> int:
@@ -197,14 +189,8 @@ def _tokenizer(recipe: Recipe, stage: Reconstruct, name: str) -> Measured:
 
     (one, flops), (two, _) = passed(1), passed(2)
     counts = _counts(tokenizer, stage, 2 * one - two, two - one, two - one)
-    return Measured(tokenizer, trained, counts, flops=flops)
-
-
-def flops_of_images(recipe: Recipe, stage: Reconstruct, name: str) -> Callable[[float, float], float]:
-    """What training on one image costs, as `unimm.train.meter` asks for it."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        forward = _tokenizer(recipe, stage, name).flops
-    return lambda document, learned: 3 * forward
+    # A convolution multiplies one weight at many places: what counts is how often, two FLOPs each time.
+    return Measured(tokenizer, trained, counts, Multiplied(body=flops // 2, head=0, layers=0, width=0))
 
 
 def _settle(module: nn.Module, stage: Stage) -> None:

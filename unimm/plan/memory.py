@@ -67,23 +67,22 @@ class Head:
     ids: int
     width: int
     trained: bool
-    half: bool
-    """Products in bf16; `cast` from fp32 weights."""
-    cast: bool
     capped: bool
-    tokens: int
-    """Positions of a row, all taken to be learned."""
     chunk: int
     """The most positions whose logits exist at one time."""
 
-    def bytes(self, rows: int) -> int:
-        """At the moment when it holds most: as the logits turn into their gradient, or that meets the hidden states."""
-        tokens, weight = rows * self.tokens, self.ids * self.width
-        logits, hidden = min(self.chunk, tokens) * self.ids, (2 if self.half else 4) * tokens * self.width
-        turning = (6 if self.half else 4) + (0 if not self.capped else 2 if self.half else 4)
+    def bytes(self, tokens: int, half: bool, cast: bool) -> int:
+        """At the moment when it holds most: as the logits turn into their gradient, or that meets the hidden states.
+
+        tokens  positions, all taken to be learned
+        half    products are in bf16, `cast` from fp32 weights
+        """
+        weight, logits = self.ids * self.width, min(self.chunk, tokens) * self.ids
+        hidden = (2 if half else 4) * tokens * self.width
+        turning = (6 if half else 4) + (0 if not self.capped else 2 if half else 4)
         # In bf16 the head's gradient of a chunk is made beside the sum of all of them, which is fp32.
-        meeting = 2 * logits + 2 * weight * self.trained if self.half else 4 * logits
-        kept = 4 * weight * self.trained + hidden + (2 * weight + hidden) * self.cast
+        meeting = 2 * logits + 2 * weight * self.trained if half else 4 * logits
+        kept = 4 * weight * self.trained + hidden + (2 * weight + hidden) * cast
         return max(turning * logits, meeting) + kept
 
 
@@ -94,7 +93,7 @@ def memory(counts: Counts, stage: Stage, cut: Shares, gpu: bool = True) -> tuple
                      world=cut.ranks, accumulated=cut.accumulated, offload=stage.offload)
     share = counts.trained / cut.ranks
     average = 4 * (share if stage.zero else counts.trained) if stage.ema else 0
-    logits = counts.head.bytes(cut.rows) if counts.head else 0
+    logits = counts.head.bytes(cut.rows * cut.tokens, half, half and stage.zero == 0) if counts.head else 0
     kept, passing = buffers(counts, stage, cut)
     activations = counts.activations(cut.rows, recomputes(stage))
     # The update makes fp32 gradients when activations are gone: it counts where it takes more than they do.

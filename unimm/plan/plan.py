@@ -3,16 +3,17 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unimm.config.check import ConfigError, nearest
+from unimm.config.check import ConfigError, check, nearest, positive
 from unimm.config.data import Shapes, Source
 from unimm.config.images import Published
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct, Stage
 from unimm.config.tokens import SentencePieceText
+from unimm.grammar import Plan as ImagePlan
 from unimm.hardware import Gpu
 from unimm.layout import Layout
 from unimm.plan.measure import Measured, measure, tokenizer_size
-from unimm.plan.memory import Counts, memory, remedy
+from unimm.plan.memory import Counts, memory, recomputes, remedy
 from unimm.stream.shards import LEVEL, code_type
 from unimm.system import TEXT_FILE, layout_of, text_of
 from unimm.text import BytesTokenizer, TextTokenizer
@@ -32,13 +33,11 @@ class Cluster:
     """Share of the peak that is reached, recomputation counted."""
 
     def __post_init__(self):
-        if self.gpus < 1 or self.per_node < 1:
-            raise ConfigError(f"--gpus is {self.gpus}, --gpus-per-node {self.per_node}; both must be 1 or more")
+        positive(self, "gpus", "per_node")
+        check(self, 0 < self.mfu <= 1, "mfu", "above 0 and at most 1")
         if self.gpus > self.per_node and self.gpus % self.per_node:
             raise ConfigError(f"--gpus is {self.gpus}, which nodes of {self.per_node} don't make; "
                               f"take {nearest(self.gpus, self.per_node)}, or say --gpus-per-node")
-        if not 0 < self.mfu <= 1:
-            raise ConfigError(f"--mfu is {self.mfu}; it must be above 0 and at most 1")
 
     @property
     def nodes(self) -> int:
@@ -121,13 +120,6 @@ class Plan:
     data: tuple[DataPlan, ...]
 
 
-class _Sized(BytesTokenizer):
-    """Stands for a text tokenizer that a run would train: as many ids as it may get."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-
 def plan(recipe: Recipe, cluster: Cluster, folder: Path | None = None, document: int = 0,
          images: int = 1_000_000) -> Plan:
     """The recipe's plan; `folder` is its run, if there is one.
@@ -163,7 +155,7 @@ def _image_tokenizer(recipe: Recipe) -> TokenizerPlan:
 def _text(recipe: Recipe, folder: Path | None) -> TextTokenizer:
     if isinstance(recipe.text, SentencePieceText):
         trained = folder is not None and (folder / TEXT_FILE).is_file()
-        return text_of(recipe, folder) if trained else _Sized(recipe.text.vocab_size)
+        return text_of(recipe, folder) if trained else BytesTokenizer(recipe.text.vocab_size)
     if not (Path(recipe.text.path) / "tokenizer.json").is_file():
         raise ConfigError(f"a plan downloads nothing, and there is no {recipe.text.path}/tokenizer.json; put the "
                           "model's tokenizer.json into a folder and name that folder as text.path")
@@ -177,7 +169,8 @@ def _stage(name: str, stage: Stage, found: Measured, cluster: Cluster, recipe: R
     fits = sum(parts.values()) <= limit
     problems = [uneven, "" if fits else _too_big(name, found.counts, stage, cluster.gpus, limit, gpu)]
     made = found.module, stage, found.trained, cluster.gpus
-    model, hardware = _flops(stage, found, document)
+    length = min(document, share.tokens)
+    model, hardware = (found.multiplied.flops(length, recompute=again) for again in (False, recomputes(stage)))
     rate = cluster.gpus * cluster.mfu * cluster.gpu.flops / hardware
     return StagePlan(
         name=name, unit="tokens" if share.tokens else "images", parts=tuple(rows(*made)), table=tuple(lines(*made)),
@@ -215,14 +208,6 @@ def _too_big(name: str, counts: Counts, stage: Stage, world: int, limit: int, gp
     return f"does not fit: set {' and '.join(changes)}, for {total / 2**30:,.1f} GiB"
 
 
-def _flops(stage: Stage, found: Measured, document: int) -> tuple[float, float]:
-    """FLOPs of one token (or image): the model's, and the hardware's with what is computed again."""
-    if isinstance(stage, Reconstruct):
-        return 3 * found.flops, 3 * found.flops
-    length = min(document, stage.seq_len)
-    return found.multiplied.flops(length), found.multiplied.flops(length, recompute=stage.recompute)
-
-
 def _bytes_read(stage: Stage, recipe: Recipe) -> float:
     """Bytes that a rank reads per token (of codes, the most that a token can be) or per image (of pixels)."""
     if isinstance(stage, Reconstruct):
@@ -239,8 +224,7 @@ def _checkpoint(counts: Counts, stage: Stage) -> int:
 def _data(recipe: Recipe, layout: Layout, images: int) -> list[DataPlan]:
     """Codes of the datasets that language stages read."""
     used = dict.fromkeys(use.data for stage in recipe.language.values() for use in stage.mix)
-    each = max(sum(_level_bytes(recipe, layout, p, n) for n in range(len(p.grids)))
-               for p in layout.write_plans.values())
+    each = max(_bytes_of_codes(layout, written) for written in layout.write_plans.values())
     known = {name: _images(recipe.data[name]) for name in used}
     return [DataPlan(name=name, images=known[name] or images, known=known[name] > 0, bytes_per_image=each)
             for name in used]
@@ -248,14 +232,11 @@ def _data(recipe: Recipe, layout: Layout, images: int) -> list[DataPlan]:
 
 def _images(source: Source) -> int:
     """How many images a source has, where the recipe says; else 0."""
-    if not isinstance(source, Shapes):
-        return 0
-    return source.count * (2 if source.part == "edits" else 1)
+    return source.count * (2 if source.part == "edits" else 1) if isinstance(source, Shapes) else 0
 
 
-def _level_bytes(recipe: Recipe, layout: Layout, written, level: int) -> int:
-    space = layout.config.write.levels[level].space
-    book = next((b for b in recipe.codebooks if b.name == space), None)
-    if book is None:
-        return 0
-    return written.lengths(level)[1] * book.depth * code_type(book.size).itemsize + 4 * len(LEVEL)
+def _bytes_of_codes(layout: Layout, written: ImagePlan) -> int:
+    """Of one image, its levels that are codes."""
+    books = [(n, layout.vocab.ranges.get(level.space)) for n, level in enumerate(layout.config.write.levels)]
+    return sum(written.lengths(n)[1] * book.depth * code_type(book.codes).itemsize + 4 * len(LEVEL)
+               for n, book in books if book)
