@@ -1,8 +1,10 @@
-"""Tensors on disk: safetensors files hashed while they are written, large sets split with transformers' index."""
+"""Tensors to disk: safetensors files hashed while they are written, large sets split with transformers' index.
+
+They are read by `unimm.weights.open_weights`.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -59,27 +61,6 @@ def write_split(folder: Path, sizes: Mapping[str, int], read: Callable[[str], Te
     return digests
 
 
-def read_tensors(folder: Path) -> Iterator[dict[str, Tensor]]:
-    """The weights in a folder, one file at a time. Raises CheckpointError where one can't be read."""
-    from safetensors.torch import load_file
-
-    for file in files_of(folder):
-        with reading(file):
-            tensors = load_file(file)
-        yield tensors
-
-
-def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the weights in a folder, from the headers alone. Raises CheckpointError."""
-    from safetensors import safe_open
-
-    shapes = {}
-    for file in files_of(folder):
-        with reading(file), safe_open(file, framework="pt") as tensors:
-            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
-    return shapes
-
-
 def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state without the names whose very tensor an earlier name already has (tied weights)."""
     seen, kept = set(), {}
@@ -89,24 +70,6 @@ def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             kept[name] = t
         seen.add(place)
     return kept
-
-
-def files_of(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if not index.is_file():
-        return [folder / WEIGHTS]
-    return [folder / name for name in dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values())]
-
-
-@contextmanager
-def reading(file: Path):
-    """Refuse a safetensors file that can't be read: CheckpointError naming it."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"can't read {file}: {error}") from error
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
