@@ -247,8 +247,8 @@ def open_run(folder: str | Path, device: "torch.device | None" = None) -> System
     On a GPU weights have the precision that their stage was trained in. They are to stay as they are: a fast body holds
     them in another order.
 
-    Raises ConfigError where the folder is no run or has no trained model yet; TextError, TokenizerError
-    and CheckpointError where a part of it is damaged.
+    Raises ConfigError where the folder is no run or has no trained model yet; TextError, TokenizerError,
+    StoredError and CheckpointError where a part of it is damaged.
     """
     from unimm.images.tokenizer import load_tokenizer
 
