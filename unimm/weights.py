@@ -42,7 +42,7 @@ class Stored:
     read: Callable[[], Tensor]
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 

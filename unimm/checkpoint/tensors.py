@@ -12,13 +12,13 @@ from torch import Tensor
 
 from unimm.checkpoint.manifest import CheckpointError
 from unimm.disk import Digest, write_file
-from unimm.weights import DTYPES, INDEX, WEIGHTS
+from unimm.weights import DTYPES, INDEX, WEIGHTS, Stored
 
 SPLIT = 5_000_000_000  # bytes of weights in one file, as transformers wrote them for years
 CHUNK = 1 << 24
 
 
-def size_of(tensors: Mapping[str, Tensor]) -> int:
+def size_of(tensors: Mapping[str, Tensor | Stored]) -> int:
     """Bytes that they take on disk, but for a few of header."""
     return sum(t.nbytes for t in tensors.values())
 
@@ -31,31 +31,29 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
     return write_file(path, _safetensors(tensors))
 
 
-def write_weights(folder: Path, tensors: Mapping[str, Tensor], limit: int = SPLIT) -> dict[str, Digest]:
-    """Write a model's weights as one file, or as several of at most `limit` bytes (a larger tensor has its own)."""
-    return write_split(folder, {name: t.nbytes for name, t in tensors.items()}, tensors.__getitem__, limit)
+def write_weights(folder: Path, tensors: Mapping[str, Tensor | Stored], limit: int = SPLIT, first: str = WEIGHTS,
+                  told: Callable[[int, str], None] = lambda size, file: None) -> dict[str, Digest]:
+    """Write a model's weights as one file, `first`, or as several of at most `limit` bytes with an index.
 
-
-def write_split(folder: Path, sizes: Mapping[str, int], read: Callable[[str], Tensor], limit: int = SPLIT,
-                first: str = WEIGHTS, told: Callable[[int, str], None] = lambda size, file: None) -> dict[str, Digest]:
-    """Write tensors of these `sizes` in bytes as one file, `first`, or as several of at most `limit` with an index.
-
-    They are read a file at a time; `told` hears the bytes and the name of each that was written.
+    A larger tensor has a file of its own. What is stored elsewhere is read a file at a time; `told` hears the bytes and
+    the name of each that was written.
     """
     sets, filled = [[]], 0
-    for name, size in sizes.items():
-        if sets[-1] and filled + size > limit:
+    for name, t in tensors.items():
+        if sets[-1] and filled + t.nbytes > limit:
             sets, filled = [*sets, []], 0
         sets[-1].append(name)
-        filled += size
+        filled += t.nbytes
     stem = first.removesuffix(".safetensors")
     files = [f"{stem}-{i + 1:05d}-of-{len(sets):05d}.safetensors" for i in range(len(sets))]
     digests = {}
     for file, names in zip(files if len(sets) > 1 else [first], sets):
-        digests[file] = write_tensors(folder / file, {name: read(name) for name in names})
-        told(sum(sizes[name] for name in names), file)
+        these = {name: tensors[name] for name in names}
+        digests[file] = write_tensors(folder / file, {name: t.read() if isinstance(t, Stored) else t
+                                                      for name, t in these.items()})
+        told(size_of(these), file)
     if len(sets) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())},
+        index = {"metadata": {"total_size": size_of(tensors)},
                  "weight_map": {name: file for file, names in zip(files, sets) for name in names}}
         digests[INDEX] = write_file(folder / INDEX, [json.dumps(index, indent=1).encode()])
     return digests

@@ -21,12 +21,13 @@ from torch import nn
 
 from unimm.checkpoint.folders import final_of
 from unimm.checkpoint.manifest import write_manifest
+from unimm.checkpoint.tensors import size_of, write_weights
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.tokens import PretrainedText
 from unimm.convert.names import Place, places_of, tokenizer_of
 from unimm.convert.source import UNIFIED, ConvertError, Release, check, class_of, local_folder, open_release
-from unimm.convert.write import ALL, Tell, aside, size_of, told, write_stored
+from unimm.convert.write import ALL, Tell, aside, told
 from unimm.disk import copy_file, sync_folder, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.released import fill
@@ -131,12 +132,12 @@ def _write(part: Path, release: Release, recipe: Recipe, tell: Tell, places: dic
     about = {name: dataclasses.asdict(place) for name, place in places.items()}
     write_file(kept / MAP, [json.dumps(about, indent=1).encode()])
     if other:
-        write_stored(kept, other, tell, ALL, OTHER)
+        write_weights(kept, other, ALL, OTHER, tell)
     step = final_of(part / CONVERTED, 0)
     step.mkdir(parents=True)
     state = {"stage": CONVERTED, "step": 0, "world": 1, "zero": 0, "release": str(release.folder.resolve().name),
              "written": datetime.now(UTC).isoformat(timespec="seconds")}
-    files = write_stored(step, language, tell)
+    files = write_weights(step, language, told=tell)
     files["state.json"] = write_file(step / "state.json", [json.dumps(state, indent=1).encode()])
     files["recipe.json"] = write_file(step / "recipe.json", [text])
     write_manifest(step, files)

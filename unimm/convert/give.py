@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unimm import system
+from unimm.checkpoint.tensors import size_of, write_weights
 from unimm.config.model import FreshBackbone
 from unimm.config.recipe import Recipe
 from unimm.config.trains import Lora
@@ -22,7 +23,7 @@ from unimm.convert.bring import MAP, OTHER
 from unimm.convert.names import Place, places_of
 from unimm.convert.source import TOKENIZER, UNIFIED, ConvertError, check, class_of, open_release
 from unimm.convert.tokenizer import write_tokenizer
-from unimm.convert.write import ALL, Tell, aside, bytes_of, size_of, told, write_stored
+from unimm.convert.write import ALL, Tell, aside, bytes_of, told
 from unimm.disk import copy_file, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.tokenizer import load_tokenizer
@@ -69,7 +70,7 @@ def give(folder: Path, out: Path, adapters: Adapters = "merged", dtype: Types = 
     tensors = _as(_placed(run, language), dtype)
     with aside(out, folder, size_of(tensors) + size_of(low)) as part, told(folder.name, tensors, low) as tell:
         _write_small(part, run, tensors)
-        write_stored(part, tensors, tell, limit)
+        write_weights(part, tensors, limit, told=tell)
         if low:
             _write_adapters(part / "adapter", run, low, tell)
         check(open_release(part), class_of(part))
@@ -232,4 +233,4 @@ def _write_adapters(folder: Path, run: Run, low: Mapping[str, Stored], tell: Tel
                for name, s in low.items()}
     LoraConfig(r=run.lora.rank, lora_alpha=run.lora.alpha, lora_dropout=run.lora.dropout, inference_mode=True,
                target_modules=sorted(set(layers.values())), task_type="CAUSAL_LM").save_pretrained(folder)
-    write_stored(folder, tensors, tell, ALL, "adapter_model.safetensors")
+    write_weights(folder, tensors, ALL, "adapter_model.safetensors", tell)

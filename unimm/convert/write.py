@@ -8,10 +8,10 @@ from pathlib import Path
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from unimm.checkpoint.tensors import SPLIT, write_split
+from unimm.checkpoint.tensors import size_of
 from unimm.convert.source import ConvertError
-from unimm.disk import Digest, new_folder
-from unimm.weights import WEIGHTS, Stored
+from unimm.disk import new_folder
+from unimm.weights import Stored
 
 Tell = Callable[[int, str], None]
 """Hears the bytes and the name of each file that was written."""
@@ -30,10 +30,6 @@ def bytes_of(size: str) -> int:
     if count <= 0:
         raise ConvertError(f"--split is {size!r}; give a size such as 5GB or 500MB")
     return count
-
-
-def size_of(tensors: Mapping[str, Stored]) -> int:
-    return sum(stored.bytes for stored in tensors.values())
 
 
 @contextmanager
@@ -55,13 +51,3 @@ def aside(out: Path, source: Path, needed: int) -> AbstractContextManager[Path]:
         raise ConvertError(f"{out} needs {needed / 1e9:,.1f} GB, but {disk} has {free / 1e9:,.1f} GB free; free the "
                            "disk or choose another folder")
     return new_folder(out, ConvertError, "conversion")
-
-
-def write_stored(folder: Path, tensors: Mapping[str, Stored], tell: Tell, limit: int = SPLIT,
-                 first: str = WEIGHTS) -> dict[str, Digest]:
-    """Write tensors under their names, in files of at most `limit` bytes (a larger tensor has its own) with an index.
-
-    No more than one file is in memory.
-    """
-    return write_split(folder, {name: stored.bytes for name, stored in tensors.items()},
-                       lambda name: tensors[name].read(), limit, first, tell)
