@@ -7,6 +7,7 @@ its own place, advance in one indexing operation.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, groupby
 
 import numpy as np
 
@@ -85,13 +86,9 @@ def _level(number: int, level: LevelLayout, size, row_end: tuple[int, ...]):
 def _joined(pieces: list[Fixed | Run]) -> tuple[Fixed | Run, ...]:
     """Neighbouring fixed pieces as one, empty ones left out."""
     joined: list[Fixed | Run] = []
-    for piece in pieces:
-        if isinstance(piece, Fixed) and not piece.ids:
-            continue
-        if isinstance(piece, Fixed) and joined and isinstance(joined[-1], Fixed):
-            joined[-1] = Fixed(joined[-1].ids + piece.ids)
-        else:
-            joined.append(piece)
+    for fixed, some in groupby((p for p in pieces if p != Fixed(())), lambda piece: isinstance(piece, Fixed)):
+        same = list(some)
+        joined += [Fixed(tuple(chain.from_iterable(piece.ids for piece in same)))] if fixed else same
     return tuple(joined)
 
 

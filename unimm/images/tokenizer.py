@@ -27,7 +27,7 @@ from unimm.images.conv import ConvImageTokenizer
 from unimm.images.ibq import IBQTokenizer
 from unimm.images.llamagen import LlamaGenTokenizer
 from unimm.images.movq import MoVQTokenizer
-from unimm.images.released import load_released
+from unimm.images.released import fill
 from unimm.sample import Codes
 from unimm.weights import WEIGHTS, open_weights
 
@@ -62,13 +62,14 @@ def build_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
 def first_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
     """The tokenizer that a run begins with: a release's where the configuration names its weights, else a fresh one.
 
-    Raises TokenizerError where the weights can't be read or are another tokenizer's.
+    Raises StoredError where the weights can't be read, TokenizerError where they are another tokenizer's.
     """
     if not is_released(wanted):
         return build_tokenizer(wanted)
     with torch.device("meta"):
         tokenizer = build_tokenizer(wanted)
-    load_released(tokenizer, Path(wanted.weights), wanted.unpickle)
+    path = Path(wanted.weights)
+    fill(tokenizer, open_weights(path, wanted.unpickle), path)
     return tokenizer.eval()
 
 
