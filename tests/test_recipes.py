@@ -67,7 +67,7 @@ def samples(source: Source, count: int, talks_to_a_system: bool = True) -> list[
     match source:
         case Shapes() | Emoji():
             try:
-                return [item.sample for item in islice(open_source(source), count) if item.sample]
+                return [item.read() for item in islice(open_source(source), count)]
             except FontMissing as missing:
                 pytest.skip(str(missing))
         case ChatJsonl():

@@ -30,7 +30,7 @@ def export_run(run: Path, out: Path, stage: str | None = None, step: int | None 
     recipe = load_recipe(run)
     with new_folder(out, ConfigError, "export") as part:
         source = _source(recipe, run, stage, step)
-        weights = {name: t for tensors in read_weights(source, ema) for name, t in tensors.items()}
+        weights = dict(read_weights(source, ema))
         state = read_state(source)
         about = {"run": run.resolve().name, "stage": state["stage"], "step": state["step"],
                  "weights": {None: "as the stage left them", True: "averaged", False: "trained on"}[ema]}

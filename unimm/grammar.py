@@ -7,6 +7,7 @@ its own place, advance in one indexing operation.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, groupby
 
 import numpy as np
 
@@ -85,13 +86,9 @@ def _level(number: int, level: LevelLayout, size, row_end: tuple[int, ...]):
 def _joined(pieces: list[Fixed | Run]) -> tuple[Fixed | Run, ...]:
     """Neighbouring fixed pieces as one, empty ones left out."""
     joined: list[Fixed | Run] = []
-    for piece in pieces:
-        if isinstance(piece, Fixed) and not piece.ids:
-            continue
-        if isinstance(piece, Fixed) and joined and isinstance(joined[-1], Fixed):
-            joined[-1] = Fixed(joined[-1].ids + piece.ids)
-        else:
-            joined.append(piece)
+    for fixed, some in groupby((p for p in pieces if p != Fixed(())), lambda piece: isinstance(piece, Fixed)):
+        same = list(some)
+        joined += [Fixed(tuple(chain.from_iterable(piece.ids for piece in same)))] if fixed else same
     return tuple(joined)
 
 
@@ -176,22 +173,17 @@ class Automaton:
         self.table = np.full((len(self._edges), len(self._keys)), -1, np.int32)
         for state, edges in enumerate(self._edges):
             self.table[state, list(edges)] = list(edges.values())
-        known: dict[tuple[int, ...], int] = {}
-        self.sets: list[np.ndarray] = []
-        self.kinds: list[str] = []
-        self.set_of = np.zeros(len(self._edges), np.int32)
-        for state, edges in enumerate(self._edges):
-            key = tuple(sorted(edges))
-            if key not in known:
-                known[key] = len(self.sets)
-                self.sets.append(np.flatnonzero(np.isin(self.label_of, key)))
-                first = self._keys[key[0]]  # text before spaces before markers
-                self.kinds.append(first if isinstance(first, str) else "marker")
-            self.set_of[state] = known[key]
         self.codes = np.array(self._codes)
-        behind = [set(edges.values()) for edges in self._edges]
-        self.follows = np.array([next(iter(states)) if len(states) == 1 else -1 for states in behind])
-        self.forced = np.array([self.sets[k][0] if len(self.sets[k]) == 1 else -1 for k in self.set_of])
+        open_to = self.table >= 0
+        numbers: dict[bytes, int] = {}
+        self.set_of = np.array([numbers.setdefault(labels.tobytes(), len(numbers)) for labels in open_to])
+        allowed = np.array([np.frombuffer(labels, bool) for labels in numbers])  # (sets, labels)
+        self.sets = [np.flatnonzero(labels[self.label_of] & (self.label_of >= 0)) for labels in allowed]
+        first = [self._keys[label] for label in allowed.argmax(1)]  # text before spaces before markers
+        self.kinds = [key if isinstance(key, str) else "marker" for key in first]
+        last = self.table.max(1)
+        self.follows = np.where((self.table == last[:, None]).sum(1) == open_to.sum(1), last, -1)
+        self.forced = np.array([ids[0] if len(ids) == 1 else -1 for ids in self.sets])[self.set_of]
 
     def advance(self, states: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """The states (B,) after the ids (B,). Raises ValueError for an id that was not allowed."""

@@ -24,7 +24,7 @@ from unimm.images import tokenizer as codec
 from unimm.images.prepare import as_seen, prepare
 from unimm.images.reconstruct import Reconstruction
 from unimm.recipe import recipe_from_json, recipe_to_json
-from unimm.sample import Text
+from unimm.sample import Sample, Text
 from unimm.show import batch_in_words
 from unimm.status import Status, told
 from unimm.stream.batches import Batches
@@ -123,7 +123,8 @@ def _text_tokenizer(recipe: Recipe, folder: Path) -> None:
         for source in recipe.data.values():
             found: list[str] = []
             for item in open_source(source):
-                found += [p.text for p in item.sample.parts if isinstance(p, Text)] if item.sample else []
+                if isinstance(made := item.read(), Sample):
+                    found += [p.text for p in made.parts if isinstance(p, Text)]
                 if len(found) >= share:
                     break
             texts += found

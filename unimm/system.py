@@ -214,16 +214,16 @@ def load_converted(path: Path, model: "UnifiedModel", recipe: Recipe, layout: La
     Raises CheckpointError where they are of another model.
     """
     from unimm.checkpoint.manifest import CheckpointError
-    from unimm.checkpoint.tensors import read_tensors
     from unimm.model.rows import start_rows
+    from unimm.weights import open_weights
 
     own = model.state_dict()
-    for tensors in read_tensors(path):
-        for name, t in tensors.items():
-            if name not in own or own[name].shape[1:] != t.shape[1:] or own[name].shape[:1] < t.shape[:1]:
-                raise CheckpointError(f"{path} is of another model: {name} has shape {tuple(t.shape)}, this model "
-                                      f"{tuple(own[name].shape) if name in own else 'none'}")
-            (own[name][:len(t)] if t.ndim else own[name]).copy_(t)
+    for name, stored in open_weights(path).items():
+        shape = tuple(own[name].shape) if name in own else None
+        if shape is None or shape[1:] != stored.shape[1:] or shape[:1] < stored.shape[:1]:
+            raise CheckpointError(f"{path} is of another model: {name} has shape {stored.shape}, this model {shape}")
+        t = stored.read()
+        (own[name][:len(t)] if shape else own[name]).copy_(t)
     vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
     start_rows(model.backbone, layout.vocab, model.backbone.rows_known, recipe.image_in, recipe.image_out, vectors)
 
@@ -241,8 +241,8 @@ def open_run(folder: str | Path, device: "torch.device | None" = None) -> System
     On a GPU weights have the precision that their stage was trained in. They are to stay as they are: a fast body holds
     them in another order.
 
-    Raises ConfigError where the folder is no run or has no trained model yet; TextError, TokenizerError
-    and CheckpointError where a part of it is damaged.
+    Raises ConfigError where the folder is no run or has no trained model yet; TextError, TokenizerError,
+    StoredError and CheckpointError where a part of it is damaged.
     """
     from unimm.images.tokenizer import load_tokenizer
 

@@ -42,7 +42,7 @@ class Stored:
     read: Callable[[], Tensor]
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
@@ -113,7 +113,7 @@ def _safetensors(file: Path) -> dict[str, Stored]:
         return {name: Stored(TYPES[head.get_dtype()], tuple(head.get_shape()),
                              lambda name=name: opened.get_tensor(name)) for name, head in heads.items()}
     except (SafetensorError, OSError) as error:
-        raise StoredError(f"{file} is damaged or cut short ({error}); download it again") from None
+        raise StoredError(f"{file} is damaged or cut short ({error}); copy or download it again") from None
     except KeyError as error:
         raise StoredError(f"{file}: torch has no type {error}; convert it to bfloat16 first") from None
 

@@ -29,20 +29,24 @@ def to_codes(images):
     return [Codes.of_grid(image[:, :, 0]) for image in images]
 
 
+def item(key, found):
+    return Item(key, lambda: found)
+
+
 def rows():
     """23 pairs, with bad rows, texts alone and samples of two images among them."""
     for n in range(23):
         picture = Image(Pixels(np.full((6, 4 + n % 3, 3), n, np.uint8)))
         match n % 7:
             case 2:
-                yield Item(f"row {n}", None, f"row {n}: not an image")
+                yield item(f"row {n}", f"row {n}: not an image")
             case 3:
-                yield Item(f"row {n}", sample(Text(f"text {n}", learn=True)), None)
+                yield item(f"row {n}", sample(Text(f"text {n}", learn=True)))
             case 5:
                 answer = replace(picture, learn=True, role="assistant")
-                yield Item(f"row {n}", sample(replace(picture, role="user"), answer), None)
+                yield item(f"row {n}", sample(replace(picture, role="user"), answer))
             case _:
-                yield Item(f"row {n}", sample(picture, Text(f"number {n}")), None)
+                yield item(f"row {n}", sample(picture, Text(f"number {n}")))
 
 
 def content(folder):
@@ -60,12 +64,12 @@ def whole(tmp_path_factory):
 
 def test_every_usable_row_is_kept_in_order_and_the_others_are_listed_with_reasons(whole):
     shards = open_shards(whole, "abc")
-    good = [item for item in rows() if item.sample]
-    assert [shards.key(i) for i in range(len(shards))] == [item.key for item in good]
-    for item, kept in zip(good, shards, strict=True):
-        value = int(item.key.split()[1])
-        assert [p for p in kept.parts if isinstance(p, Text)] == [p for p in item.sample.parts if isinstance(p, Text)]
-        assert [i.content for i in kept.images] == [Codes.of_grid(np.full((4, 4), value))] * len(item.sample.images)
+    good = {row.key: row.read() for row in rows() if not isinstance(row.read(), str)}
+    assert [shards.key(i) for i in range(len(shards))] == [*good]
+    for (key, made), kept in zip(good.items(), shards, strict=True):
+        value = int(key.split()[1])
+        assert [p for p in kept.parts if isinstance(p, Text)] == [p for p in made.parts if isinstance(p, Text)]
+        assert [i.content for i in kept.images] == [Codes.of_grid(np.full((4, 4), value))] * len(made.images)
     counts = shards.manifest["counts"]
     assert counts == {"rows": 23, "samples": 20, "images": 20, "codes": 320, "skipped": 3}
     assert shards.manifest["problems"][0] == {"key": "row 2", "why": "row 2: not an image"}
@@ -158,8 +162,8 @@ def test_no_row_is_decoded_that_is_done_or_belongs_to_another_process(tmp_path):
     asked = []
 
     def spied():
-        for n, item in enumerate(rows()):
-            yield Item(item.key, read=lambda n=n, item=item: asked.append(n) or (item.sample, item.problem))
+        for n, row in enumerate(rows()):
+            yield Item(row.key, lambda n=n, row=row: asked.append(n) or row.read())
 
     encode(spied(), to_codes, PLAN, tmp_path, rank=1, world=2)
     assert asked == [5, 6, 7, 8, 9, 15, 16, 17, 18, 19]
@@ -176,7 +180,7 @@ def test_a_folder_of_another_plan_is_refused(whole):
 
 def test_a_source_without_a_usable_row_is_refused_with_the_first_reason(tmp_path):
     with pytest.raises(ShardError, match="no usable row among 2; the first: torn"):
-        encode([Item("a", None, "torn"), Item("b", None, "gone")], to_codes, PLAN, tmp_path)
+        encode([item("a", "torn"), item("b", "gone")], to_codes, PLAN, tmp_path)
 
 
 def test_an_unwritable_folder_and_a_full_disk_are_one_line(tmp_path):

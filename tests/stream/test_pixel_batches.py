@@ -51,7 +51,7 @@ def test_what_cannot_be_is_refused():
 
 def test_all_images_of_a_source_are_brought_to_one_size_and_bad_rows_counted():
     picture = Image(Pixels(np.full((6, 5, 3), 9, np.uint8)))
-    items = [Item("a", Sample((picture, Text("x"), picture)), None), Item("b", None, "torn"),
-             Item("c", Sample((Text("words", learn=True),)), None)]
+    rows = {"a": Sample((picture, Text("x"), picture)), "b": "torn", "c": Sample((Text("words", learn=True),))}
+    items = [Item(key, lambda found=found: found) for key, found in rows.items()]
     found, skipped = images_of(items, 4)
     assert found.shape == (2, 4, 4, 3) and (found == 9).all() and skipped == 1

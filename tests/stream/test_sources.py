@@ -14,7 +14,7 @@ from data import emoji
 from unimm.config.data import ChatJsonl, Emoji, ImageFolder, ParquetFiles, Shapes, WebDatasetTars
 from unimm.sample import Image, Pixels, Sample, Text
 from unimm.stream.rows import SourceError
-from unimm.stream.sources import Item, open_source
+from unimm.stream.sources import open_source
 
 
 @pytest.fixture(autouse=True)
@@ -38,13 +38,15 @@ def pair(colour: str) -> Sample:
 
 def samples(source) -> list[Sample]:
     items = list(open_source(source))
-    assert [item.problem for item in items] == [None] * len(items)
+    found = [item.read() for item in items]
+    assert all(isinstance(each, Sample) for each in found), found
     assert len({item.key for item in items}) == len(items)
-    return [item.sample for item in items]
+    return found
 
 
 def problems(source) -> list[str | None]:
-    return [item.problem for item in open_source(source)]
+    found = [item.read() for item in open_source(source)]
+    return [each if isinstance(each, str) else None for each in found]
 
 
 def refusal(source) -> str:
@@ -167,15 +169,16 @@ def test_built_in_emoji():
     except emoji.FontMissing as why:
         pytest.skip(str(why))
     items = list(open_source(Emoji(size=16)))
-    assert [item.sample for item in items] == list(emoji.pairs(16))
+    assert [item.read() for item in items] == list(emoji.pairs(16))
     assert len({item.key for item in items}) == len(items)
 
 
 @pytest.mark.parametrize("part", ["pairs", "chats", "edits"])
 def test_built_in_shapes(part):
     first, again = ([*open_source(Shapes(part=part, count=6, seed=3))] for _ in range(2))
-    assert first == again and len({item.key for item in first}) == 6
-    assert all(item.problem is None and item.sample.images for item in first)
+    assert [item.key for item in first] == [item.key for item in again] and len({item.key for item in first}) == 6
+    assert [item.read() for item in first] == [item.read() for item in again]
+    assert all(item.read().images for item in first)
 
 
 # keys, shares and leavings
@@ -186,8 +189,9 @@ def test_rows_that_are_passed_over_are_not_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr("unimm.stream.messages.load_pixels", lambda path, where: opened.append(where) or block("red"))
     items = list(open_source(ImageFolder(path=str(folder_of(tmp_path)))))
     assert opened == ["images/red.png"]  # the first row proves the columns
-    assert items[2].sample.parts[0] == Image(Pixels(block("red"))) and items[2].problem is None
-    assert opened == ["images/red.png", "images/blue.png"]  # once for both questions
+    assert items[2].read().parts[0] == Image(Pixels(block("red")))
+    assert items[2].read() is items[2].read()
+    assert opened == ["images/red.png", "images/blue.png"]  # once, however often it is read
 
 
 def test_keys_survive_a_move_of_the_dataset(tmp_path):
@@ -202,7 +206,8 @@ def test_files_of_one_name_in_two_folders_have_different_keys(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / name / "chat.jsonl", [{"text": name}])
     items = list(open_source(ChatJsonl(path=str(tmp_path))))
-    assert items == [Item(f"{name}/chat.jsonl:1", Sample((Text(name, learn=True),)), None) for name in ("a", "b")]
+    assert [(item.key, item.read()) for item in items] == [
+        (f"{name}/chat.jsonl:1", Sample((Text(name, learn=True),))) for name in ("a", "b")]
 
 
 def test_nothing_is_written_beside_the_data_nor_printed(tmp_path, capfd):
@@ -232,12 +237,13 @@ def test_bad_rows_of_a_folder_are_named_and_the_rest_is_kept(tmp_path):
     rows += [{"file_name": "images/red.png"}]
     write(folder / "metadata.jsonl", [*rows, {"file_name": "images/blue.png", "text": "last"}])
     items = list(open_source(ImageFolder(path=str(folder))))
-    assert [item.sample is None for item in items] == [False] + [True] * 10 + [False]
+    read = [item.read() for item in items]
+    assert [isinstance(each, str) for each in read] == [False] + [True] * 10 + [False]
     words = ["cut short", "not an image", "No such file", "Is a directory", "an address", "path or bytes", "text",
              "text", "text", "no column 'text'"]
-    for line, (item, word) in enumerate(zip(items[1:-1], words, strict=True), 2):
-        assert word in item.problem and item.problem.startswith(f"metadata.jsonl:{line}: "), item.problem
-        assert "\n" not in item.problem
+    for line, (problem, word) in enumerate(zip(read[1:-1], words, strict=True), 2):
+        assert word in problem and problem.startswith(f"metadata.jsonl:{line}: "), problem
+        assert "\n" not in problem
 
 
 @pytest.mark.parametrize(("messages", "word"), [

@@ -53,10 +53,10 @@ class Write:
         doing = f"write the checkpoint {self.final}"
         try:
             self.needed = sum(self._together(doing, self._size))
-            self._together(doing, self._prepare)
+            self._first(doing, self._prepare)
             written = self._together(doing, self._files)
             digests = {name: digest for files in written for name, digest in files.items()}
-            self._together(doing, lambda: self._commit(digests))
+            self._first(doing, lambda: self._commit(digests))
         except CheckpointError:
             if self.peers.rank == 0 and self.part.is_dir() and faults(self.part):
                 shutil.rmtree(self.part, ignore_errors=True)
@@ -64,15 +64,13 @@ class Write:
 
     def prune(self, keep: int, keep_every: int) -> None:
         """Of earlier steps remove all but `keep` - 1 and those divisible by `keep_every`, not the one just written."""
-        self._together(f"remove checkpoints older than {self.final}", lambda: self._prune(keep, keep_every))
+        self._first(f"remove checkpoints older than {self.final}", lambda: self._prune(keep, keep_every))
 
     def _size(self) -> int:
         return size_of(self.weights) + size_of(self.training) + sum(len(text) for text in self.texts.values())
 
     def _prepare(self) -> None:
         """Make room."""
-        if self.peers.rank > 0:
-            return
         self.part.parent.mkdir(parents=True, exist_ok=True)
         tidy(self.part.parent)
         free = shutil.disk_usage(self.part.parent).free
@@ -92,19 +90,20 @@ class Write:
         return digests if rank else digests | write_weights(part, self.weights, self.split)
 
     def _commit(self, digests: dict[str, Digest]) -> None:
-        if self.peers.rank == 0:
-            write_manifest(self.part, digests)
-            commit(self.part)
+        write_manifest(self.part, digests)
+        commit(self.part)
 
     def _prune(self, keep: int, keep_every: int) -> None:
-        if self.peers.rank > 0:
-            return
         if cut := faults(self.final, every_byte=False):
             raise CheckpointError(cut[0])
         older = [path for path in committed(self.final.parent) if step_of(path) < step_of(self.final)]
         for path in older[keep - 1:]:
             if not keep_every or step_of(path) % keep_every:
                 remove(path)
+
+    def _first(self, doing: str, act: Callable[[], object]) -> None:
+        """What rank 0 does alone, and all learn the end of."""
+        self._together(doing, act if self.peers.rank == 0 else lambda: None)
 
     def _together(self, doing: str, act: Callable[[], object]) -> list:
         """What `act` gave on every rank; or, where it failed on any, the same CheckpointError on all."""

@@ -10,16 +10,15 @@ so the files of N ranks, cut anywhere, serve M ranks that cut elsewhere.
 
 import re
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from unimm.checkpoint.manifest import CheckpointError
-from unimm.checkpoint.tensors import reading
+from unimm.weights import Stored, open_weights
 
 KEY = re.compile(r"(.+)\[(\d+):(\d+)\]\.(\w+)")
 
@@ -44,33 +43,26 @@ def keyed(pieces: Iterable[Piece]) -> dict[str, Tensor]:
 class Part(NamedTuple):
     start: int
     stop: int
-    key: str
-    file: Any
-    """An open safetensors file."""
+    stored: Stored
 
 
 class Pieces:
-    """Reads any range of any parameter out of the training files of a checkpoint that was verified.
+    """Reads any range of any parameter, and no more, out of the training files of a checkpoint that was verified.
 
-    The files stay open, and are read only where asked, until `close()`.
+    Raises StoredError where one can't be read, CheckpointError where it holds something else.
     """
 
     def __init__(self, folder: Path):
-        from safetensors import safe_open
-
         self.folder = folder
-        self._open = ExitStack()
         self._parts: dict[str, dict[str, list[Part]]] = {}
         for path in sorted(folder.glob("training-*.safetensors")):
-            with reading(path):
-                file = self._open.enter_context(safe_open(path, framework="pt"))
-            for key in file.keys():
+            for key, stored in open_weights(path).items():
                 match = KEY.fullmatch(key)
                 if not match:
                     raise CheckpointError(f"{path} is no training state: it has a tensor named {key!r}")
                 name, start, stop, kind = match.groups()
                 parts = self._parts.setdefault(name, {}).setdefault(kind, [])
-                parts.append(Part(int(start), int(stop), key, file))
+                parts.append(Part(int(start), int(stop), stored))
 
     def __call__(self, name: str, start: int, stop: int, only: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Everything (or `only` some of what is) kept for elements [start, stop) of `name`: kind -> (stop - start,).
@@ -89,15 +81,12 @@ class Pieces:
         """What is kept for `name`; nothing where it did not train."""
         return set(self._parts.get(name, {}))
 
-    def close(self) -> None:
-        self._open.close()
-
     def _range(self, name: str, kind: str, start: int, stop: int) -> Tensor:
         found, at = [], start
         for part in sorted(self._parts.get(name, {}).get(kind, []), key=lambda part: part.start):
             if part.start <= at < part.stop and at < stop:
                 end = min(part.stop, stop)
-                found.append(part.file.get_slice(part.key)[at - part.start:end - part.start])
+                found.append(part.stored.read()[at - part.start:end - part.start])  # of a memory map
                 at = end
         if at < stop:
             raise CheckpointError(f"{self.folder} lacks elements {at:,} to {stop:,} of {name}, {kind}")

@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from unimm.checkpoint.folders import candidates, set_aside, tidy
 from unimm.checkpoint.manifest import CheckpointError, faults
 from unimm.checkpoint.pieces import Pieces
-from unimm.checkpoint.tensors import read_tensors, shapes_of, untied
+from unimm.checkpoint.tensors import untied
+from unimm.weights import open_weights
 
 
 def take_up(folder: Path, say: Callable[[str], None]) -> Path | None:
@@ -55,24 +57,23 @@ def read_recipe(path: Path) -> dict:
     return json.loads((path / "recipe.json").read_bytes())
 
 
-def read_weights(path: Path, ema: bool | None = None) -> Iterator[dict[str, Tensor]]:
-    """A checkpoint's weights, one file at a time: as the stage leaves them, that is averaged if it has `ema`.
+def read_weights(path: Path, ema: bool | None = None) -> Iterator[tuple[str, Tensor]]:
+    """A checkpoint's weights by name, one at a time: as the stage leaves them, that is averaged if it has `ema`.
 
     True asks for the averages and False for the weights that were trained on, both put together from the pieces of
-    all ranks, in the dtype of the weights. Raises CheckpointError where the checkpoint has no such pieces.
+    all ranks, in the dtype of the weights. Raises CheckpointError where the checkpoint has no such pieces, StoredError.
     """
-    if ema is None:
-        yield from read_tensors(path)
-        return
     kind = "ema" if ema else "master"
-    pieces = Pieces(path)
-    if not any(kind in pieces.kinds(name) for name in pieces.names()):
+    pieces = None if ema is None else Pieces(path)
+    if pieces and not any(kind in pieces.kinds(name) for name in pieces.names()):
         raise CheckpointError(f"{path} has no averaged weights: its stage had no ema" if ema else
                               f"{path} has no training state, so no weights but those it was exported with")
-    for tensors in read_tensors(path):
-        trained = [name for name in tensors if kind in pieces.kinds(name)]
-        yield tensors | {name: _whole(pieces, name, kind, tensors[name]) for name in trained}
-    pieces.close()
+    for name, stored in open_weights(path).items():
+        if pieces and kind in pieces.kinds(name):
+            whole = pieces(name, 0, torch.Size(stored.shape).numel(), only=[kind])[kind]
+            yield name, whole.reshape(stored.shape).to(stored.dtype)
+        else:
+            yield name, stored.read()
 
 
 def load_weights(path: Path, module: nn.Module, ema: bool | None = None) -> None:
@@ -80,15 +81,15 @@ def load_weights(path: Path, module: nn.Module, ema: bool | None = None) -> None
 
     Raises CheckpointError where names or shapes differ, or where the weights asked for are not there.
     """
-    here, saved = module.state_dict(), shapes_of(path)
+    here, saved = module.state_dict(), open_weights(path)
     needed = untied(here)
     for name in sorted(saved.keys() | needed.keys()):
         ours = f"shape {tuple(here[name].shape)}" if name in here else "none"
-        theirs = f"shape {saved[name]}" if name in saved else "none"
+        theirs = f"shape {saved[name].shape}" if name in saved else "none"
         if ours != theirs:
             raise CheckpointError(f"{path} is of another model: for {name} it has {theirs}, this model {ours}")
-    for tensors in read_weights(path, ema):
-        module.load_state_dict(tensors, strict=False)
+    for name, t in read_weights(path, ema):
+        here[name].copy_(t)
 
 
 def load_buffers(path: Path, module: nn.Module) -> None:
@@ -98,10 +99,6 @@ def load_buffers(path: Path, module: nn.Module) -> None:
     """
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     buffers = {name: t for name, t in module.state_dict().items() if name not in parameters}
-    for tensors in read_tensors(path) if buffers else ():
-        for name in buffers.keys() & tensors.keys():
-            buffers[name].copy_(tensors[name])
-
-
-def _whole(pieces: Pieces, name: str, kind: str, like: Tensor) -> Tensor:
-    return pieces(name, 0, like.numel(), only=[kind])[kind].reshape(like.shape).to(like.dtype)
+    stored = open_weights(path) if buffers else {}
+    for name in buffers.keys() & stored.keys():
+        buffers[name].copy_(stored[name].read())

@@ -1,8 +1,10 @@
-"""Tensors on disk: safetensors files hashed while they are written, large sets split with transformers' index."""
+"""Tensors to disk: safetensors files hashed while they are written, large sets split with transformers' index.
+
+They are read by `unimm.weights.open_weights`.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,13 +12,13 @@ from torch import Tensor
 
 from unimm.checkpoint.manifest import CheckpointError
 from unimm.disk import Digest, write_file
-from unimm.weights import DTYPES, INDEX, WEIGHTS
+from unimm.weights import DTYPES, INDEX, WEIGHTS, Stored
 
 SPLIT = 5_000_000_000  # bytes of weights in one file, as transformers wrote them for years
 CHUNK = 1 << 24
 
 
-def size_of(tensors: Mapping[str, Tensor]) -> int:
+def size_of(tensors: Mapping[str, Tensor | Stored]) -> int:
     """Bytes that they take on disk, but for a few of header."""
     return sum(t.nbytes for t in tensors.values())
 
@@ -29,55 +31,32 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
     return write_file(path, _safetensors(tensors))
 
 
-def write_weights(folder: Path, tensors: Mapping[str, Tensor], limit: int = SPLIT) -> dict[str, Digest]:
-    """Write a model's weights as one file, or as several of at most `limit` bytes (a larger tensor has its own)."""
-    return write_split(folder, {name: t.nbytes for name, t in tensors.items()}, tensors.__getitem__, limit)
+def write_weights(folder: Path, tensors: Mapping[str, Tensor | Stored], limit: int = SPLIT, first: str = WEIGHTS,
+                  told: Callable[[int], object] = lambda size: None) -> dict[str, Digest]:
+    """Write a model's weights as one file, `first`, or as several of at most `limit` bytes with an index.
 
-
-def write_split(folder: Path, sizes: Mapping[str, int], read: Callable[[str], Tensor], limit: int = SPLIT,
-                first: str = WEIGHTS, told: Callable[[int], object] = lambda size: None) -> dict[str, Digest]:
-    """Write tensors of these `sizes` in bytes as one file, `first`, or as several of at most `limit` with an index.
-
-    They are read a file at a time; `told` hears the bytes of each that was written.
+    A larger tensor has a file of its own. What is stored elsewhere is read a file at a time; `told` hears the bytes of
+    each that was written.
     """
     sets, filled = [[]], 0
-    for name, size in sizes.items():
-        if sets[-1] and filled + size > limit:
+    for name, t in tensors.items():
+        if sets[-1] and filled + t.nbytes > limit:
             sets, filled = [*sets, []], 0
         sets[-1].append(name)
-        filled += size
+        filled += t.nbytes
     stem = first.removesuffix(".safetensors")
     files = [f"{stem}-{i + 1:05d}-of-{len(sets):05d}.safetensors" for i in range(len(sets))]
     digests = {}
     for file, names in zip(files if len(sets) > 1 else [first], sets):
-        digests[file] = write_tensors(folder / file, {name: read(name) for name in names})
-        told(sum(sizes[name] for name in names))
+        these = {name: tensors[name] for name in names}
+        digests[file] = write_tensors(folder / file, {name: t.read() if isinstance(t, Stored) else t
+                                                      for name, t in these.items()})
+        told(size_of(these))
     if len(sets) > 1:
-        index = {"metadata": {"total_size": sum(sizes.values())},
+        index = {"metadata": {"total_size": size_of(tensors)},
                  "weight_map": {name: file for file, names in zip(files, sets) for name in names}}
         digests[INDEX] = write_file(folder / INDEX, [json.dumps(index, indent=1).encode()])
     return digests
-
-
-def read_tensors(folder: Path) -> Iterator[dict[str, Tensor]]:
-    """The weights in a folder, one file at a time. Raises CheckpointError where one can't be read."""
-    from safetensors.torch import load_file
-
-    for file in files_of(folder):
-        with reading(file):
-            tensors = load_file(file)
-        yield tensors
-
-
-def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the weights in a folder, from the headers alone. Raises CheckpointError."""
-    from safetensors import safe_open
-
-    shapes = {}
-    for file in files_of(folder):
-        with reading(file), safe_open(file, framework="pt") as tensors:
-            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
-    return shapes
 
 
 def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -89,24 +68,6 @@ def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             kept[name] = t
         seen.add(place)
     return kept
-
-
-def files_of(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if not index.is_file():
-        return [folder / WEIGHTS]
-    return [folder / name for name in dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values())]
-
-
-@contextmanager
-def reading(file: Path):
-    """Refuse a safetensors file that can't be read: CheckpointError naming it."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"can't read {file}: {error}") from error
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:

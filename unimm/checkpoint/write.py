@@ -37,7 +37,8 @@ class Saver:
         self._behind = ThreadPoolExecutor(1)  # a process that ends by an exception still finishes its checkpoint
         self._job: Future | None = None
         self._saved: Path | None = None
-        self._host = _Host(), _Host()
+        self._weights: dict[str, Tensor] = {}
+        self._training: dict[str, Tensor] = {}
 
     def save(self, step: int, weights: Mapping[str, Tensor], pieces: Iterable[Piece], state: dict,
              recipe: dict) -> Path:
@@ -53,9 +54,9 @@ class Saver:
         about = state | {"step": step, "world": self.peers.world, "written": now}
         texts = {"state.json": json.dumps(about, indent=1).encode(),
                  "recipe.json": json.dumps(recipe, indent=1).encode()} if first else {}
-        kept, training = untied(weights) if first else {}, keyed(pieces)
-        job = Write(final_of(self.folder, step), self.peers, self._host[0].copy(kept), self._host[1].copy(training),
-                    texts, self.split)
+        self._weights = _on_host(untied(weights) if first else {}, self._weights)
+        self._training = _on_host(keyed(pieces), self._training)
+        job = Write(final_of(self.folder, step), self.peers, self._weights, self._training, texts, self.split)
         self._job = self._behind.submit(self._do, job)
         return job.final
 
@@ -82,20 +83,14 @@ class Saver:
         job.prune(self.keep, self.keep_every)
 
 
-class _Host:
-    """Copies in host memory that is kept from save to save: fresh pages cost more than copying into them."""
-
-    def __init__(self):
-        self.held: dict[str, Tensor] = {}
-
-    def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        copies = {}
-        for name, t in tensors.items():
-            held = self.held.get(name)
-            if held is None or held.shape != t.shape or held.dtype != t.dtype:
-                held = torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda)
-            copies[name] = held.copy_(t.detach(), non_blocking=True)
-        if any(t.is_cuda for t in tensors.values()):
-            torch.cuda.synchronize()
-        self.held = copies
-        return copies
+def _on_host(tensors: Mapping[str, Tensor], held: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, in the memory of an earlier save's where it fits: fresh pages cost more than copying into them."""
+    copies = {}
+    for name, t in tensors.items():
+        place = held.get(name)
+        if place is None or place.shape != t.shape or place.dtype != t.dtype:
+            place = torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda)
+        copies[name] = place.copy_(t.detach(), non_blocking=True)
+    if any(t.is_cuda for t in tensors.values()):
+        torch.cuda.synchronize()
+    return copies

@@ -20,12 +20,13 @@ from torch import nn
 
 from unimm.checkpoint.folders import final_of
 from unimm.checkpoint.manifest import write_manifest
+from unimm.checkpoint.tensors import size_of
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.tokens import PretrainedText
 from unimm.convert.names import PLACES, Place, places_of, tokenizer_of
 from unimm.convert.source import UNIFIED, ConvertError, Release, check, class_of, local_folder, open_release
-from unimm.convert.write import ALL, aside, size_of, write_stored
+from unimm.convert.write import ALL, aside, write_stored
 from unimm.disk import copy_file, sync_folder, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.released import fill

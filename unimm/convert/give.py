@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unimm import system
+from unimm.checkpoint.tensors import size_of
 from unimm.config.model import FreshBackbone
 from unimm.config.recipe import Recipe
 from unimm.config.trains import Lora
@@ -22,7 +23,7 @@ from unimm.convert.bring import MAP, OTHER
 from unimm.convert.names import PLACES, Place, places_of
 from unimm.convert.source import TOKENIZER, UNIFIED, ConvertError, check, class_of, open_release
 from unimm.convert.tokenizer import write_tokenizer
-from unimm.convert.write import ALL, aside, bytes_of, size_of, write_stored
+from unimm.convert.write import ALL, aside, bytes_of, write_stored
 from unimm.disk import copy_file, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.tokenizer import load_tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from unimm.checkpoint.tensors import SPLIT, write_split
+from unimm.checkpoint.tensors import SPLIT, size_of, write_weights
 from unimm.convert.source import ConvertError
 from unimm.disk import Digest, new_folder
 from unimm.weights import WEIGHTS, Stored
@@ -30,10 +30,6 @@ def bytes_of(size: str) -> int:
     return count
 
 
-def size_of(tensors: Mapping[str, Stored]) -> int:
-    return sum(stored.bytes for stored in tensors.values())
-
-
 def aside(out: Path, source: Path, needed: int) -> AbstractContextManager[Path]:
     """`new_folder` for what is made of `source`. Raises ConvertError where the disk lacks `needed` bytes, too."""
     target, inside = out.resolve(), source.resolve()
@@ -49,10 +45,6 @@ def aside(out: Path, source: Path, needed: int) -> AbstractContextManager[Path]:
 
 def write_stored(folder: Path, tensors: Mapping[str, Stored], limit: int = SPLIT,
                  first: str = WEIGHTS) -> dict[str, Digest]:
-    """Write tensors under their names, in files of at most `limit` bytes (a larger tensor has its own) with an index.
-
-    No more than one file is in memory. Says on stderr how far it is, at most every few seconds.
-    """
-    sizes = {name: stored.bytes for name, stored in tensors.items()}
-    with tqdm(desc=f"convert {first}", total=sum(sizes.values()), unit="B", unit_scale=True, mininterval=5) as bar:
-        return write_split(folder, sizes, lambda name: tensors[name].read(), limit, first, bar.update)
+    """`write_weights` of what is stored elsewhere: says on stderr how far it is, at most every few seconds."""
+    with tqdm(desc=f"convert {first}", total=size_of(tensors), unit="B", unit_scale=True, mininterval=5) as bar:
+        return write_weights(folder, tensors, limit, first, bar.update)

@@ -95,7 +95,7 @@ def add_leakage(scores: Scores, recipe: Recipe, scenes: Iterable[Scene], prompts
     stage uses, made again in full and compared as pixels and strings."""
     used = {use.data for stage in recipe.stages.values() for use in stage.mix}
     sources = [source for name, source in recipe.data.items() if name in used and isinstance(source, Shapes)]
-    keys = shapes.training_keys(item.sample for source in sources for item in open_source(source))
+    keys = shapes.training_keys(item.read() for source in sources for item in open_source(source))
     scenes, prompts = {scene.key: scene for scene in scenes}, set(prompts)
     found = shapes.leakage(keys, scenes.values(), prompts)
     scores.add("leakage.scenes", found["scenes"], len(scenes))

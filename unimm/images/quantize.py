@@ -54,8 +54,8 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def _learn(self, rows: Tensor, ids: Tensor, vectors: Tensor) -> Tensor:
-        """In training: update averages from what was just coded, return the loss ()."""
-        raise NotImplementedError
+        """In training: update averages from what was just coded, return the loss (), here nothing."""
+        return rows.new_zeros(())
 
     def _through(self, rows: Tensor, vectors: Tensor) -> Tensor:
         """The vectors, with the gradient of what they stand for."""
@@ -110,9 +110,6 @@ class FiniteScalar(Quantizer):
     def codes_to_vectors(self, ids):
         digits = (ids[..., None] // self.basis) % self.levels
         return digits * (2 / (self.levels - 1)) - 1
-
-    def _learn(self, rows, ids, vectors):
-        return rows.new_zeros(())
 
 
 class LookupFree(Quantizer):

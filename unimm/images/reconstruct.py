@@ -20,7 +20,7 @@ class Reconstruction(nn.Module):
         found = self.tokenizer(images)
         n = len(pixels)
         parts = {name: (loss.detach() * n, n) for name, loss in found.losses.items()}
-        return Losses(sum(found.losses.values()) * n, parts)
+        return Losses(found.loss * n, parts)
 
     def weigh(self, pixels: np.ndarray) -> Weight:
         return Weight(float(len(pixels)), len(pixels))

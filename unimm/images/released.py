@@ -11,22 +11,17 @@ from pathlib import Path
 
 from unimm.images.base import TokenizerError
 from unimm.images.vqgan import VQGAN
-from unimm.weights import Stored, open_weights
+from unimm.weights import Stored
 
 ANCHOR = "encoder.conv_in.weight"
 
 
-def load_released(tokenizer: VQGAN, path: Path, unpickle: bool = False) -> None:
-    """Fill `tokenizer`, which may be on the meta device, with float32 tensors.
-
-    Raises StoredError, one line, for a path without weights, a damaged checkpoint, a pickle without `unpickle` or with
-    more than tensors in it; TokenizerError for names or shapes that are not this architecture's.
-    """
-    fill(tokenizer, open_weights(path, unpickle), path)
-
-
 def fill(tokenizer: VQGAN, source: dict[str, Stored], path: Path) -> dict[str, str]:
-    """Fill `tokenizer` from an open checkpoint, whose `path` is for messages; our names -> the checkpoint's."""
+    """Fill `tokenizer`, which may be on the meta device, with float32 tensors of an open checkpoint, whose `path` is
+    for messages; our names -> the checkpoint's.
+
+    Raises TokenizerError, one line, for names or shapes that are not this architecture's.
+    """
     prefixes = sorted(name.removesuffix(ANCHOR) for name in source if name.endswith(ANCHOR))
     if len(prefixes) != 1:
         found = f"several ({', '.join(map(repr, prefixes))})" if prefixes else "none"

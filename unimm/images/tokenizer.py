@@ -27,9 +27,9 @@ from unimm.images.conv import ConvImageTokenizer
 from unimm.images.ibq import IBQTokenizer
 from unimm.images.llamagen import LlamaGenTokenizer
 from unimm.images.movq import MoVQTokenizer
-from unimm.images.released import load_released
+from unimm.images.released import fill
 from unimm.sample import Codes
-from unimm.weights import WEIGHTS
+from unimm.weights import WEIGHTS, open_weights
 
 AT_ONCE, PIXELS_AT_ONCE = 256, 2**20
 """Images encoded or decoded in one pass, and their pixels: the widest maps of a VQGAN take 1 KB a pixel."""
@@ -62,13 +62,14 @@ def build_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
 def first_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
     """The tokenizer that a run begins with: a release's where the configuration names its weights, else a fresh one.
 
-    Raises TokenizerError where the weights can't be read or are another tokenizer's.
+    Raises StoredError where the weights can't be read, TokenizerError where they are another tokenizer's.
     """
     if not is_released(wanted):
         return build_tokenizer(wanted)
     with torch.device("meta"):
         tokenizer = build_tokenizer(wanted)
-    load_released(tokenizer, Path(wanted.weights), wanted.unpickle)
+    path = Path(wanted.weights)
+    fill(tokenizer, open_weights(path, wanted.unpickle), path)
     return tokenizer.eval()
 
 
@@ -167,20 +168,14 @@ def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
 def load_tokenizer(folder: Path) -> ImageTokenizer:
     """The tokenizer of a folder, on the CPU, in eval mode.
 
-    Raises TokenizerError where files are missing, damaged or not of one another.
+    Raises TokenizerError where files are missing or not of one another, StoredError for weights that are damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise TokenizerError(f"{folder} is not an image tokenizer: it has no {name}; train or copy the tokenizer")
     made, saved = _read_config(folder / CONFIG)
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise TokenizerError(f"{folder / WEIGHTS} is damaged ({error}); copy it again or train again") from None
+    weights = {name: stored.read() for name, stored in open_weights(folder / WEIGHTS).items()}
     if _fingerprint(made, weights) != saved:
         raise TokenizerError(f"{folder} differs from what was saved: its fingerprint isn't that in {CONFIG}; copy the "
                              "folder again or train again")

@@ -159,10 +159,11 @@ def _encode_rows(rows: Iterator[Item], to_codes, prepare, see, batch: int, told:
         told()
 
     for item in rows:
-        if item.sample is None:
-            problems.append({"key": item.key, "why": item.problem})
+        found = item.read()
+        if isinstance(found, str):
+            problems.append({"key": item.key, "why": found})
             continue
-        parts = list(item.sample.parts)
+        parts = list(found.parts)
         kept.append((item.key, parts))
         for n, part in enumerate(parts):
             if isinstance(part, Image):

@@ -23,8 +23,6 @@ class Lane:
         self.draw, self.next, self.step, self.room = draw, first, step, room
         self.dropped = 0
         self.waiting: dict[int, Sized] = {}
-        self._lengths: list[int] = []
-        self._held = 0
 
     def state(self) -> list[int]:
         """What `restore` needs: the indices, not what they are drawn as."""
@@ -33,43 +31,31 @@ class Lane:
     def restore(self, state: list[int]) -> None:
         self.next, self.dropped, *waiting = state
         self.waiting = {index: self.draw(index) for index in waiting}
-        self._lengths = [len(document) for document in self.waiting.values()]
-        self._held = sum(self._lengths)
 
     def row(self) -> list:
         """The documents of the next row: the oldest first, then those of the waiting that fill the rest best.
 
         Choice is widest when about half of what waits goes in, so a long row takes more by age first.
         """
-        row, room, waiting, lengths = [], self.room, self.waiting, self._lengths
+        row, room, waiting = [], self.room, self.waiting
         while True:
             self._fill()
-            length = lengths[0]
-            if row and (length > room or 2 * room <= self._held):
+            lengths = [*map(len, waiting.values())]
+            if row and (lengths[0] > room or 2 * room <= sum(lengths)):
                 break
             row.append(waiting.pop(next(iter(waiting))))
-            del lengths[0]
-            room -= length
-            self._held -= length
+            room -= lengths[0]
         indices = list(waiting)
-        for n in best_subset(lengths, room):
-            row.append(waiting.pop(indices[n]))
-        self._lengths = [*map(len, waiting.values())]
-        self._held = sum(self._lengths)
-        return row
+        return row + [waiting.pop(indices[n]) for n in best_subset(lengths, room)]
 
     def _fill(self) -> None:
-        lengths = self._lengths
-        while len(lengths) < LOOKAHEAD:
+        while len(self.waiting) < LOOKAHEAD:
             index, self.next = self.next, self.next + self.step
             document = self.draw(index)
             if document is None:
                 self.dropped += 1
-                continue
-            self.waiting[index] = document
-            length = len(document)
-            lengths.append(length)
-            self._held += length
+            else:
+                self.waiting[index] = document
 
 
 def best_subset(lengths: list[int], room: int) -> list[int]:

@@ -14,8 +14,11 @@ def images_of(items: Iterable[Item], size: int) -> tuple[np.ndarray, int]:
     """All images of a source as one uint8 (N, size, size, 3), and how many rows were skipped."""
     found, skipped = [], 0
     for item in items:
-        skipped += item.sample is None
-        found += [fit(image.content.array, size) for image in item.sample.images] if item.sample else []
+        made = item.read()
+        if isinstance(made, str):
+            skipped += 1
+        else:
+            found += [fit(image.content.array, size) for image in made.images]
     return np.stack(found) if found else np.zeros((0, size, size, 3), np.uint8), skipped
 
 

@@ -13,6 +13,7 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from glob import escape, glob, has_magic
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,14 +92,11 @@ def parquet_rows(files: Sequence[Path], columns: list[str]) -> Iterator[Row]:
 
     Read are `messages`, and their `images`, where a file has them, `columns` where it has not.
     """
-    import pyarrow
     import pyarrow.parquet
 
     for file, name in _named(files):
-        try:
+        with _refused(file, "not a whole Parquet file"):
             present = pyarrow.parquet.read_schema(file).names
-        except (pyarrow.ArrowException, OSError) as why:
-            raise SourceError(f"{file}: not a whole Parquet file: {_line(why)}") from why
         wanted = [column for column in CHAT if column in present] if "messages" in present else columns
         for column in wanted:
             if column not in present:
@@ -137,16 +135,13 @@ def tar_rows(files: Sequence[Path]) -> Iterator[Row]:
 
 def _check_tar(file: Path) -> None:
     """Refuse a tar that is cut short. Readers of streams take the cut for the end and yield fewer samples."""
-    try:
-        with tarfile.open(file) as tar:
-            last = "no member"
-            while member := tar.next():
-                last = member.name
-                tar.members = []  # or all members stay in memory
-            tar.fileobj.seek(tar.offset)
-            end = tar.fileobj.read(1 << 20)  # blocks of zeros, two or more
-    except (tarfile.TarError, EOFError, OSError) as why:
-        raise SourceError(f"{file}: not a whole tar file: {_line(why)}") from why
+    with _refused(file, "not a whole tar file"), tarfile.open(file) as tar:
+        last = "no member"
+        while member := tar.next():
+            last = member.name
+            tar.members = []  # or all members stay in memory
+        tar.fileobj.seek(tar.offset)
+        end = tar.fileobj.read(1 << 20)  # blocks of zeros, two or more
     if len(end) < 1024 or any(end):
         raise SourceError(f"{file}: not a whole tar file: cut short, damaged or followed by another tar after {last}")
 
@@ -154,17 +149,13 @@ def _check_tar(file: Path) -> None:
 def _stream(kind: str, file: Path, **options) -> Iterator[dict]:
     """The rows of one local file through `datasets`, media undecoded."""
     import datasets
-    import pyarrow
 
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or it asks a server for every local file
     # streaming leaves nothing behind but an empty lock file
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            rows = datasets.load_dataset(kind, data_files=[escape(str(file.resolve()))], split="train",
-                                         streaming=True, cache_dir=cache, **options)
-            yield from rows.decode(False) if rows.features else rows
-        except (ValueError, OSError, pyarrow.ArrowException) as why:
-            raise SourceError(f"{file}: can't be read as {kind}: {_line(why)}") from why
+    with tempfile.TemporaryDirectory() as cache, _refused(file, f"can't be read as {kind}"):
+        rows = datasets.load_dataset(kind, data_files=[escape(str(file.resolve()))], split="train",
+                                     streaming=True, cache_dir=cache, **options)
+        yield from rows.decode(False) if rows.features else rows
 
 
 def _named(files: Sequence[Path]) -> list[tuple[Path, str]]:
@@ -173,5 +164,12 @@ def _named(files: Sequence[Path]) -> list[tuple[Path, str]]:
     return [(file, Path(os.path.relpath(file, shared)).as_posix()) for file in files]
 
 
-def _line(why: Exception) -> str:
-    return " ".join(str(why).split())
+@contextmanager
+def _refused(file: Path, what: str) -> Iterator[None]:
+    """Raises SourceError, one line, for whatever a reader says of a damaged file."""
+    import pyarrow
+
+    try:
+        yield
+    except (ValueError, EOFError, OSError, tarfile.TarError, pyarrow.ArrowException) as why:
+        raise SourceError(f"{file}: {what}: {' '.join(str(why).split())}") from why

@@ -1,9 +1,9 @@
 """A recipe's data as samples: the one place that knows what each kind of source looks like inside.
 
-    config Source --rows--> Row --images opened, parts marked--> Item(key, sample, problem)
+    config Source --rows--> Row --images opened, parts marked--> Item(key, read)
 
-A bad row is an Item with a problem: it is counted and named, never fatal. A dataset that can't be what the recipe
-says (absent, wrong column, not JSON, cut short) is a SourceError.
+A bad row is an Item that reads as its problem: it is counted and named, never fatal. A dataset that can't be what
+the recipe says (absent, wrong column, not JSON, cut short) is a SourceError.
 
     pair        (image, text), neither learned: a stage's `task` says which of them is
     chat        parts in order with their speakers; what the assistant says or draws is learned
@@ -12,9 +12,9 @@ says (absent, wrong column, not JSON, cut short) is a SourceError.
 
 import json
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, NamedTuple, assert_never
 
 from unimm.config.data import ChatJsonl, Emoji, ImageFolder, ParquetFiles, Shapes, Source, WebDatasetTars
 from unimm.sample import Image, Pixels, Sample, SampleError, Text, sample
@@ -24,36 +24,16 @@ from unimm.stream.pixels import ImageError
 
 IMAGES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
 
-Outcome = tuple[Sample | None, str | None]
 
+class Item(NamedTuple):
+    """One row of a source: `read()` gives its sample, or in words why there is none.
 
-class Item:
-    """One row of a source: its `sample`, or the `problem` for which there is none.
-
-    `key` is stable and unique in its source: the same row has the same key in every run. A row with a `read` is
-    read, and its images decoded, when its sample or problem is first asked for: whoever passes over rows, because
-    they are another process's or already done, does so at little cost.
+    `key` is stable and unique in its source: the same row has the same key in every run. Images are decoded in `read`:
+    whoever passes over rows, because they are another process's or already done, does so at little cost.
     """
 
-    def __init__(self, key: str, sample: Sample | None = None, problem: str | None = None,
-                 read: Callable[[], Outcome] | None = None):
-        self.key = key
-        self._read = read or (lambda: (sample, problem))
-
-    @cached_property
-    def _outcome(self) -> Outcome:
-        return self._read()
-
-    @property
-    def sample(self) -> Sample | None:
-        return self._outcome[0]
-
-    @property
-    def problem(self) -> str | None:
-        return self._outcome[1]
-
-    def __eq__(self, other):
-        return isinstance(other, Item) and (self.key, self._outcome) == (other.key, other._outcome)
+    key: str
+    read: Callable[[], Sample | str]
 
 
 def open_source(source: Source) -> Iterator[Item]:
@@ -65,11 +45,12 @@ def open_source(source: Source) -> Iterator[Item]:
         case Emoji(size=size):
             from data import emoji
 
-            return (Item(f"emoji:{made.parts[1].text}", made) for made in emoji.pairs(size))
+            return (Item(f"emoji:{made.parts[1].text}", lambda made=made: made) for made in emoji.pairs(size))
         case Shapes(part=part, count=count, seed=seed):
             from data.shapes import PARTS
 
-            return (Item(f"shapes-{part}-{seed}:{n}", made) for n, made in enumerate(PARTS[part](count, seed)))
+            return (Item(f"shapes-{part}-{seed}:{n}", lambda made=made: made)
+                    for n, made in enumerate(PARTS[part](count, seed)))
         case ImageFolder(path=path):
             return _items(on_disk.json_rows([_metadata(path)]), partial(_sample, image="file_name"))
         case ChatJsonl(path=path):
@@ -87,20 +68,20 @@ def open_source(source: Source) -> Iterator[Item]:
 def _items(rows: Iterator[on_disk.Row], read: Callable[[on_disk.Row], Sample]) -> Iterator[Item]:
     """A column missing from the first row is missing from the dataset; from a later row, that row's problem."""
     for number, row in enumerate(rows):
-        outcome = partial(_outcome, row, read, on_disk.MissingColumn if number else ())
-        item = Item(row.key, read=outcome)
+        item = Item(row.key, cache(partial(_outcome, row, read, on_disk.MissingColumn if number else ())))
         if number == 0:
-            _ = item.sample
+            item.read()
         yield item
 
 
-def _outcome(row: on_disk.Row, read: Callable[[on_disk.Row], Sample], forgiven: type[Exception] | tuple[()]) -> Outcome:
+def _outcome(row: on_disk.Row, read: Callable[[on_disk.Row], Sample],
+             forgiven: type[Exception] | tuple[()]) -> Sample | str:
     try:
-        return read(row), None
+        return read(row)
     except forgiven as why:
-        return None, str(why)
+        return str(why)
     except (RowError, ImageError, SampleError) as why:
-        return None, f"{row.key}: {why}"
+        return f"{row.key}: {why}"
 
 
 def _metadata(path: str) -> Path:

@@ -6,7 +6,6 @@ What a step learns depends on the step alone, not on how it is divided: the weig
 known before the first forward, and every slot starts all random generators from (seed, step, slot).
 """
 
-import contextlib
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping
@@ -272,8 +271,7 @@ class _Run:
         if state["stage"] != self.name:
             raise CheckpointError(f"{path} was saved by stage {state['stage']!r}, this is {self.name!r}; "
                                   "continue that one, or train into another folder")
-        with contextlib.closing(Pieces(path)) as read:
-            self.engine.restore(read, state["updates"])
+        self.engine.restore(Pieces(path), state["updates"])
         self.work.batches.restore(state["stream"])
         self.guards.restore(state["guards"])
         self.meter.restore(state["meter"])
