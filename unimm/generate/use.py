@@ -139,7 +139,7 @@ def go_on(system: System, parts: Many[Part], sampling: Sampling | None = None, s
     Raises PromptError where there is nothing to go on from, or no room is left.
     """
     if not parts:
-        raise PromptError("there is nothing to go on from; say something first")
+        raise PromptError("the conversation is empty; say something")
     layout, sampling = system.layout, sampling or system.recipe.sampling
     context = encoded(system, parts)
     read = len(layout.prompt(context))
