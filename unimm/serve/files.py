@@ -44,18 +44,13 @@ PAGE = 64
 
 @dataclass(frozen=True)
 class Job:
-    """One picture: the order that it is of, that one's number, its own seed, and what all of the order say alike."""
+    """One picture: the order that it is of, that one's number, its own seed, and what its file says of it."""
 
     order: Order
     number: int
     seed: int
     wish: Request
-    about: dict[str, str]
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What its file says of it."""
-        return self.about | {"seed": str(self.seed)}
+    facts: dict[str, str]
 
     @property
     def stem(self) -> str:
@@ -98,14 +93,15 @@ def draw_to_files(run: Path, orders: list[Order], out: Path, changes: Mapping[st
 def _draw(system: System, jobs: list[Job], places: list[Place], out: Path, rows: int) -> list[int]:
     """Draw this rank's share of what is not there, and write each picture when it is finished; the steps of each."""
     steps: list[int] = []
-    mine = [n for n, (_, done) in enumerate(places) if not done][ranks.rank()::ranks.world()]
+    mine = [(job, path) for job, (path, done) in zip(jobs, places) if not done][ranks.rank()::ranks.world()]
     name = f"drawing{f', rank 0 of {ranks.world()}' if ranks.world() > 1 else ''}"
     progress = Progress(name, 0, len(mine), "images")
     try:
         wishes = (drawing(asked(_shown(job.order), job.order.prompt), job.wish.sampling, job.wish.size, job.seed)
-                  for job in (jobs[n] for n in mine))
+                  for job, _ in mine)
         for number, picture, took in drawn(system, wishes, rows):
-            write_png(places[mine[number]][0], picture, jobs[mine[number]].facts)
+            job, path = mine[number]
+            write_png(path, picture, job.facts)
             steps.append(took)
             if ranks.rank() == 0:
                 progress.tell(len(steps), "", "images")
@@ -155,7 +151,7 @@ def _jobs(system: System, orders: list[Order], wishes: list[Request]) -> Iterato
                  "sampling": json.dumps(asdict(replace(wish.sampling, window=1)))}
         said = {name: value for name, value in (about | made_by).items() if value}
         for seed in range(order.seed, order.seed + order.n):
-            yield Job(order, number, seed, wish, said)
+            yield Job(order, number, seed, wish, said | {"seed": str(seed)})
 
 
 def _hash(file: Path) -> str:
