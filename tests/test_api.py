@@ -10,7 +10,7 @@ from PIL import Image as Picture
 from tiny import TINY
 
 from unimm.api import Model
-from unimm.cli import commands
+from unimm.cli import use as commands
 from unimm.errors import UserError
 from unimm.pipeline import train_run
 from unimm.serve.files import draw_to_files

@@ -72,8 +72,6 @@ class Model:
 
     def chat(self, messages: Sequence[dict], seed: int = 0, **sampling: float | str) -> dict:
         """The assistant's next message; images in messages may be anything that is a picture."""
-        if not messages:
-            raise PromptError("the conversation is empty; say something")
         spoken = reply(self.system, parts_of(list(messages), None, Path()), self._changed(sampling), seed)
         said = document(spoken, _array)["messages"][0]["content"] if spoken else []
         return {"role": "assistant", "content": said}

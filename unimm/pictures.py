@@ -1,6 +1,7 @@
 """Pictures a person looks at: files that say how they were drawn, grids with labels; whole or not at all."""
 
 import io
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,9 @@ def grid(images: list[np.ndarray], labels: list[str] | None = None, columns: int
     w, h = (max(cell.size[side] for cell in cells) for side in (0, 1))
     gap, columns = 8, min(columns, len(images))
     font = ImageFont.load_default(12)
-    texts = [_wrapped(label, font, w)[:LINES] for label in labels] if labels else [[]] * len(images)
-    line = 15
-    height = h + gap + line * max(len(t) for t in texts)
+    line, letters = 15, int(w / font.getlength("n"))
+    texts = [textwrap.wrap(label, letters, max_lines=LINES) for label in labels or [""] * len(images)]
+    height = h + gap + line * max(map(len, texts))
     rows = -(-len(images) // columns)
     canvas = Image.new("RGB", (gap + columns * (w + gap), gap + rows * (height + gap)), "white")
     pen = ImageDraw.Draw(canvas)
@@ -39,17 +40,6 @@ def grid(images: list[np.ndarray], labels: list[str] | None = None, columns: int
         for k, words in enumerate(text):
             pen.text((x, y + h + 3 + k * line), words, fill="#333333", font=font)
     return np.asarray(canvas)
-
-
-def _wrapped(text: str, font, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
 
 
 def write_png(path: Path, image: np.ndarray, facts: dict[str, str] | None = None) -> None:

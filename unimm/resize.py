@@ -9,14 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
-
 
 def resized(array: np.ndarray, size: tuple[int, int], filter: str = "bicubic") -> np.ndarray:
     """The whole picture at another size; the same array where it has that size."""
     if array.shape[:2] == size:
         return np.ascontiguousarray(array)
-    return np.array(Image.fromarray(array).resize((size[1], size[0]), FILTERS[filter]))
+    return np.array(Image.fromarray(array).resize((size[1], size[0]), Image.Resampling[filter.upper()]))
 
 
 def fit(array: np.ndarray, size: int) -> np.ndarray:

@@ -1,12 +1,25 @@
-"""What the `unimm` command takes: one small class for each thing that it does."""
+"""Commands around a run: what it will be and will take, its training, its checkpoints, its ways in and out.
 
+A command is a small class: its fields are what it takes, `execute` what it does, returning its exit code or None for 0.
+"""
+
+import json
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
 
 from unimm.config.check import ConfigError
+from unimm.config.recipe import Recipe
+
+
+def load(path: Path, overrides: list[str]) -> Recipe:
+    from unimm.recipe import apply_overrides, load_recipe
+
+    return apply_overrides(load_recipe(path), overrides, f"unimm train {path}")
 
 
 @dataclass(frozen=True)
@@ -19,6 +32,29 @@ class Show:
     Or a PNG that `unimm sample` wrote."""
     json: bool = False
     """Print the resolved recipe, or what the picture says of itself, as JSON instead."""
+
+    def execute(self, overrides: list[str]) -> None:
+        if self.recipe.suffix == ".png":
+            print(self._of_picture())
+            return
+        recipe = load(self.recipe, overrides)
+        if self.json:
+            from unimm.recipe import recipe_to_json
+
+            print(recipe_to_json(recipe))
+            return
+        from unimm.show import show
+
+        for line in show(recipe, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ):
+            print(line)
+
+    def _of_picture(self) -> str:
+        from unimm.pictures import facts_of
+
+        facts = facts_of(self.recipe)
+        if not facts:
+            raise ConfigError(f"{self.recipe} does not say how it was drawn, as whole pictures of `unimm sample` do")
+        return json.dumps(facts, indent=1) if self.json else "\n".join(f"{key}: {said}" for key, said in facts.items())
 
 
 @dataclass(frozen=True)
@@ -43,6 +79,18 @@ class Plan:
     json: bool = False
     """Print every number as JSON instead."""
 
+    def execute(self, overrides: list[str]) -> None:
+        recipe = load(self.recipe, overrides)
+        from unimm.hardware import gpu_named
+        from unimm.plan.plan import Cluster, plan
+        from unimm.plan.table import table, to_json
+
+        gpus = self.nodes * self.gpus_per_node if self.gpus is None else self.gpus
+        cluster = Cluster(gpus=gpus, per_node=self.gpus_per_node, gpu=gpu_named(self.gpu), mfu=self.mfu)
+        folder = self.recipe if self.recipe.is_dir() else None
+        found = plan(recipe, cluster, folder, self.document, self.images)
+        print(to_json(found) if self.json else "\n".join(table(found)))
+
 
 @dataclass(frozen=True)
 class Train:
@@ -55,6 +103,21 @@ class Train:
     stage: str | None = None
     """Stop after this stage."""
 
+    def execute(self, overrides: list[str]) -> int | None:
+        recipe = load(self.recipe, overrides)
+        from unimm.pipeline import train_run
+        from unimm.train import ranks
+        from unimm.train.signals import Interrupted
+
+        folder = self.out or (self.recipe if self.recipe.is_dir() else Path("runs") / recipe.name)
+        try:
+            train_run(recipe, folder, self.stage)
+        except Interrupted as stopped:
+            if ranks.rank() == 0:
+                print(stopped, file=sys.stderr)
+            ranks.barrier()  # all are here: none may leave, and have the launcher end the others, before 0 has spoken
+            return stopped.code
+
 
 @dataclass(frozen=True)
 class Status:
@@ -64,6 +127,13 @@ class Status:
     """The run's folder."""
     json: bool = False
     """Print status.json with the errors of all ranks instead."""
+
+    def execute(self) -> int:
+        from unimm.status import code_of, describe, read_status
+
+        status = read_status(self.run)
+        print(json.dumps(status, indent=1) if self.json else "\n".join(describe(self.run, status)))
+        return code_of(status)
 
 
 @dataclass(frozen=True)
@@ -75,133 +145,10 @@ class Encode:
     data: str | None = None
     """Only this dataset of the recipe."""
 
+    def execute(self) -> None:
+        from unimm.pipeline import encode_run
 
-@dataclass(frozen=True)
-class SamplingChange:
-    """Differences from the sampling settings that the run was saved with."""
-
-    guidance: float | None = None
-    image_guidance: float | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    adaptive_k: int | None = None
-    text_temperature: float | None = None
-    text_top_k: int | None = None
-    text_top_p: float | None = None
-    text_min_p: float | None = None
-    text_length: int | None = None
-    positive: str | None = None
-    negative: str | None = None
-    window: int | None = None
-
-    def said(self) -> dict[str, float | str]:
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """What pictures are asked for in every command that draws."""
-
-    n: Annotated[int, arg(aliases=["-n"])] = 4
-    """Pictures per prompt, with seeds SEED, SEED + 1, ..."""
-    seed: int = 0
-    size: tuple[int, int] | None = None
-    """Height and width in pixels."""
-    aspect: str | None = None
-    """Or width:height, such as 16:9: the nearest of the sizes that the run draws."""
-    batch: int = 32
-    """Pictures drawn at a time; fewer take less memory, more take less time a picture."""
-    sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()
-
-    def said(self) -> dict[str, Any]:
-        """The fields of an order that every prompt shares."""
-        if self.size and self.aspect:
-            raise ConfigError("--size and --aspect are two ways to say one thing; give one")
-        return {"n": self.n, "seed": self.seed, "size": self.size or self.aspect}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Draw pictures: single PNGs that say how they were drawn, and labelled grids. Started again, it draws what is not
-    yet there; under torchrun, deepspeed or srun, each process draws its share."""
-
-    run: Positional[Path]
-    """The run's folder."""
-    prompts: Positional[tuple[str, ...]]
-    """What to draw, each in quotes; - reads standard input, one prompt a line."""
-    file: Path | None = None
-    """Prompts one a line, as text or as {"prompt": ..., "seed": ..., "n": ..., "size": [H, W], "negative": ...}."""
-    out: Path | None = None
-    """Where to write; RUN/samples by default, RUN/geneval in GenEval's layout."""
-    layout: Literal["files", "geneval"] = "files"
-    """geneval: OUT/00000/samples/0000.png beside metadata.jsonl, as its evaluation reads them."""
-    drawing: OmitArgPrefixes[Drawing] = Drawing()
-
-
-@dataclass(frozen=True)
-class Edit:
-    """Change a picture as told; where it is written, and what is known of it there, is as with `sample`."""
-
-    run: Positional[Path]
-    """The run's folder."""
-    words: Positional[tuple[str, ...]]
-    """The picture's file, or several, and then the instruction in quotes."""
-    out: Path | None = None
-    """Where to write; RUN/edits by default."""
-    drawing: OmitArgPrefixes[Drawing] = Drawing()
-
-
-@dataclass(frozen=True)
-class Ask:
-    """Print the answer to a question about a picture."""
-
-    run: Positional[Path]
-    """The run's folder."""
-    words: Positional[tuple[str, ...]]
-    """The picture's file, or several, and then the question in quotes."""
-    seed: int = 0
-    sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()
-
-
-@dataclass(frozen=True)
-class Continue:
-    """Go on with a document of text and pictures, or with a chat: what the model writes behind it, pictures and all."""
-
-    run: Positional[Path]
-    """The run's folder."""
-    document: Positional[Path]
-    """JSON: {"messages": [{"role": ..., "content": ...}]}, or {"parts": [{"type": "text", "text": ...}, {"type":
-    "image", "image": PATH}]} without speakers."""
-    images: int = 4
-    """The most pictures that it may draw."""
-    seed: int = 0
-    out: Path | None = None
-    """A folder for document.json and its pictures; DOCUMENT-continued by default."""
-    sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()
-
-
-@dataclass(frozen=True)
-class Chat:
-    """Talk with a trained run in the terminal; name image files in what you say, and it writes image files."""
-
-    run: Positional[Path]
-    """The run's folder."""
-    seed: int = 0
-    out: Path | None = None
-    """Where its pictures go; RUN/chat by default."""
-
-
-@dataclass(frozen=True)
-class Eval:
-    """Score a trained run and write report.html and report.json into its folder."""
-
-    run: Positional[Path]
-    """The run's folder."""
-    count: int = 200
-    """Prompts, questions and scenes of each kind."""
-    seed: int = 0
+        encode_run(load(self.run, []), self.run, self.data)
 
 
 @dataclass(frozen=True)
@@ -213,6 +160,11 @@ class CheckpointList:
     quick: FlagCreatePairsOff[bool] = False
     """Compare the files' sizes only, instead of reading every byte."""
 
+    def execute(self) -> None:
+        from unimm.checkpoint.listing import table
+
+        print(*table(self.run, every_byte=not self.quick), sep="\n")
+
 
 @dataclass(frozen=True)
 class CheckpointVerify:
@@ -220,6 +172,12 @@ class CheckpointVerify:
 
     path: Positional[Path]
     """A checkpoint's folder, a stage's, or a run's."""
+
+    def execute(self) -> None:
+        from unimm.checkpoint.listing import check_all
+
+        for line in check_all(self.path):
+            print(line)
 
 
 @dataclass(frozen=True)
@@ -239,6 +197,14 @@ class CheckpointExport:
     trained: FlagCreatePairsOff[bool] = False
     """The weights as trained, not their average."""
 
+    def execute(self) -> None:
+        from unimm.export import export_run
+
+        if self.ema and self.trained:
+            raise ConfigError("--ema and --trained are two kinds of weights; export them into two folders")
+        export_run(self.run, self.out, self.stage, self.step, True if self.ema else False if self.trained else None)
+        print(f"exported: {self.out}\nnext: unimm sample {self.out} \"a prompt\"")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -247,6 +213,9 @@ class Checkpoint:
     do: OmitSubcommandPrefixes[OmitArgPrefixes[
         Annotated[CheckpointList, subcommand("list")] | Annotated[CheckpointVerify, subcommand("verify")]
         | Annotated[CheckpointExport, subcommand("export")]]]
+
+    def execute(self) -> None:
+        self.do.execute()
 
 
 @dataclass(frozen=True)
@@ -268,11 +237,20 @@ class Convert:
     split: str = "5GB"
     """The most bytes of one file in transformers' format."""
 
+    def execute(self) -> None:
+        from unimm.convert.bring import bring
+        from unimm.convert.give import give
+        from unimm.convert.source import ConvertError, is_run
 
-Command = (  # in the order of `unimm --help`: a run from its recipe to its use
-    Annotated[Show, subcommand("show")] | Annotated[Plan, subcommand("plan")] | Annotated[Train, subcommand("train")]
-    | Annotated[Status, subcommand("status")] | Annotated[Checkpoint, subcommand("checkpoint")]
-    | Annotated[Encode, subcommand("encode")] | Annotated[Sample, subcommand("sample")]
-    | Annotated[Edit, subcommand("edit")] | Annotated[Ask, subcommand("ask")]
-    | Annotated[Continue, subcommand("continue")] | Annotated[Chat, subcommand("chat")]
-    | Annotated[Eval, subcommand("eval")] | Annotated[Convert, subcommand("convert")])
+        if is_run(self.source):
+            if self.recipe or self.unpickle:
+                raise ConvertError(f"{self.source} is a run, which has its recipe; --recipe and --unpickle are for "
+                                   "checkpoints in transformers' format")
+            give(Path(self.source), self.out, self.adapters, self.dtype, self.split)
+            print(f"converted: {self.out}\nnext: AutoModelForCausalLM.from_pretrained({str(self.out)!r})")
+            return
+        if (self.adapters, self.dtype, self.split) != ("merged", "as_is", "5GB"):
+            raise ConvertError(f"{self.source} is a checkpoint in transformers' format, whose tensors are kept as they "
+                               "are; --adapters, --dtype and --split are for runs")
+        bring(self.source, self.out, load(self.recipe, []) if self.recipe else None, self.unpickle)
+        print(f"converted: {self.out}\nnext: unimm sample {self.out} \"a prompt\", unimm train {self.out}")

@@ -49,17 +49,19 @@ class Sampling:
         zero_or_more(self, "guidance", "image_guidance")
         positive(self, "text_length", "window")
 
-    def changed(self, **changes) -> "Sampling":
-        """The settings with flat changes: `temperature` and its like are of images, `text_temperature` of text.
+    @classmethod
+    def settings(cls) -> dict[str, type]:
+        """Every setting by its flat name: `temperature` and its like are of images, `text_temperature` of text."""
+        choice = {f.name: f.type for f in fields(Choice)}
+        own = {f.name: f.type for f in fields(cls) if f.type is not Choice}
+        return own | choice | {f"text_{name}": kind for name, kind in choice.items()}
 
-        Raises ConfigError for a name that is none.
-        """
-        own, choices = {f.name for f in fields(self)} - {"image", "text"}, {f.name for f in fields(Choice)}
-        for name in changes:
-            if name not in own and name.removeprefix("text_") not in choices:
-                raise ConfigError(f"sampling has no setting {name!r}; it has {', '.join(sorted(own | choices))}, and "
-                                  "what images have with text_ before it for text")
-        image = {name: value for name, value in changes.items() if name in choices}
-        text = {name.removeprefix("text_"): value for name, value in changes.items() if name not in choices | own}
-        return replace(self, image=replace(self.image, **image), text=replace(self.text, **text),
-                       **{name: value for name, value in changes.items() if name in own})
+    def changed(self, **changes) -> "Sampling":
+        """Differently set, each change by its flat name. Raises ConfigError for a name that is none."""
+        for name in changes.keys() - self.settings().keys():
+            raise ConfigError(f"sampling has no setting {name!r}; it has {', '.join(self.settings())}")
+        choices = [f.name for f in fields(Choice)]
+        image = {name: changes[name] for name in choices if name in changes}
+        text = {name: changes[f"text_{name}"] for name in choices if f"text_{name}" in changes}
+        own = {name: value for name, value in changes.items() if name in vars(self)}
+        return replace(self, image=replace(self.image, **image), text=replace(self.text, **text), **own)

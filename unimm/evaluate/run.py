@@ -12,6 +12,7 @@ from typing import assert_never
 
 from unimm.config.stages import NextToken
 from unimm.disk import replace_file
+from unimm.evaluate import emoji, shapes
 from unimm.evaluate.report import page
 from unimm.evaluate.scores import Bar, EvaluationError, Metrics, Scores, look_up
 from unimm.recipe import recipe_to_json
@@ -49,12 +50,8 @@ def evaluate(system: System, count: int = 200, seed: int = 0) -> dict:
 def _score(system: System, count: int, seed: int) -> tuple[Scores, tuple[Bar, ...]]:
     match system.recipe.judge:
         case "shapes":
-            from unimm.evaluate import shapes
-
             return shapes.score(system, count, seed), shapes.BARS
         case "emoji":
-            from unimm.evaluate import emoji
-
             return emoji.score(system, count, seed), emoji.BARS
         case "none":
             return Scores(), ()

@@ -1,6 +1,6 @@
 """What every judge measures alike: the values, how many items each was measured on, and items to show.
 
-    contexts --draw / answer, in batches--> pictures / answers --judged--> Shown --collected--> Scores
+    contexts --draw / answer--> pictures / answers --judged--> Shown --collected--> Scores
 """
 
 import math
@@ -20,8 +20,6 @@ from unimm.system import System
 
 Metrics = dict[str, list[dict[str, float]]]
 """Stage -> the lines of its metrics.jsonl."""
-
-BATCH = 256  # what the decode loop takes at once
 
 
 class EvaluationError(UserError):
@@ -117,23 +115,17 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
 def draw_all(system: System, what: str, contexts: Many[Many[Part]], seed: int) -> list[np.ndarray]:
     """One picture after each context; picture n is drawn with seed + n."""
-    return _in_batches(what, contexts, lambda some, at: draw(system, some, range(seed + at, seed + at + len(some))))
+    return draw(system, _counted(what, contexts), range(seed, seed + len(contexts)))
 
 
 def answer_all(system: System, what: str, contexts: Many[Many[Part]], seed: int) -> list[str]:
     """The text after each context, without spaces around it."""
-    said = _in_batches(what, contexts, lambda some, at: answer(system, some, seed=seed + at))
-    return [text.strip() for text in said]
+    return [text.strip() for text in answer(system, _counted(what, contexts), seed=seed)]
 
 
-def _in_batches(what: str, items: Many, call: Callable[[Many, int], list]) -> list:
-    done = []
-    with tqdm(total=len(items), desc=f"evaluate {what}", mininterval=1) as bar:
-        for at in range(0, len(items), BATCH):
-            some = items[at:at + BATCH]
-            done += call(some, at)
-            bar.update(len(some))
-    return done
+def _counted(what: str, contexts: Many[Many[Part]]) -> tqdm:
+    """The contexts, which say how many the decode loop has taken."""
+    return tqdm(contexts, desc=f"evaluate {what}", mininterval=1)
 
 
 def add_reconstructions(scores: Scores, system: System, key: str, pictures: list[np.ndarray],

@@ -8,7 +8,8 @@ from data.shapes_world import Scene, draw
 from unimm.config.data import Shapes
 from unimm.config.recipe import Recipe
 from unimm.evaluate.scores import Bar, EvaluationError, Scores, Shown, add_reconstructions, answer_all, draw_all
-from unimm.sample import Image, Pixels, Text
+from unimm.generate.use import asked
+from unimm.sample import Text
 from unimm.stream.sources import open_source
 from unimm.system import System
 
@@ -61,9 +62,9 @@ def _plain(verdict: shapes_judge.Verdict) -> tuple[bool, str]:
 
 
 def _pictures(scores: Scores, system: System, prompts: dict[str, list[str]], seed: int) -> None:
-    asked = [(kind, prompt) for kind, some in prompts.items() for prompt in some]
-    drawn = draw_all(system, "pictures", [(Text(prompt),) for _, prompt in asked], seed)
-    for (kind, prompt), picture in zip(asked, drawn):
+    wanted = [(kind, prompt) for kind, some in prompts.items() for prompt in some]
+    drawn = draw_all(system, "pictures", [(Text(prompt),) for _, prompt in wanted], seed)
+    for (kind, prompt), picture in zip(wanted, drawn):
         ok, why = _plain(shapes_judge.judge(picture, prompt))
         scores.pictures.append(Shown(kind, prompt, ok, picture, why=why))
     scores.add_shares("t2i", scores.pictures)
@@ -71,8 +72,7 @@ def _pictures(scores: Scores, system: System, prompts: dict[str, list[str]], see
 
 def _questions(scores: Scores, system: System, questions: list[shapes.Question], seed: int) -> None:
     given = [draw(q.scene) for q in questions]
-    contexts = [(Image(Pixels(picture), role="user"), Text(q.question, role="user"))
-                for picture, q in zip(given, questions)]
+    contexts = [asked([picture], q.question) for picture, q in zip(given, questions)]
     for q, picture, said in zip(questions, given, answer_all(system, "answers", contexts, seed)):
         scores.questions.append(Shown(q.type, q.question, said == q.answer, said, picture, q.answer))
     scores.add_share("vqa.exact_match", scores.questions)
@@ -81,8 +81,7 @@ def _questions(scores: Scores, system: System, questions: list[shapes.Question],
 
 def _edits(scores: Scores, system: System, edits: list[shapes.Edit], seed: int) -> None:
     given = [draw(e.before) for e in edits]
-    contexts = [(Image(Pixels(picture), role="user"), Text(e.instruction, role="user"))
-                for picture, e in zip(given, edits)]
+    contexts = [asked([picture], e.instruction) for picture, e in zip(given, edits)]
     for e, before, picture in zip(edits, given, draw_all(system, "edits", contexts, seed)):
         ok, why = _plain(shapes_judge.judge_scene(picture, e.after))
         scores.edits.append(Shown(e.operation, e.instruction, ok, picture, before, draw(e.after), why))

@@ -19,8 +19,8 @@ Which state follows in an image does not depend on its codes, so within images t
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -29,97 +29,57 @@ from torch import Tensor
 from unimm.config.sampling import Choice
 from unimm.generate.allowed import Allowed
 from unimm.generate.choose import choose, places
-from unimm.generate.guidance import Guides, guides
-from unimm.generate.lines import Lines, Prompt, Read
+from unimm.generate.guidance import guides
+from unimm.generate.lines import Lines, Prompt
 from unimm.generate.request import Request, written
+from unimm.generate.rows import ROW, Group, Live, Path
 from unimm.grammar import Automaton, Fixed
 from unimm.layout import Layout
 from unimm.model.cache import sent
 from unimm.model.unified import UnifiedModel
-from unimm.sample import Sequence
-
-ROW = np.dtype([("state", "i8"), ("codes", "i8"), ("written", "i8"), ("seed", "u8"), ("left", "i8"), ("steps", "i8"),
-                ("window", "i8"), ("text", "i8"), ("image", "i8"), ("arity", "i8"), ("closed", "?"), ("fresh", "?")])
-"""state   of the automaton, behind the last id        codes   of its image that stand before the last id
-written   ids so far; left: of text that may still be   text, image   numbers of the settings they are chosen by
-arity   branches of the row   closed   no image may begin   fresh   some branch has not read its prompt yet"""
+from unimm.sample import Part
 
 
-@torch.inference_mode()
 def decode(model: UnifiedModel, layout: Layout, requests: Iterable[Request], rows: int = 256,
            progress: Callable[[Request], None] | None = None) -> None:
     """Bring all requests to their end, at most `rows` of them at once; `progress` is told of each as it ends."""
-    decoder = Decoder(model, layout, rows)
-    for request in requests:
-        decoder.add(request)
-    while decoder.busy:
-        for request in decoder.step():
-            if progress is not None:
-                progress(request)
+    for ended in decoded(model, layout, requests, rows):
+        for request in ended if progress else ():
+            progress(request)
 
 
-@dataclass(eq=False)
-class _Live:
-    """A row's request, the images that it may still write, and prompts of its branches that are still to be read."""
-
-    request: Request
-    images: int
-    unread: list[tuple[int, Sequence]]
-    weights: tuple[float, ...] = (1.0,)
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Places at which an id is chosen in the same way.
-
-    items     which of the R * t places, int64 (N,)
-    hidden    where their states lie, int64 (N,) or (N, branches); None: all in order
-    weights   float32 (N, branches) of guided ones
-    """
-
-    items: np.ndarray
-    hidden: Tensor | None
-    weights: Tensor | None
-    number: int
-    allowed: Allowed
-    how: Choice
-
-
-@dataclass(eq=False)
-class _Path:
-    """What rows read in a step: the state behind each place, int64 (R, t), and whether a row reads so far, bool (R, t);
-    the groups of these places, once they are made."""
-
-    states: np.ndarray
-    valid: np.ndarray
-    groups: list[_Group] | None = None
-
-    def __post_init__(self):
-        self.counts = self.valid.sum(1)
-        self.last = self.states[np.arange(len(self.states)), self.counts - 1]
+def decoded(model: UnifiedModel, layout: Layout, requests: Iterable[Request], rows: int) -> Iterator[list[Request]]:
+    """Requests as they end, `rows` under way at a time; each is asked for when there is room for it."""
+    decoder, waiting, room = Decoder(model, layout, rows), iter(requests), rows
+    while True:
+        for request in islice(waiting, room):
+            decoder.add(request)
+        if not decoder.busy:
+            return
+        ended = decoder.step()
+        room = len(ended)
+        yield ended
 
 
 class Decoder:
     """Requests are added at any time, run at most `rows` at once, and make room for others as they end.
 
     capacity   positions to take memory for at the beginning; more is taken as it is needed
-    read       what the model's own body is replaced by, see `UnifiedModel.read`
     """
 
-    def __init__(self, model: UnifiedModel, layout: Layout, rows: int = 256, capacity: int = 0,
-                 read: Read | None = None):
+    def __init__(self, model: UnifiedModel, layout: Layout, rows: int = 256, capacity: int = 0):
         self.model, self.layout, self.rows = model.eval(), layout, rows
         self.automaton = automaton = layout.automaton()
-        self.waiting: deque[tuple[Request, _Live, np.ndarray]] = deque()
-        self.live: list[_Live] = []
+        self.waiting: deque[tuple[Live, np.ndarray]] = deque()
+        self.live: list[Live] = []
         self.now = np.zeros(0, ROW)
-        self.lines = Lines(model, read or model.read, capacity)
+        self.lines = Lines(model, capacity)
         self.last = torch.zeros(0, dtype=torch.long, device=model.device)
         self.drafts = np.zeros((0, 0), np.int64)
         self.choices: dict[Choice, int] = {}
         self.allowed: dict[int, Allowed] = {}
-        self._groups: dict[tuple, list[_Group]] = {}
-        self._paths: dict[bytes, _Path] = {}
+        self._groups: dict[tuple, list[Group]] = {}
+        self._paths: dict[bytes, Path] = {}
         self._fresh = False
         self._unseen: list[Tensor] = []
         self.widest, self.old = 1, 0
@@ -140,28 +100,25 @@ class Decoder:
         how, size = request.sampling, request.size
         prompt = self.layout.prompt(request.parts, "image" if size else "text", size)
         state = self.automaton.after(self.layout.write_plans[size].header) if size else Automaton.TEXT
-        live = _Live(request, max(request.images, 1 if size else 0), [(0, prompt)])
-        row = np.zeros(1, ROW)
-        for name, value in (("state", state), ("seed", request.seed % 2 ** 64), ("left", how.text_length),
-                            ("window", how.window), ("text", self._number(how.text)), ("arity", 1),
-                            ("image", self._number(how.image)), ("closed", live.images == 0), ("fresh", True)):
+        live, row = Live(request, [(0, prompt)]), np.zeros(1, ROW)
+        text, image = (self.choices.setdefault(each, len(self.choices)) for each in (how.text, how.image))
+        for name, value in {"state": state, "seed": request.seed % 2 ** 64, "left": how.text_length, "arity": 1,
+                            "window": how.window, "text": text, "image": image, "fresh": True,
+                            "images": max(request.images, 1 if size else 0)}.items():
             row[name] = value
         if size:
-            self._guide(live, row[0], guides(self.layout, how, request.parts, size))
-        self.waiting.append((request, live, row))
+            self._guide(live, row[0], request.parts, size)
+        self.waiting.append((live, row))
 
     @torch.inference_mode()
     def drop(self, request: Request) -> None:
         """Forget a request; what it wrote so far is in its ids."""
-        self.waiting = deque(each for each in self.waiting if each[0] is not request)
+        self.waiting = deque(each for each in self.waiting if each[0].request is not request)
         self._see()
         self._remove([row for row, live in enumerate(self.live) if live.request is request], [])
 
-    def _number(self, how: Choice) -> int:
-        return self.choices.setdefault(how, len(self.choices))
-
-    @staticmethod
-    def _guide(live: _Live, row: np.void, guiding: Guides | None) -> None:
+    def _guide(self, live: Live, row: np.void, parts: tuple[Part, ...], size: tuple[int, int]) -> None:
+        guiding = guides(self.layout, live.request.sampling, parts, size)
         if guiding is not None:
             live.unread += enumerate(guiding.prompts, 1)
             live.weights = guiding.weights
@@ -170,10 +127,9 @@ class Decoder:
     @torch.inference_mode()
     def step(self) -> list[Request]:
         """One forward of every row, and an id or more for each. Returns the requests that ended with it."""
-        if self.waiting and len(self.live) < self.rows:
-            self._see()
         while self.waiting and len(self.live) < self.rows:
-            _, live, row = self.waiting.popleft()
+            self._see()
+            live, row = self.waiting.popleft()
             self.live.append(live)
             self.now, self._fresh = np.append(self.now, row), True
         if not self.live:
@@ -186,7 +142,7 @@ class Decoder:
 
     # ------------------------------------------------------------ reading
 
-    def _ahead(self) -> _Path:
+    def _ahead(self) -> Path:
         """What is read now: worked out once for rows that are where they were before, in text or in another image."""
         key = self.now["state"].tobytes()
         if self._fresh or key not in self._paths:
@@ -198,7 +154,7 @@ class Decoder:
             self._paths[key] = path
         return self._paths[key]
 
-    def _walked(self) -> _Path:
+    def _walked(self) -> Path:
         now, widest = self.now, self.widest
         states, valid = [now["state"]], [np.ones(len(now), bool)]
         ready = ~now["fresh"]
@@ -208,7 +164,7 @@ class Decoder:
             reads &= sure if widest == 1 else len(states) < now["window"]
             # Rows that nothing is drafted for read on together or not at all: padding costs what it saves.
             if not (reads.any() if widest > 1 else reads[ready].all() and ready.any()):
-                return _Path(np.stack(states, 1), np.stack(valid, 1))
+                return Path(np.stack(states, 1), np.stack(valid, 1))
             states.append(np.where(reads, following, states[-1]))
             valid.append(reads)
 
@@ -217,9 +173,8 @@ class Decoder:
         if (more := states.shape[1] - 1) == 0:
             return None
         forced = self.automaton.forced[states[:, :-1]]
-        drafts = np.zeros((len(states), more), np.int64)
         known = self.drafts[:, :more]
-        drafts[:len(known), :known.shape[1]] = known
+        drafts = np.pad(known, ((0, len(states) - len(known)), (0, more - known.shape[1])))
         return np.where(forced >= 0, forced, drafts)
 
     def _hidden(self, fed: np.ndarray | None) -> Tensor:
@@ -259,7 +214,7 @@ class Decoder:
 
     # ------------------------------------------------------------ choosing
 
-    def _choose(self, hidden: Tensor, path: _Path) -> tuple[Tensor, list]:
+    def _choose(self, hidden: Tensor, path: Path) -> tuple[Tensor, list]:
         """An id at every valid place, int64 (R, t), and each group with its logits."""
         rows, t = path.states.shape
         if path.groups is None:
@@ -275,10 +230,10 @@ class Decoder:
             tails.append((group, logits))
         return chosen.view(rows, t), tails
 
-    def _grouped(self, states: np.ndarray, valid: np.ndarray) -> list[_Group]:
+    def _grouped(self, states: np.ndarray, valid: np.ndarray) -> list[Group]:
         t = states.shape[1]
         sets = self.automaton.set_of[states]
-        sets[(states == Automaton.TEXT) & self.now["closed"][:, None]] = self.automaton.no_image
+        sets[(states == Automaton.TEXT) & (self.now["images"] == 0)[:, None]] = self.automaton.no_image
         how = np.where(self._is_text[sets], self.now["text"][:, None], self.now["image"][:, None])
         alike = np.where(valid, (sets * len(self.choices) + how) * 4 + self.now["arity"][:, None], -1)
         if (key := (t, self.old, alike.tobytes())) not in self._groups:
@@ -288,7 +243,7 @@ class Decoder:
                                  for which in np.unique(alike[valid])]
         return self._groups[key]
 
-    def _group(self, which: int, members: np.ndarray, t: int) -> _Group:
+    def _group(self, which: int, members: np.ndarray, t: int) -> Group:
         rest, arity = divmod(which, 4)
         number, how = divmod(rest, len(self.choices))
         if number not in self.allowed:
@@ -302,9 +257,9 @@ class Decoder:
             weights = sent(np.array([self.live[r].weights for r in row], np.float32), self.last.device)
         whole = arity == 1 and np.array_equal(hidden[:, 0], np.arange(self.old * t + len(self.lines) - self.old))
         where = None if whole else sent(hidden if arity > 1 else hidden[:, 0].copy(), self.last.device)
-        return _Group(items, where, weights, number, self.allowed[number], list(self.choices)[how])
+        return Group(items, where, weights, number, self.allowed[number], list(self.choices)[how])
 
-    def _of_group(self, group: _Group, hidden: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
+    def _of_group(self, group: Group, hidden: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
         """The ids that a group's places get, int64 (N,), and the logits they come from."""
         if group.allowed.only is not None:
             return torch.full((len(group.items),), group.allowed.only, device=hidden.device), None
@@ -314,23 +269,23 @@ class Decoder:
             return group.allowed.of(choose(logits, group.how)), logits
         return group.allowed.of(self._drawn(group, logits, *np.divmod(group.items, t))), logits
 
-    def _drawn(self, group: _Group, logits: Tensor, rows: np.ndarray, ahead: np.ndarray) -> Tensor:
+    def _drawn(self, group: Group, logits: Tensor, rows: np.ndarray, ahead: np.ndarray) -> Tensor:
         """A column of each row of logits, by the noise of the place `ahead` of what the row has written."""
         key = places(self.now["seed"][rows], self.now["written"][rows] + ahead)
         return choose(logits, group.how, sent(key, logits.device), group.allowed.marks)
 
     # ------------------------------------------------------------ going on
 
-    def _advance(self, chosen: Tensor, tails: list, path: _Path, fed: np.ndarray | None) -> list[Request]:
+    def _advance(self, chosen: Tensor, tails: list, path: Path, fed: np.ndarray | None) -> list[Request]:
         now, automaton = self.now, self.automaton
-        seen, kept, before = None, path.counts, path.last
+        kept, before = path.counts, path.last
+        waits = self.widest > 1 or fed is not None or (automaton.follows[before] < 0).any()
+        seen = chosen.numpy(force=True) if waits else None
         if self.widest > 1 and fed is not None:
-            seen = chosen.numpy(force=True)
             kept = 1 + ((seen[:, :-1] == fed) & path.valid[:, 1:]).cumprod(1).sum(1)
             before = path.states[np.arange(len(kept)), kept - 1]
         after = automaton.follows[before]
-        if fed is not None or (after < 0).any():
-            seen = chosen.numpy(force=True)
+        if waits:
             ids = seen[:, 0] if fed is None else seen[np.arange(len(kept)), kept - 1]
             after = automaton.table[before, automaton.label_of[ids]]
             self._see()
@@ -352,15 +307,13 @@ class Decoder:
         events = self._stops[after] | (after == Automaton.TEXT) & ((before != Automaton.TEXT) | (now["left"] <= 0))
         return self._events(np.flatnonzero(events)) if events.any() else []
 
-    def _drafted(self, seen: np.ndarray | None, kept: np.ndarray, valid: np.ndarray, tails: list) -> np.ndarray:
+    def _drafted(self, seen: np.ndarray, kept: np.ndarray, valid: np.ndarray, tails: list) -> np.ndarray:
         """Drafts behind the last id, int64 (R, window - 1): what was chosen there already; else, by the noise of its
         place, from the logits of the last place that was read."""
         ahead, counts = np.arange(self.widest - 1), valid.sum(1)
         source = kept[:, None] + ahead
         known = source < counts[:, None]
-        drafts = np.zeros(source.shape, np.int64)
-        if seen is not None:
-            drafts = np.where(known, np.take_along_axis(seen, np.minimum(source, seen.shape[1] - 1), 1), 0)
+        drafts = np.where(known, np.take_along_axis(seen, np.minimum(source, seen.shape[1] - 1), 1), 0)
         state, sets = self.now["state"], []
         for _ in ahead:
             sets.append(np.where(state > Automaton.DONE, self.automaton.set_of[state], -1))
@@ -393,18 +346,16 @@ class Decoder:
             request, state = live.request, int(now["state"])
             if self._heads[state]:
                 parts = (*request.parts, *written(self.layout, self.automaton, request))
-                size = self.automaton.headers[state]
-                self._guide(live, now, guides(self.layout, request.sampling, parts, size))
+                self._guide(live, now, parts, self.automaton.headers[state])
                 self._fresh |= bool(live.unread)
                 continue
-            live.images -= state == Automaton.TEXT and now["left"] > 0
-            over = state == Automaton.DONE or now["left"] <= 0 or live.images == 0 and not request.text
-            if over:
+            now["images"] -= state == Automaton.TEXT and now["left"] > 0
+            if state == Automaton.DONE or now["left"] <= 0 or now["images"] == 0 and not request.text:
                 ended.append(row)
                 continue
             self._end_image(row)
             freed += self._line_of[row, 1:now["arity"]].tolist()
-            live.weights, now["arity"], now["closed"] = (1.0,), 1, live.images == 0
+            live.weights, now["arity"] = (1.0,), 1
         finished = [self.live[row].request for row in ended]
         self._remove(ended, freed)
         return finished

@@ -3,7 +3,6 @@
     L lines, always the first L rows of the cache   t positions read   W width
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +15,6 @@ from unimm.sample import Sequence
 
 AT_ONCE = 16_384
 """Positions of prompts in one forward, which bounds its memory."""
-
-Read = Callable[[Tensor, np.ndarray, RowCache, int], Tensor]
-"""(embedded (n, t, W), start int64 (n,), cache, first row) -> hidden states (n, t, W)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +30,8 @@ class Prompt:
 class Lines:
     """owner, branch, length   int64 (L,): the row that a line belongs to, which of its branches, the positions read"""
 
-    def __init__(self, model: UnifiedModel, read: Read, capacity: int):
-        self.model, self._read = model, read
+    def __init__(self, model: UnifiedModel, capacity: int):
+        self.model = model
         self.table = model.backbone.get_input_embeddings()
         self.cache = RowCache(0, capacity, model.device)
         self.owner, self.branch, self.length = (np.zeros(0, np.int64) for _ in range(3))
@@ -57,7 +53,7 @@ class Lines:
         self.cache.reserve(first + n, int(start.max()) + t)
         before = sent(codes, ids.device) if codes is not None and self.model.image_input.counts else None
         embedded, _ = self.model.image_input(self.table, ids, before, slots)
-        return self._read(embedded, start, self.cache, first)
+        return self.model.read(embedded, start, self.cache, first)
 
     def begin(self, prompts: list[Prompt]) -> Tensor:
         """Read prompts into lines of their own; their last hidden states (lines, W), in order of the lines.

@@ -5,8 +5,7 @@ The command line, the chat, the scores and Python all go through these functions
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from unimm.config.model import VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.sampling import Sampling
 from unimm.errors import UserError
-from unimm.generate.decode import Decoder
+from unimm.generate.decode import decode, decoded
 from unimm.generate.guidance import warn
 from unimm.generate.request import Request, drawing, written
 from unimm.images.prepare import as_seen, prepare
@@ -48,34 +47,25 @@ def asked(shown: Many[np.ndarray], words: str) -> tuple[Part, ...]:
     return (*(Image(Pixels(array), role=role) for array in shown), Text(words, role=role))
 
 
-@dataclass(frozen=True)
-class Wish:
-    """One picture: what it follows (a caption, or a chat), its seed, its settings, its rows and columns of codes."""
-
-    parts: Many[Part]
-    seed: int
-    sampling: Sampling
-    size: tuple[int, int]
-
-
-def check_prompt(recipe: Recipe, layout: Layout, wish: Wish) -> None:
+def check_prompt(recipe: Recipe, layout: Layout, request: Request) -> None:
     """Raises PromptError where there is nothing to draw, or where prompt and image are longer than the model's rows.
 
     Needs no model; pictures among the parts are counted only once they are codes.
     """
-    if not wish.parts:
+    parts, sampling, size = request.parts, request.sampling, request.size
+    if not parts:
         raise PromptError('the prompt is empty; say what to draw, such as "a red circle"')
-    read = tuple(p for p in wish.parts if not (isinstance(p, Image) and isinstance(p.content, Pixels)))
-    negative = (Text(wish.sampling.negative, role=wish.parts[-1].role and "user"),) if wish.sampling.negative else ()
-    for parts in (read and _praised(read, wish.sampling), negative):
-        if parts:
-            prompt = len(layout.prompt(parts, "image", wish.size)) - len(layout.write_plans[wish.size].header)
-            _check_length(recipe, prompt, layout.tokens(wish.size))
+    read = tuple(p for p in parts if not (isinstance(p, Image) and isinstance(p.content, Pixels)))
+    negative = (Text(sampling.negative, role=parts[-1].role and "user"),) if sampling.negative else ()
+    for some in (read and _praised(read, sampling), negative):
+        if some:
+            prompt = len(layout.prompt(some, "image", size)) - len(layout.write_plans[size].header)
+            _check_length(recipe, prompt, layout.tokens(size))
 
 
-def drawn(system: System, wishes: Iterable[Wish], rows: int = 256) -> Iterator[tuple[int, np.ndarray, int]]:
+def drawn(system: System, wishes: Iterable[Request], rows: int = 256) -> Iterator[tuple[int, np.ndarray, int]]:
     """Pictures as they are finished, `rows` under way at a time: (number of the wish, uint8 (height, width, 3), how
-    many steps of the model it took).
+    many steps of the model it took). Wishes are requests for an image whose parts may be pixels.
 
     Raises PromptError for a prompt that is empty, or longer than what the model was trained on.
     """
@@ -83,31 +73,30 @@ def drawn(system: System, wishes: Iterable[Wish], rows: int = 256) -> Iterator[t
 
     def requests() -> Iterator[Request]:
         for number, wish in enumerate(wishes):
-            parts = encoded(system, wish.parts)
-            check_prompt(system.recipe, system.layout, replace(wish, parts=parts))
-            warn(system.recipe, wish.sampling, any(isinstance(part, Image) for part in parts))
-            numbers[request := drawing(_praised(parts, wish.sampling), wish.sampling, wish.size, wish.seed)] = number
+            request = drawing(encoded(system, wish.parts), wish.sampling, wish.size, wish.seed)
+            check_prompt(system.recipe, system.layout, request)
+            warn(system.recipe, request.sampling, any(isinstance(part, Image) for part in request.parts))
+            request.parts = _praised(request.parts, request.sampling)
+            numbers[request] = number
             yield request
 
     automaton = system.layout.automaton()
-    for done in _ended(system, requests(), rows):
+    for done in decoded(system.model, system.layout, requests(), rows):
         codes = [written(system.layout, automaton, request)[-1].content for request in done]
         for request, picture in zip(done, to_pixels(system.tokenizer, codes)):
             yield numbers.pop(request), picture, request.steps
 
 
-def draw(system: System, contexts: Many[Many[Part]], seeds: Many[int], sampling: Sampling | None = None,
+def draw(system: System, contexts: Iterable[Many[Part]], seeds: Iterable[int], sampling: Sampling | None = None,
          size: tuple[int, int] | None = None) -> list[np.ndarray]:
     """One picture, uint8 (height, width, 3), after each context; `size` in rows and columns of codes.
 
     Raises PromptError for a prompt that is empty, or longer than what the model was trained on.
     """
     sampling, size = sampling or system.recipe.sampling, size or system.recipe.layout.sizes[0]
-    wishes = [Wish(parts, seed, sampling, size) for parts, seed in zip(contexts, seeds, strict=True)]
-    for wish in wishes:
-        check_prompt(system.recipe, system.layout, wish)
+    wishes = (drawing(parts, sampling, size, seed) for parts, seed in zip(contexts, seeds, strict=True))
     found = {number: picture for number, picture, _ in drawn(system, wishes)}
-    return [found[number] for number in range(len(wishes))]
+    return [found[number] for number in range(len(found))]
 
 
 def _praised(parts: tuple[Part, ...], sampling: Sampling) -> tuple[Part, ...]:
@@ -118,14 +107,19 @@ def _praised(parts: tuple[Part, ...], sampling: Sampling) -> tuple[Part, ...]:
     return (*parts[:-1], replace(last, text=last.text + sampling.positive))
 
 
-def answer(system: System, contexts: Many[Many[Part]], sampling: Sampling | None = None, seed: int = 0) -> list[str]:
+def answer(system: System, contexts: Iterable[Many[Part]], sampling: Sampling | None = None,
+           seed: int = 0) -> list[str]:
     """The text that follows each context, as far as its end."""
     sampling = sampling or system.recipe.sampling
-    requests = [Request(encoded(system, parts), sampling, seed + n) for n, parts in enumerate(contexts)]
-    for request in requests:
-        _check_length(system.recipe, len(system.layout.prompt(request.parts)), 1)
-    for _ in _ended(system, iter(requests), 256):
-        pass
+    requests: list[Request] = []
+
+    def questions() -> Iterator[Request]:
+        for n, parts in enumerate(contexts):
+            requests.append(Request(encoded(system, parts), sampling, seed + n))
+            _check_length(system.recipe, len(system.layout.prompt(requests[n].parts)), 1)
+            yield requests[n]
+
+    decode(system.model, system.layout, questions())
     return [system.layout.said(r.ids, r.parts[-1].role is not None) for r in requests]
 
 
@@ -145,33 +139,18 @@ def go_on(system: System, parts: Many[Part], sampling: Sampling | None = None, s
     Raises PromptError where there is nothing to go on from, or no room is left.
     """
     if not parts:
-        raise PromptError("there is nothing to go on from; say something first")
+        raise PromptError("the conversation is empty; say something")
     layout, sampling = system.layout, sampling or system.recipe.sampling
     context = encoded(system, parts)
     read = len(layout.prompt(context))
     _check_length(system.recipe, read, 1)
     room = (longest(system.recipe) - read - sampling.text_length) // max(map(layout.tokens, layout.config.sizes))
     request = Request(context, sampling, seed, images=min(images, max(1, room)), text=text)
-    for _ in _ended(system, iter([request]), 1):
-        pass
+    decode(system.model, layout, [request])
     found = written(layout, layout.automaton(), request)
     pictures = iter(to_pixels(system.tokenizer, [part.content for part in found if isinstance(part, Image)]))
     return [replace(part, content=Pixels(next(pictures)), learn=False) if isinstance(part, Image) else part
             for part in found]
-
-
-def _ended(system: System, requests: Iterator[Request], rows: int) -> Iterator[list[Request]]:
-    """Requests as they end, `rows` under way at a time; each is made when there is room for it."""
-    decoder, under_way = Decoder(system.model, system.layout, rows), 0
-    while True:
-        for request in islice(requests, rows - under_way):
-            decoder.add(request)
-            under_way += 1
-        if not under_way:
-            return
-        done = decoder.step()
-        under_way -= len(done)
-        yield done
 
 
 def longest(recipe: Recipe) -> int:

@@ -23,7 +23,8 @@ import torch
 from unimm.checkpoint.manifest import MANIFEST
 from unimm.disk import DiskError, replace_file, writing
 from unimm.errors import UserError
-from unimm.generate.use import PromptError, Wish, asked, check_prompt, drawn
+from unimm.generate.request import Request, drawing
+from unimm.generate.use import PromptError, asked, check_prompt, drawn
 from unimm.pictures import facts_of, from_png, grid, write_png
 from unimm.serve.prompts import Order, codes_of
 from unimm.stream.pixels import load_pixels
@@ -43,18 +44,13 @@ PAGE = 64
 
 @dataclass(frozen=True)
 class Job:
-    """One picture: the order that it is of, that one's number, its own seed, and what all of the order say alike."""
+    """One picture: the order that it is of, that one's number, its own seed, and what its file says of it."""
 
     order: Order
     number: int
     seed: int
-    wish: Wish
-    about: dict[str, str]
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What its file says of it."""
-        return self.about | {"seed": str(self.seed)}
+    wish: Request
+    facts: dict[str, str]
 
     @property
     def stem(self) -> str:
@@ -97,14 +93,15 @@ def draw_to_files(run: Path, orders: list[Order], out: Path, changes: Mapping[st
 def _draw(system: System, jobs: list[Job], places: list[Place], out: Path, rows: int) -> list[int]:
     """Draw this rank's share of what is not there, and write each picture when it is finished; the steps of each."""
     steps: list[int] = []
-    mine = [n for n, (_, done) in enumerate(places) if not done][ranks.rank()::ranks.world()]
+    mine = [(job, path) for job, (path, done) in zip(jobs, places) if not done][ranks.rank()::ranks.world()]
     name = f"drawing{f', rank 0 of {ranks.world()}' if ranks.world() > 1 else ''}"
     progress = Progress(name, 0, len(mine), "images")
     try:
-        wishes = (replace(job.wish, parts=asked(_shown(job.order), job.order.prompt), seed=job.seed)
-                  for job in (jobs[n] for n in mine))
+        wishes = (drawing(asked(_shown(job.order), job.order.prompt), job.wish.sampling, job.wish.size, job.seed)
+                  for job, _ in mine)
         for number, picture, took in drawn(system, wishes, rows):
-            write_png(places[mine[number]][0], picture, jobs[mine[number]].facts)
+            job, path = mine[number]
+            write_png(path, picture, job.facts)
             steps.append(took)
             if ranks.rank() == 0:
                 progress.tell(len(steps), "", "images")
@@ -116,7 +113,7 @@ def _draw(system: System, jobs: list[Job], places: list[Place], out: Path, rows:
     return steps
 
 
-def _checked(run: Path, orders: list[Order], out: Path, changes: Mapping[str, Any], rows: int) -> list[Wish]:
+def _checked(run: Path, orders: list[Order], out: Path, changes: Mapping[str, Any], rows: int) -> list[Request]:
     """Every order's wish, but for its pictures, with all refused that can be without weights."""
     recipe, wishes = recipe_of(run), []
     settings, layout = recipe.sampling.changed(**changes), layout_of(recipe, text_of(recipe, run))
@@ -127,7 +124,7 @@ def _checked(run: Path, orders: list[Order], out: Path, changes: Mapping[str, An
             shown = _shown(order)
             size = codes_of(recipe.layout, order.size, shown)
             own = settings if order.negative is None else replace(settings, negative=order.negative)
-            wishes.append(Wish(asked(shown, order.prompt)[-1:], order.seed, own, size))
+            wishes.append(drawing(asked(shown, order.prompt)[-1:], own, size))
             check_prompt(recipe, layout, wishes[-1])
         except UserError as error:
             raise PromptError(f"{order.where}: {error}" if order.where else str(error)) from None
@@ -142,7 +139,7 @@ def _shown(order: Order) -> list[np.ndarray]:
     return [load_pixels(file, file) for file in order.images]
 
 
-def _jobs(system: System, orders: list[Order], wishes: list[Wish]) -> Iterator[Job]:
+def _jobs(system: System, orders: list[Order], wishes: list[Request]) -> Iterator[Job]:
     side, version = system.recipe.layout.pixels_per_code, next((d.version for d in distributions(name="unimm")), "")
     made_by = {"recipe": system.recipe.name, "checkpoint": _hash(system.checkpoint / MANIFEST),
                "Software": f"unimm {version}"}
@@ -154,7 +151,7 @@ def _jobs(system: System, orders: list[Order], wishes: list[Wish]) -> Iterator[J
                  "sampling": json.dumps(asdict(replace(wish.sampling, window=1)))}
         said = {name: value for name, value in (about | made_by).items() if value}
         for seed in range(order.seed, order.seed + order.n):
-            yield Job(order, number, seed, wish, said)
+            yield Job(order, number, seed, wish, said | {"seed": str(seed)})
 
 
 def _hash(file: Path) -> str:

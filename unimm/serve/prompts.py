@@ -8,12 +8,13 @@
 import difflib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from unimm.config.tokens import Layout
 from unimm.errors import UserError
@@ -57,13 +58,14 @@ class Order:
             raise OrderError(f"seed is {self.seed}; it must lie between 0 and 2^62")
 
 
+AS_ORDER = TypeAdapter(Order)
+
+
 def read_orders(prompts: tuple[str, ...], file: Path | None, said: Mapping[str, Any]) -> list[Order]:
     """The orders of arguments, of a file, or of standard input, which is read where "-" stands or nothing is given.
 
     `said` holds the fields of an order that the command line gives; a line's own go before. Raises OrderError.
     """
-    from pydantic import TypeAdapter
-
     if prompts and file:
         raise OrderError("give prompts or --file, not both")
     if prompts not in ((), ("-",)):
@@ -77,8 +79,7 @@ def read_orders(prompts: tuple[str, ...], file: Path | None, said: Mapping[str, 
         text, name = _text_of(file) if file else "", str(file)
     # Lines end at newlines alone: a form feed or U+2028 is part of a prompt.
     lines = [(f"{name}:{n}", line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    check = TypeAdapter(Order).validate_python
-    return [_order(check, where, line, said) for where, line in lines] or [Order(**said)]  # the refusal of none
+    return [_order(where, line, said) for where, line in lines] or [Order(**said)]  # the refusal of none
 
 
 def _text_of(source: Path | int) -> str:
@@ -86,12 +87,10 @@ def _text_of(source: Path | int) -> str:
         return file.read()
 
 
-def _order(check: Callable[[dict], Order], where: str, line: str, said: Mapping[str, Any]) -> Order:
-    from pydantic import ValidationError
-
+def _order(where: str, line: str, said: Mapping[str, Any]) -> Order:
     try:
         given = json.loads(line) if line.startswith("{") else {"prompt": line}
-        order = check({**said, **given, "where": where, "line": json.dumps(given)})
+        order = AS_ORDER.validate_python({**said, **given, "where": where, "line": json.dumps(given)})
     except ValidationError as error:
         first = error.errors()[0]
         place = "".join(f"{name}: " for name in first["loc"][:1])

@@ -40,28 +40,23 @@ def chat_in_terminal(run: Path, seed: int, out: Path | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     print(f"{system.recipe.name}: {system.checkpoint}\n{HELP}")
     history: list[Part] = []
-    while (line := _read()) is not None:
-        match line.strip():
-            case "":
-                continue
-            case "/quit":
-                return
-            case "/new":
+    while (line := _read()) != "/quit":
+        try:
+            if line == "/new":
                 history = []
                 print("a new conversation")
-                continue
-        try:
-            history = _answered(system, history + parts_said(line), seed, out)
+            elif line:
+                history = _answered(system, history + parts_said(line), seed, out)
         except UserError as error:
             print(f"({error})")
 
 
-def _read() -> str | None:
+def _read() -> str:
     try:
-        return input("> ")
+        return input("> ").strip()
     except EOFError:
         print()
-        return None
+        return "/quit"
 
 
 def _answered(system: System, parts: list[Part], seed: int, out: Path) -> list[Part]:

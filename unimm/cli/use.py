@@ -1,0 +1,177 @@
+"""Commands that use a trained run: draw, edit, answer, go on, talk, be scored; each as in `unimm.cli.commands`."""
+
+import os
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from unimm.config.check import ConfigError
+from unimm.config.sampling import Sampling
+
+_Changes = make_dataclass(
+    "_Changes", [(name, kind | None, None) for name, kind in Sampling.settings().items()], frozen=True)
+
+
+@dataclass(frozen=True)
+class SamplingChange(_Changes):
+    """Differences from the sampling settings that the run was saved with."""
+
+    def said(self) -> dict[str, float | str]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What pictures are asked for in every command that draws."""
+
+    n: Annotated[int, arg(aliases=["-n"])] = 4
+    """Pictures per prompt, with seeds SEED, SEED + 1, ..."""
+    seed: int = 0
+    size: tuple[int, int] | None = None
+    """Height and width in pixels."""
+    aspect: str | None = None
+    """Or width:height, such as 16:9: the nearest of the sizes that the run draws."""
+    batch: int = 32
+    """Pictures drawn at a time; fewer take less memory, more take less time a picture."""
+    sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()
+
+    def said(self) -> dict[str, Any]:
+        """The fields of an order that every prompt shares."""
+        if self.size and self.aspect:
+            raise ConfigError("--size and --aspect are two ways to say one thing; give one")
+        return {"n": self.n, "seed": self.seed, "size": self.size or self.aspect}
+
+
+def _apart(words: tuple[str, ...], what: str) -> tuple[tuple[str, ...], str]:
+    """The files of pictures, and what is said about them."""
+    *images, said = words or ("",)
+    if not images or not said.strip() or os.path.isfile(said):
+        raise ConfigError(f'give a picture and then the {what} in quotes: picture.png "..."')
+    return tuple(images), said
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw pictures: single PNGs that say how they were drawn, and labelled grids. Started again, it draws what is not
+    yet there; under torchrun, deepspeed or srun, each process draws its share."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    prompts: Positional[tuple[str, ...]]
+    """What to draw, each in quotes; - reads standard input, one prompt a line."""
+    file: Path | None = None
+    """Prompts one a line, as text or as {"prompt": ..., "seed": ..., "n": ..., "size": [H, W], "negative": ...}."""
+    out: Path | None = None
+    """Where to write; RUN/samples by default, RUN/geneval in GenEval's layout."""
+    layout: Literal["files", "geneval"] = "files"
+    """geneval: OUT/00000/samples/0000.png beside metadata.jsonl, as its evaluation reads them."""
+    drawing: OmitArgPrefixes[Drawing] = Drawing()
+
+    def execute(self) -> None:
+        from unimm.serve.files import draw_to_files
+        from unimm.serve.prompts import read_orders
+
+        orders = read_orders(self.prompts, self.file, self.drawing.said())
+        out = self.out or self.run / ("geneval" if self.layout == "geneval" else "samples")
+        draw_to_files(self.run, orders, out, self.drawing.sampling.said(), self.drawing.batch, self.layout)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Change a picture as told; where it is written, and what is known of it there, is as with `sample`."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    words: Positional[tuple[str, ...]]
+    """The picture's file, or several, and then the instruction in quotes."""
+    out: Path | None = None
+    """Where to write; RUN/edits by default."""
+    drawing: OmitArgPrefixes[Drawing] = Drawing()
+
+    def execute(self) -> None:
+        from unimm.serve.files import draw_to_files
+        from unimm.serve.prompts import Order
+
+        images, instruction = _apart(self.words, "instruction")
+        orders = [Order(prompt=instruction, images=images, **self.drawing.said())]
+        draw_to_files(self.run, orders, self.out or self.run / "edits", self.drawing.sampling.said(),
+                      self.drawing.batch)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Print the answer to a question about a picture."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    words: Positional[tuple[str, ...]]
+    """The picture's file, or several, and then the question in quotes."""
+    seed: int = 0
+    sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()
+
+    def execute(self) -> None:
+        from unimm.api import Model
+        from unimm.stream.pixels import load_pixels
+        from unimm.system import recipe_of
+
+        images, question = _apart(self.words, "question")
+        shown, said = [load_pixels(file, file) for file in images], self.sampling.said()
+        recipe_of(self.run).sampling.changed(**said)  # refused now, not once weights are read
+        print(Model.load(self.run).ask(shown, question, self.seed, **said))
+
+
+@dataclass(frozen=True)
+class Continue:
+    """Go on with a document of text and pictures, or with a chat: what the model writes behind it, pictures and all."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    document: Positional[Path]
+    """JSON: {"messages": [{"role": ..., "content": ...}]}, or {"parts": [{"type": "text", "text": ...}, {"type":
+    "image", "image": PATH}]} without speakers."""
+    images: int = 4
+    """The most pictures that it may draw."""
+    seed: int = 0
+    out: Path | None = None
+    """A folder for document.json and its pictures; DOCUMENT-continued by default."""
+    sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()
+
+    def execute(self) -> None:
+        from unimm.serve.documents import continue_file
+
+        out = self.out or self.document.with_name(f"{self.document.stem}-continued")
+        print(continue_file(self.run, self.document, out, self.images, self.seed, self.sampling.said()))
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Talk with a trained run in the terminal; name image files in what you say, and it writes image files."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    seed: int = 0
+    out: Path | None = None
+    """Where its pictures go; RUN/chat by default."""
+
+    def execute(self) -> None:
+        from unimm.serve.terminal import chat_in_terminal
+
+        chat_in_terminal(self.run, self.seed, self.out)
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Score a trained run and write report.html and report.json into its folder."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    count: int = 200
+    """Prompts, questions and scenes of each kind."""
+    seed: int = 0
+
+    def execute(self) -> None:
+        from unimm.api import Model
+
+        Model.load(self.run).evaluate(self.count, self.seed)
