@@ -37,10 +37,11 @@ from unimm.model.cache import sent
 from unimm.model.unified import UnifiedModel
 from unimm.sample import Sequence
 
-ROW = np.dtype([("state", "i8"), ("codes", "i8"), ("written", "i8"), ("seed", "u8"), ("left", "i8"), ("steps", "i8"),
+ROW = np.dtype([("state", "i8"), ("codes", "i8"), ("written", "i8"), ("seed", "u8"), ("left", "i8"), ("began", "i8"),
                 ("window", "i8"), ("text", "i8"), ("image", "i8"), ("arity", "i8"), ("closed", "?"), ("fresh", "?")])
 """state   of the automaton, behind the last id        codes   of its image that stand before the last id
 written   ids so far; left: of text that may still be   text, image   numbers of the settings they are chosen by
+began   how many steps there had been
 arity   branches of the row   closed   no image may begin   fresh   some branch has not read its prompt yet"""
 
 MANY = 1 << 20
@@ -92,7 +93,7 @@ class Decoder:
         self._groups: dict[tuple, list[Group]] = {}
         self._unseen: list[Tensor] = []
         self._same, self._feeds = None, None
-        self.widest, self.old = 1, 0
+        self.widest, self.old, self.steps = 1, 0, 0
 
     @property
     def busy(self) -> bool:
@@ -135,6 +136,7 @@ class Decoder:
         while self.waiting and len(self.live) < self.rows:
             _, live, row = self.waiting.popleft()
             self.live.append(live)
+            row["began"] = self.steps
             self.now = np.append(self.now, row)
         if not self.live:
             return []
@@ -189,6 +191,7 @@ class Decoder:
             self._changed()
             for live in self.live:
                 live.unread = []
+            self.now["fresh"] = False
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _room(self, request: Request) -> int:
@@ -262,7 +265,7 @@ class Decoder:
         now, automaton, single = self.now, self.automaton, fed is None
         seen = chosen.numpy(force=True) if self.widest > 1 and not single else None
         if single:
-            kept, before, self.last = np.ones(len(now), np.int64), states[:, 0], chosen[:, 0]
+            kept, before, self.last = None, states[:, 0], chosen[:, 0]
         else:
             agree = valid[:, 1:] if seen is None else valid[:, 1:] & (seen[:, :-1] == fed)
             kept = 1 + agree.cumprod(1).sum(1)
@@ -275,17 +278,16 @@ class Decoder:
             seen = chosen.numpy(force=True) if seen is None else seen
             after = automaton.table[before, automaton.label_of[seen[:, 0] if single else seen[last]]]
             self._see()
-            for live, ids, count in zip(self.live, seen.tolist(), kept.tolist()):
-                live.request.ids += ids[:count]
-        self.lines.length[:self.old] += kept[self.lines.owner[:self.old]]
+            for row, (live, ids) in enumerate(zip(self.live, seen.tolist())):
+                live.request.ids += ids if single else ids[:kept[row]]
+        self.lines.length[:self.old] += 1 if single else kept[self.lines.owner[:self.old]]
         in_text, to_text = before == Automaton.TEXT, after == Automaton.TEXT
         now["codes"], now["state"] = automaton.codes[before], after
-        now["written"] += kept
-        now["steps"] += 1
+        now["written"] += 1 if single else kept
         now["left"] -= in_text & to_text
-        now["fresh"] = False
+        self.steps += 1
         if self.widest > 1:
-            self.drafts = self._drafted(seen, kept, valid, tails)
+            self.drafts = self._drafted(seen, np.ones(len(now), np.int64) if single else kept, valid, tails)
         events = automaton.stops[after] | to_text & (~in_text | (now["left"] <= 0))
         return self._events(np.flatnonzero(events)) if events.any() else []
 
@@ -361,7 +363,7 @@ class Decoder:
     def _remove(self, rows: list[int], lines: list[int]) -> None:
         """Take rows out, with all their lines, and some lines besides."""
         for row in rows:
-            self.live[row].request.steps = int(self.now["steps"][row])
+            self.live[row].request.steps = self.steps - int(self.now["began"][row])
         stays = np.ones(len(self.live), bool)
         stays[rows] = False
         gone = ~stays[self.lines.owner]
