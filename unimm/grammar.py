@@ -108,8 +108,9 @@ class Automaton:
     within    int64: the same, but -1 where an image ends there or its header does
     forced    int64: the one allowed id, or -1; `sure` where there is one and `within` too
     codes     int64: how many codes of its image stand before it
-    stops     bool: whether a text ends there, or an image's header
+    stops     bool: whether a text ends there, an image's header, or an image but for its `endings`
     headers   the size of the image whose header ends there, of those where one does
+    endings   the ids up to the image's end, of those where no other may come any more
     """
 
     TEXT, DONE = 0, 1
@@ -141,8 +142,14 @@ class Automaton:
         self._edges[self.DONE][self._labels[pad]] = self.DONE
         self._tabulate()
         self.headers = {self.after(plan.header): plan.size for plan in plans[::-1]}
-        self.stops = np.isin(np.arange(len(self.table)), [self.DONE, *self.headers])
-        self.within = np.where((self.follows > self.DONE) & ~self.stops[self.follows], self.follows, -1)
+        states, heads = np.arange(len(self.table)), [self.DONE, *self.headers]
+        self.within = np.where((self.follows > self.DONE) & ~np.isin(self.follows, heads), self.follows, -1)
+        self.endings: dict[int, tuple[int, ...]] = {self.TEXT: ()}
+        for state in np.flatnonzero(self.forced >= 0)[::-1].tolist():  # what follows a state was made after it
+            if (following := int(self.follows[state])) in self.endings:
+                self.endings[state] = (int(self.forced[state]), *self.endings[following])
+        del self.endings[self.TEXT]
+        self.stops = np.isin(states, [*heads, *self.endings])
         self.sure = (self.within >= 0) & (self.forced >= 0)
         begins = [plan.header[0] for plan in plans if not vocab.is_text[plan.header[0]]]
         self.no_image = len(self.sets)

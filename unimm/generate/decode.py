@@ -336,6 +336,11 @@ class Decoder:
                 size = self.automaton.headers[state]
                 self._guide(live, now, guides(self.layout, request.sampling, parts, size))
                 continue
+            if state in self.automaton.endings:  # nothing is read for ids without a choice
+                if live.images == 1 and not request.text:
+                    request.ids += self.automaton.endings[state]
+                    ended.append(row)
+                continue
             live.images -= state == Automaton.TEXT and now["left"] > 0
             over = state == Automaton.DONE or now["left"] <= 0 or live.images == 0 and not request.text
             if over:
