@@ -99,10 +99,15 @@ class Automaton:
     ids of `sets[k]` are ("text", "marker", or a codebook's name), so that a sampler can ask the
     right head and the right temperature. The set `no_image` is that of text where no image may begin.
 
-    follows   int64 (states,): the one state behind, whichever allowed id is taken; -1 where that depends on the id
-    forced    int64 (states,): the one allowed id, or -1
-    codes     int64 (states,): how many codes of its image stand before this state
-    headers   the size of the image whose header ends at a state
+    Of every state:
+
+    follows   int64: the one state behind it, whichever allowed id is taken; -1 where that depends on the id
+    within    int64: the same, but -1 where an image ends there or its header does
+    forced    int64: the one allowed id, or -1; `sure` where there is one and `within` too
+    codes     int64: how many codes of its image stand before it
+    stops     bool: whether a text ends there, an image's header, or an image but for its `endings`
+    headers   the size of the image whose header ends there, of those where one does
+    endings   the ids up to the image's end, of those where no other may come any more
     """
 
     TEXT, DONE = 0, 1
@@ -134,10 +139,20 @@ class Automaton:
         self._edges[self.DONE][self._labels[pad]] = self.DONE
         self._tabulate()
         self.headers = {self.after(plan.header): plan.size for plan in plans[::-1]}
+        states, heads = np.arange(len(self.table)), [self.DONE, *self.headers]
+        self.within = np.where((self.follows > self.DONE) & ~np.isin(self.follows, heads), self.follows, -1)
+        self.endings: dict[int, tuple[int, ...]] = {self.TEXT: ()}
+        for state in np.flatnonzero(self.forced >= 0)[::-1].tolist():  # what follows a state was made after it
+            if (following := int(self.follows[state])) in self.endings:
+                self.endings[state] = (int(self.forced[state]), *self.endings[following])
+        del self.endings[self.TEXT]
+        self.stops = np.isin(states, [*heads, *self.endings])
+        self.sure = (self.within >= 0) & (self.forced >= 0)
         begins = [plan.header[0] for plan in plans if not vocab.is_text[plan.header[0]]]
         self.no_image = len(self.sets)
         self.sets.append(np.setdiff1d(self.sets[self.set_of[self.TEXT]], begins))
         self.kinds.append("text")
+        self.is_text = np.array(self.kinds) == "text"
 
     def _edge(self, state: int, label: int, last: bool, is_code: bool) -> int:
         """Follow or make the edge; the last one of an image leads back to TEXT."""

@@ -11,6 +11,7 @@ take the same way in opposite directions:
     parts --words of the layout--> parts --`unimm.turns`--> atoms --text tokenizer, `unimm.form`--> ids and slots
 """
 
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -258,6 +259,10 @@ class Layout:
 
     def automaton(self) -> Automaton:
         """Which ids may come next, over all sizes this layout writes."""
+        return self._automaton
+
+    @cached_property
+    def _automaton(self) -> Automaton:
         ends = [self.eos] + [piece for piece in self._turns.closes["assistant"][:1] if isinstance(piece, int)]
         return Automaton(self.vocab, list(self.write_plans.values()), ends, self.pad_id,
                          self.config.write.stop == "count", self._written.spaces)

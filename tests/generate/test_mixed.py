@@ -180,6 +180,17 @@ def test_the_images_of_speculative_decoding_have_the_models_own_probabilities():
     assert np.mean([request.steps for request in requests]) < 3.5
 
 
+@pytest.mark.parametrize("name", ["liquid", "emu3", "illume_plus", "janus"])
+def test_an_image_takes_a_step_for_each_code_and_none_for_ids_without_a_choice(name):
+    layout = LAYOUTS[name]
+    for size in layout.config.sizes[:3]:
+        request = drawing((Text("x"),), FREE, size)
+        decode(MODELS[name], layout, [request])
+        assert request.steps == np.count_nonzero(layout.vocab.is_code[request.ids]) <= len(request.ids)
+        image = written(layout, layout.automaton(), request)[0].content
+        assert image.levels[0].grid == size
+
+
 def test_a_past_longer_than_its_memory_is_moved_and_kept():
     layout, model = LAYOUTS["liquid"], MODELS["liquid"]
     long = [Request((Text("x" * n),), replace(FREE, text_length=90), 7) for n in (1, 40, 3)]

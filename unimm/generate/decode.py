@@ -20,6 +20,7 @@ Which state follows in an image does not depend on its codes, so within images t
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -27,17 +28,25 @@ import torch
 from torch import Tensor
 
 from unimm.config.sampling import Choice
-from unimm.generate.allowed import Allowed
-from unimm.generate.choose import choose, places
-from unimm.generate.guidance import guides
+from unimm.generate.groups import Allowed, Group
+from unimm.generate.guidance import Guides, guides
 from unimm.generate.lines import Lines, Prompt
 from unimm.generate.request import Request, written
-from unimm.generate.rows import ROW, Group, Live, Path
 from unimm.grammar import Automaton, Fixed
 from unimm.layout import Layout
 from unimm.model.cache import sent
 from unimm.model.unified import UnifiedModel
-from unimm.sample import Part
+from unimm.sample import Sequence
+
+ROW = np.dtype([("state", "i8"), ("codes", "i8"), ("written", "i8"), ("seed", "u8"), ("left", "i8"), ("began", "i8"),
+                ("window", "i8"), ("text", "i8"), ("image", "i8"), ("arity", "i8"), ("closed", "?"), ("fresh", "?")])
+"""state   of the automaton, behind the last id        codes   of its image that stand before the last id
+written   ids so far; left: of text that may still be   text, image   numbers of the settings they are chosen by
+began   how many steps there had been
+arity   branches of the row   closed   no image may begin   fresh   some branch has not read its prompt yet"""
+
+MANY = 1 << 20
+"""More settings than a Decoder is ever given."""
 
 
 def decode(model: UnifiedModel, layout: Layout, requests: Iterable[Request], rows: int = 256,
@@ -61,6 +70,16 @@ def decoded(model: UnifiedModel, layout: Layout, requests: Iterable[Request], ro
         yield ended
 
 
+@dataclass(eq=False)
+class _Live:
+    """A row's request, the images that it may still write, and prompts of its branches that are still to be read."""
+
+    request: Request
+    images: int
+    unread: list[tuple[int, Sequence]]
+    weights: tuple[float, ...] = (1.0,)
+
+
 class Decoder:
     """Requests are added at any time, run at most `rows` at once, and make room for others as they end.
 
@@ -68,10 +87,10 @@ class Decoder:
     """
 
     def __init__(self, model: UnifiedModel, layout: Layout, rows: int = 256, capacity: int = 0):
-        self.model, self.layout, self.rows = model.eval(), layout, rows
-        self.automaton = automaton = layout.automaton()
-        self.waiting: deque[tuple[Live, np.ndarray]] = deque()
-        self.live: list[Live] = []
+        self.model, self.layout, self.rows = model.eval() if model.training else model, layout, rows
+        self.automaton = layout.automaton()
+        self.waiting: deque[tuple[Request, _Live, np.ndarray]] = deque()
+        self.live: list[_Live] = []
         self.now = np.zeros(0, ROW)
         self.lines = Lines(model, capacity)
         self.last = torch.zeros(0, dtype=torch.long, device=model.device)
@@ -79,15 +98,9 @@ class Decoder:
         self.choices: dict[Choice, int] = {}
         self.allowed: dict[int, Allowed] = {}
         self._groups: dict[tuple, list[Group]] = {}
-        self._paths: dict[bytes, Path] = {}
-        self._fresh = False
         self._unseen: list[Tensor] = []
-        self.widest, self.old = 1, 0
-        self._heads = np.isin(np.arange(len(automaton.table)), list(automaton.headers))
-        within = (automaton.follows > automaton.DONE) & ~self._heads[automaton.follows]
-        self._within = np.where(within, automaton.follows, -1)  # next in the same image, where it needs no other guides
-        self._stops = self._heads | (np.arange(len(automaton.table)) == automaton.DONE)
-        self._is_text = np.array([kind == "text" for kind in automaton.kinds])
+        self._same, self._feeds = None, None
+        self.widest, self.old, self.steps = 1, 0, 0
 
     @property
     def busy(self) -> bool:
@@ -100,25 +113,23 @@ class Decoder:
         how, size = request.sampling, request.size
         prompt = self.layout.prompt(request.parts, "image" if size else "text", size)
         state = self.automaton.after(self.layout.write_plans[size].header) if size else Automaton.TEXT
-        live, row = Live(request, [(0, prompt)]), np.zeros(1, ROW)
-        text, image = (self.choices.setdefault(each, len(self.choices)) for each in (how.text, how.image))
-        for name, value in {"state": state, "seed": request.seed % 2 ** 64, "left": how.text_length, "arity": 1,
-                            "window": how.window, "text": text, "image": image, "fresh": True,
-                            "images": max(request.images, 1 if size else 0)}.items():
-            row[name] = value
+        live = _Live(request, max(request.images, 1 if size else 0), [(0, prompt)])
+        text, image = (self.choices.setdefault(choice, len(self.choices)) for choice in (how.text, how.image))
+        row = np.array([(state, 0, 0, request.seed % 2 ** 64, how.text_length, 0, how.window, text, image, 1,
+                         live.images == 0, True)], ROW)
         if size:
-            self._guide(live, row[0], request.parts, size)
-        self.waiting.append((live, row))
+            self._guide(live, row[0], guides(self.layout, how, request.parts, size))
+        self.waiting.append((request, live, row))
 
     @torch.inference_mode()
     def drop(self, request: Request) -> None:
         """Forget a request; what it wrote so far is in its ids."""
-        self.waiting = deque(each for each in self.waiting if each[0].request is not request)
+        self.waiting = deque(each for each in self.waiting if each[0] is not request)
         self._see()
         self._remove([row for row, live in enumerate(self.live) if live.request is request], [])
 
-    def _guide(self, live: Live, row: np.void, parts: tuple[Part, ...], size: tuple[int, int]) -> None:
-        guiding = guides(self.layout, live.request.sampling, parts, size)
+    @staticmethod
+    def _guide(live: _Live, row: np.void, guiding: Guides | None) -> None:
         if guiding is not None:
             live.unread += enumerate(guiding.prompts, 1)
             live.weights = guiding.weights
@@ -127,44 +138,37 @@ class Decoder:
     @torch.inference_mode()
     def step(self) -> list[Request]:
         """One forward of every row, and an id or more for each. Returns the requests that ended with it."""
-        while self.waiting and len(self.live) < self.rows:
+        if self.waiting and len(self.live) < self.rows:
             self._see()
-            live, row = self.waiting.popleft()
+        while self.waiting and len(self.live) < self.rows:
+            _, live, row = self.waiting.popleft()
             self.live.append(live)
-            self.now, self._fresh = np.append(self.now, row), True
+            row["began"] = self.steps
+            self.now = np.append(self.now, row)
         if not self.live:
             return []
-        path = self._ahead()
-        fed = self._fed(path.states)
+        states, valid = self._ahead()
+        fed = self._fed(states)
         hidden = self._hidden(fed)
-        chosen, tails = self._choose(hidden, path)
-        return self._advance(chosen, tails, path, fed)
+        chosen, tails = self._choose(hidden, states, valid)
+        return self._advance(chosen, tails, states, valid, fed)
 
     # ------------------------------------------------------------ reading
 
-    def _ahead(self) -> Path:
-        """What is read now: worked out once for rows that are where they were before, in text or in another image."""
-        key = self.now["state"].tobytes()
-        if self._fresh or key not in self._paths:
-            path = self._walked()
-            if self._fresh:
-                return path
-            if len(self._paths) > 4096:
-                self._paths.clear()
-            self._paths[key] = path
-        return self._paths[key]
-
-    def _walked(self) -> Path:
+    def _ahead(self) -> tuple[np.ndarray, np.ndarray]:
+        """The state behind each place that may be read, int64 (R, t), and whether a row reads so far, bool (R, t)."""
         now, widest = self.now, self.widest
         states, valid = [now["state"]], [np.ones(len(now), bool)]
+        if widest == 1 and not self.automaton.sure[states[0]].all():
+            return states[0][:, None], valid[0][:, None]
         ready = ~now["fresh"]
         while True:
-            following, sure = self._within[states[-1]], self.automaton.forced[states[-1]] >= 0
+            following, sure = self.automaton.within[states[-1]], self.automaton.sure[states[-1]]
             reads = valid[-1] & ready & (following >= 0)
             reads &= sure if widest == 1 else len(states) < now["window"]
             # Rows that nothing is drafted for read on together or not at all: padding costs what it saves.
             if not (reads.any() if widest > 1 else reads[ready].all() and ready.any()):
-                return Path(np.stack(states, 1), np.stack(valid, 1))
+                return np.stack(states, 1), np.stack(valid, 1)
             states.append(np.where(reads, following, states[-1]))
             valid.append(reads)
 
@@ -173,8 +177,9 @@ class Decoder:
         if (more := states.shape[1] - 1) == 0:
             return None
         forced = self.automaton.forced[states[:, :-1]]
+        drafts = np.zeros((len(states), more), np.int64)
         known = self.drafts[:, :more]
-        drafts = np.pad(known, ((0, len(states) - len(known)), (0, more - known.shape[1])))
+        drafts[:len(known), :known.shape[1]] = known
         return np.where(forced >= 0, forced, drafts)
 
     def _hidden(self, fed: np.ndarray | None) -> Tensor:
@@ -186,15 +191,14 @@ class Decoder:
                 ids = torch.cat([ids, sent(fed[self.lines.owner], ids.device)], 1)
             found.append(self.lines.read(ids, 0, self.now["codes"][self.lines.owner]).flatten(0, 1))
         self.old = len(self.lines)
-        if not self._fresh:
-            return found[0]
         prompts = [Prompt(row, branch, prompt, len(prompt) + self._room(live.request))
-                   for row, live in enumerate(self.live) if live.unread for branch, prompt in live.unread]
+                   for row, live in enumerate(self.live) for branch, prompt in live.unread]
         if prompts:
             found.append(self.lines.begin(prompts))
             self._changed()
             for live in self.live:
                 live.unread = []
+            self.now["fresh"] = False
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _room(self, request: Request) -> int:
@@ -205,47 +209,48 @@ class Decoder:
     def _changed(self) -> None:
         """Lines came or went: what was worked out for them is void."""
         self._groups.clear()
-        self._paths.clear()
-        owner = self.lines.owner
-        in_order = np.array_equal(owner, np.arange(len(self.live)))
-        self._feeds = None if in_order else sent(owner, self.last.device)
+        self._same = None
+        whole = np.array_equal(self.lines.owner, np.arange(len(self.live)))
+        self._feeds = None if whole else sent(self.lines.owner, self.last.device)
         self.widest = int(self.now["window"].max(initial=1))
         self._line_of = self.lines.of(len(self.live))
 
     # ------------------------------------------------------------ choosing
 
-    def _choose(self, hidden: Tensor, path: Path) -> tuple[Tensor, list]:
+    def _choose(self, hidden: Tensor, states: np.ndarray, valid: np.ndarray) -> tuple[Tensor, list]:
         """An id at every valid place, int64 (R, t), and each group with its logits."""
-        rows, t = path.states.shape
-        if path.groups is None:
-            path.groups = self._grouped(path.states, path.valid)
+        rows, t = states.shape
+        place = states.tobytes() if t == 1 else None
+        if place is None or self._same != (place, self.old):
+            self._same, self._alike = (place, self.old), self._grouped(states, valid)
         chosen, tails = None, []
-        for group in path.groups:
-            ids, logits = self._of_group(group, hidden, t)
+        for group in self._alike:
+            logits, (row, place) = group.logits(self.model, hidden), np.divmod(group.items, t)
+            ids = group.ids(logits, self.now["seed"][row], self.now["written"][row] + place)
             if len(group.items) == rows * t:
                 chosen = ids
             else:
                 chosen = ids.new_zeros(rows * t) if chosen is None else chosen
-                chosen[sent(group.items, ids.device)] = ids
+                chosen[group.spots] = ids
             tails.append((group, logits))
         return chosen.view(rows, t), tails
 
     def _grouped(self, states: np.ndarray, valid: np.ndarray) -> list[Group]:
-        t = states.shape[1]
         sets = self.automaton.set_of[states]
-        sets[(states == Automaton.TEXT) & (self.now["images"] == 0)[:, None]] = self.automaton.no_image
-        how = np.where(self._is_text[sets], self.now["text"][:, None], self.now["image"][:, None])
-        alike = np.where(valid, (sets * len(self.choices) + how) * 4 + self.now["arity"][:, None], -1)
-        if (key := (t, self.old, alike.tobytes())) not in self._groups:
+        sets[(states == Automaton.TEXT) & self.now["closed"][:, None]] = self.automaton.no_image
+        how = np.where(self.automaton.is_text[sets], self.now["text"][:, None], self.now["image"][:, None])
+        alike = np.where(valid, (sets * MANY + how) * 4 + self.now["arity"][:, None], -1)
+        key = states.shape[1], self.old, alike.tobytes()
+        if key not in self._groups:
             if len(self._groups) > 64:
                 self._groups.clear()
-            self._groups[key] = [self._group(int(which), alike.reshape(-1) == which, t)
+            self._groups[key] = [self._group(int(which), alike.reshape(-1) == which, states.shape[1])
                                  for which in np.unique(alike[valid])]
         return self._groups[key]
 
     def _group(self, which: int, members: np.ndarray, t: int) -> Group:
         rest, arity = divmod(which, 4)
-        number, how = divmod(rest, len(self.choices))
+        number, how = divmod(rest, MANY)
         if number not in self.allowed:
             self.allowed[number] = Allowed(self.automaton.sets[number], self.last.device)
         items = np.flatnonzero(members)
@@ -257,63 +262,51 @@ class Decoder:
             weights = sent(np.array([self.live[r].weights for r in row], np.float32), self.last.device)
         whole = arity == 1 and np.array_equal(hidden[:, 0], np.arange(self.old * t + len(self.lines) - self.old))
         where = None if whole else sent(hidden if arity > 1 else hidden[:, 0].copy(), self.last.device)
-        return Group(items, where, weights, number, self.allowed[number], list(self.choices)[how])
-
-    def _of_group(self, group: Group, hidden: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
-        """The ids that a group's places get, int64 (N,), and the logits they come from."""
-        if group.allowed.only is not None:
-            return torch.full((len(group.items),), group.allowed.only, device=hidden.device), None
-        states = hidden if group.hidden is None else hidden[group.hidden]
-        logits = group.allowed.logits(self.model, states, group.weights)
-        if group.how.temperature == 0:
-            return group.allowed.of(choose(logits, group.how)), logits
-        return group.allowed.of(self._drawn(group, logits, *np.divmod(group.items, t))), logits
-
-    def _drawn(self, group: Group, logits: Tensor, rows: np.ndarray, ahead: np.ndarray) -> Tensor:
-        """A column of each row of logits, by the noise of the place `ahead` of what the row has written."""
-        key = places(self.now["seed"][rows], self.now["written"][rows] + ahead)
-        return choose(logits, group.how, sent(key, logits.device), group.allowed.marks)
+        return Group(items, sent(items, self.last.device), where, weights, number, self.allowed[number],
+                     list(self.choices)[how])
 
     # ------------------------------------------------------------ going on
 
-    def _advance(self, chosen: Tensor, tails: list, path: Path, fed: np.ndarray | None) -> list[Request]:
-        now, automaton = self.now, self.automaton
-        kept, before = path.counts, path.last
-        waits = self.widest > 1 or fed is not None or (automaton.follows[before] < 0).any()
-        seen = chosen.numpy(force=True) if waits else None
-        if self.widest > 1 and fed is not None:
-            kept = 1 + ((seen[:, :-1] == fed) & path.valid[:, 1:]).cumprod(1).sum(1)
-            before = path.states[np.arange(len(kept)), kept - 1]
-        after = automaton.follows[before]
-        if waits:
-            ids = seen[:, 0] if fed is None else seen[np.arange(len(kept)), kept - 1]
-            after = automaton.table[before, automaton.label_of[ids]]
-            self._see()
-            for row, live in enumerate(self.live):
-                live.request.ids += seen[row, :kept[row]].tolist()
-            self.last = chosen[:, 0] if fed is None else sent(ids, self.last.device)
+    def _advance(self, chosen: Tensor, tails: list, states: np.ndarray, valid: np.ndarray,
+                 fed: np.ndarray | None) -> list[Request]:
+        now, automaton, single = self.now, self.automaton, fed is None
+        seen = chosen.numpy(force=True) if self.widest > 1 and not single else None
+        if single:
+            kept, before, self.last = None, states[:, 0], chosen[:, 0]
         else:
-            self.last = chosen[:, 0]
+            agree = valid[:, 1:] if seen is None else valid[:, 1:] & (seen[:, :-1] == fed)
+            kept = 1 + agree.cumprod(1).sum(1)
+            last = np.arange(len(now)), kept - 1
+            before, self.last = states[last], chosen[sent(last[0], chosen.device), sent(last[1], chosen.device)]
+        after = automaton.follows[before]
+        if single and after.min() >= 0:
             self._unseen.append(self.last)
+        else:
+            seen = chosen.numpy(force=True) if seen is None else seen
+            after = automaton.table[before, automaton.label_of[seen[:, 0] if single else seen[last]]]
+            self._see()
+            for row, (live, ids) in enumerate(zip(self.live, seen.tolist())):
+                live.request.ids += ids if single else ids[:kept[row]]
+        self.lines.length[:self.old] += 1 if single else kept[self.lines.owner[:self.old]]
+        in_text, to_text = before == Automaton.TEXT, after == Automaton.TEXT
         now["codes"], now["state"] = automaton.codes[before], after
-        now["written"] += kept
-        now["steps"] += 1
-        now["left"] -= (before == Automaton.TEXT) & (after == Automaton.TEXT)
-        if self._fresh:
-            now["fresh"], self._fresh = False, False
-        self.lines.length[:self.old] += kept[self.lines.owner[:self.old]]
+        now["written"] += 1 if single else kept
+        now["left"] -= in_text & to_text
+        self.steps += 1
         if self.widest > 1:
-            self.drafts = self._drafted(seen, kept, path.valid, tails)
-        events = self._stops[after] | (after == Automaton.TEXT) & ((before != Automaton.TEXT) | (now["left"] <= 0))
+            self.drafts = self._drafted(seen, np.ones(len(now), np.int64) if single else kept, valid, tails)
+        events = automaton.stops[after] | to_text & (~in_text | (now["left"] <= 0))
         return self._events(np.flatnonzero(events)) if events.any() else []
 
-    def _drafted(self, seen: np.ndarray, kept: np.ndarray, valid: np.ndarray, tails: list) -> np.ndarray:
+    def _drafted(self, seen: np.ndarray | None, kept: np.ndarray, valid: np.ndarray, tails: list) -> np.ndarray:
         """Drafts behind the last id, int64 (R, window - 1): what was chosen there already; else, by the noise of its
         place, from the logits of the last place that was read."""
         ahead, counts = np.arange(self.widest - 1), valid.sum(1)
         source = kept[:, None] + ahead
         known = source < counts[:, None]
-        drafts = np.where(known, np.take_along_axis(seen, np.minimum(source, seen.shape[1] - 1), 1), 0)
+        drafts = np.zeros(source.shape, np.int64)
+        if seen is not None:
+            drafts = np.where(known, np.take_along_axis(seen, np.minimum(source, seen.shape[1] - 1), 1), 0)
         state, sets = self.now["state"], []
         for _ in ahead:
             sets.append(np.where(state > Automaton.DONE, self.automaton.set_of[state], -1))
@@ -325,8 +318,9 @@ class Decoder:
                 last = np.flatnonzero(np.append(rows[1:] != rows[:-1], True))
                 which, place = np.nonzero((wanted & (np.stack(sets, 1) == group.number))[rows[last]])
                 if len(which):
-                    columns = self._drawn(group, logits[sent(last[which], logits.device)], rows[last][which], place)
-                    drafts[rows[last][which], place] = group.allowed.of(columns).numpy(force=True)
+                    row, of = rows[last][which], logits[sent(last[which], logits.device)]
+                    drafts[row, place] = group.ids(of, self.now["seed"][row], self.now["written"][row] + place).numpy(
+                        force=True)
         return drafts
 
     def _see(self) -> None:
@@ -339,23 +333,29 @@ class Decoder:
     def _events(self, rows: np.ndarray) -> list[Request]:
         """What happens to rows whose text or image ends, or whose image begins; the requests that end."""
         self._see()
-        self._paths.clear()
+        self._same = None
         ended, freed = [], []
         for row in rows.tolist():
             live, now = self.live[row], self.now[row]
             request, state = live.request, int(now["state"])
-            if self._heads[state]:
+            if state in self.automaton.headers:
                 parts = (*request.parts, *written(self.layout, self.automaton, request))
-                self._guide(live, now, parts, self.automaton.headers[state])
-                self._fresh |= bool(live.unread)
+                size = self.automaton.headers[state]
+                self._guide(live, now, guides(self.layout, request.sampling, parts, size))
                 continue
-            now["images"] -= state == Automaton.TEXT and now["left"] > 0
-            if state == Automaton.DONE or now["left"] <= 0 or now["images"] == 0 and not request.text:
+            if state in self.automaton.endings:  # nothing is read for ids without a choice
+                if live.images == 1 and not request.text:
+                    request.ids += self.automaton.endings[state]
+                    ended.append(row)
+                continue
+            live.images -= state == Automaton.TEXT and now["left"] > 0
+            over = state == Automaton.DONE or now["left"] <= 0 or live.images == 0 and not request.text
+            if over:
                 ended.append(row)
                 continue
             self._end_image(row)
             freed += self._line_of[row, 1:now["arity"]].tolist()
-            live.weights, now["arity"] = (1.0,), 1
+            live.weights, now["arity"], now["closed"] = (1.0,), 1, live.images == 0
         finished = [self.live[row].request for row in ended]
         self._remove(ended, freed)
         return finished
@@ -375,7 +375,7 @@ class Decoder:
     def _remove(self, rows: list[int], lines: list[int]) -> None:
         """Take rows out, with all their lines, and some lines besides."""
         for row in rows:
-            self.live[row].request.steps = int(self.now["steps"][row])
+            self.live[row].request.steps = self.steps - int(self.now["began"][row])
         stays = np.ones(len(self.live), bool)
         stays[rows] = False
         gone = ~stays[self.lines.owner]

@@ -35,6 +35,7 @@ class Lines:
         self.table = model.backbone.get_input_embeddings()
         self.cache = RowCache(0, capacity, model.device)
         self.owner, self.branch, self.length = (np.zeros(0, np.int64) for _ in range(3))
+        self._most = 0  # at least what the longest line has read
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -50,7 +51,10 @@ class Lines:
         of an image under way. The lines' lengths stay as they are."""
         n, t = ids.shape
         start = self.length[first:first + n]
-        self.cache.reserve(first + n, int(start.max()) + t)
+        self._most += t
+        if self._most > self.cache.capacity:
+            self._most = int(self.length.max()) + t
+            self.cache.reserve(0, self._most)
         before = sent(codes, ids.device) if codes is not None and self.model.image_input.counts else None
         embedded, _ = self.model.image_input(self.table, ids, before, slots)
         return self.model.read(embedded, start, self.cache, first)
@@ -73,6 +77,7 @@ class Lines:
         self.length = np.append(self.length, np.zeros(len(ordered), np.int64))
         hidden = self._prompts([group[0].sequence for group in alike], at)
         self.length[at:] = [len(prompt.sequence) for prompt in ordered]
+        self._most = max(self._most, int(self.length.max()))
         copies = [n for n, group in enumerate(alike) for _ in group[1:]]
         for target, source in enumerate(copies, at + len(alike)):
             self.cache.move(at + source, target, int(self.length[target]))

@@ -35,10 +35,10 @@ class RowCache:
     def at(self, first: int, start: np.ndarray, t: int) -> None:
         """The next forward reads t positions of rows [first, first + n), from `start` int64 (n,) on."""
         self.first, self.start, self.t = first, start, t
-        low = int(start.min())
-        self.low, self.end = low, int(start.max()) + t
-        self.aligned = self.end == low + t
-        self.position = sent(start[:, None] + np.arange(t), self.device)
+        first_start = int(start[0])
+        self.low, high = (first_start, first_start) if len(start) == 1 else (int(start.min()), int(start.max()))
+        self.end, self.aligned = high + t, high == self.low
+        self.position = sent(start[:, None] + (0 if t == 1 else np.arange(t)), self.device)
         self._masks: dict[int | None, tuple[int, torch.Tensor | None]] = {}
         if not self.aligned:
             self._where = torch.arange(first, first + len(start), device=self.device)[:, None]
