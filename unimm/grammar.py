@@ -171,18 +171,16 @@ class Automaton:
         steps = [(p, k) for p in pieces for k in range(len(p.ids) if isinstance(p, Fixed) else p.length)]
         state, early = self.TEXT, []
         for n, (piece, k) in enumerate(steps):
-            last = n == len(steps) - 1
-            if isinstance(piece, Fixed):
-                label = self._labels[piece.ids[k]]
-                target = self._edge(state, label, last, False)
+            is_code = isinstance(piece, Run)
+            label = self._labels[piece.space if is_code else piece.ids[k]]
+            behind = self._edge(state, label, n == len(steps) - 1, is_code)
+            if not is_code:
                 for shorter in early:
-                    self._edges[shorter][label] = target
+                    self._edges[shorter][label] = behind
                 early = []
-            else:
-                if k >= piece.shortest and piece.shortest < piece.length:
-                    early.append(state)
-                target = self._edge(state, self._labels[piece.space], last, True)
-            state = target
+            elif k >= piece.shortest:
+                early.append(state)
+            state = behind
 
     def _tabulate(self) -> None:
         self.table = np.full((len(self._edges), len(self._keys)), -1, np.int32)

@@ -106,13 +106,12 @@ def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image
 
     weights, found, read = shapes is None, None, cache(published)  # each release once, whatever is taken of it
     if isinstance(recipe.backbone, PretrainedBackbone):
-        path = recipe.backbone.path
-        found = read(path) if weights else published(str(_kept(shapes, BACKBONE_FOLDER) or path), weights)
+        found = read(str(_kept(shapes, BACKBONE_FOLDER) or recipe.backbone.path), weights)
     vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
     backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors, recipe.image_out, found, weights)
     model = around(backbone, recipe, layout, image_weight, z_loss, shapes, weights)
     for own, (path, name) in released_parts(recipe.image_in, recipe.image_out).items() if weights else ():
-        take(model.get_submodule(own), path, read(path).whole, name)
+        take(model.get_submodule(own), path, read(path, weights).whole, name)
     return model
 
 

@@ -35,7 +35,8 @@ class ImageTokenizer(nn.Module):
         images                                 --forward-> Reconstruction, whose loss trains the tokenizer
         code_vectors()                                     float32 (size, dim): every code's vector
 
-    An architecture has a `quantizer`, and defines `latents` and `drawn`, the ways to it and from it:
+    An architecture has an `encoder`, a `quantizer` and a `decoder`; `latents` and `drawn` are the ways to the quantizer
+    and from it:
 
         images (B, 3, H, W) --latents--> (B, dim, h, w) --quantizer--> (B, dim, h, w) --drawn--> (B, 3, H, W)
 
@@ -58,10 +59,10 @@ class ImageTokenizer(nn.Module):
         self.grid = (config.image // self.patch, config.image // self.patch)
 
     def latents(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
+        return self.encoder(images)
 
     def drawn(self, vectors: Tensor) -> Tensor:
-        raise NotImplementedError
+        return self.decoder(vectors)
 
     def pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
         """Of images given back, float32 (B, 3, H, W). Each image by itself, so that equal shares of a batch average to

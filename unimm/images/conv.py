@@ -72,12 +72,6 @@ class ConvImageTokenizer(ImageTokenizer):
         self.encoder = Encoder(config.downsample, config.width, config.blocks, config.encoder_kernel, self.dim)
         self.decoder = Decoder(config.downsample, config.width, config.blocks, self.dim)
 
-    def latents(self, images: Tensor) -> Tensor:
-        return self.encoder(images)
-
-    def drawn(self, vectors: Tensor) -> Tensor:
-        return self.decoder(vectors)
-
     def pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
         """Squared and absolute error: means over images of means over pixels, those off the border's colour
         weighted by foreground_weight."""
