@@ -225,7 +225,7 @@ class Decoder:
             self._same, self._alike = (place, self.old), self._grouped(states, valid)
         chosen, tails = None, []
         for group in self._alike:
-            logits, (row, place) = group.logits(self.model, hidden), np.divmod(group.items, t)
+            logits, (row, place) = group.logits(hidden), np.divmod(group.items, t)
             ids = group.ids(logits, self.now["seed"][row], self.now["written"][row] + place)
             if len(group.items) == rows * t:
                 chosen = ids
@@ -252,7 +252,7 @@ class Decoder:
         rest, arity = divmod(which, 4)
         number, how = divmod(rest, MANY)
         if number not in self.allowed:
-            self.allowed[number] = Allowed(self.automaton.sets[number], self.last.device)
+            self.allowed[number] = Allowed(self.automaton.sets[number], self.model)
         items = np.flatnonzero(members)
         row, place = np.divmod(items, t)
         lines = self._line_of[row, :arity]

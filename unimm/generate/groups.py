@@ -28,27 +28,29 @@ class Allowed:
     marks   int32 (V,): what noise knows the columns by
     """
 
-    def __init__(self, ids: np.ndarray, device: torch.device):
+    def __init__(self, ids: np.ndarray, model: UnifiedModel):
+        device = model.device
         gaps = np.diff(ids) - 1
         cut = np.flatnonzero(gaps > NEAR)
         cut = np.sort(cut[np.argsort(gaps[cut], kind="stable")[::-1][:RUNS - 1]])
         first, last = ids[np.concatenate([[0], cut + 1]).astype(int)], ids[np.append(cut, len(ids) - 1).astype(int)]
-        self.runs = tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last))
-        columns = np.concatenate([np.arange(run.start, run.stop) for run in self.runs])
+        runs = tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last))
+        columns = np.concatenate([np.arange(run.start, run.stop) for run in runs])
+        self.head, self.first = model.head(runs), runs[0].start if len(runs) == 1 else None
         self.only = int(ids[0]) if len(ids) == 1 else None
         banned = np.flatnonzero(~np.isin(columns, ids))
         self.banned = torch.from_numpy(banned).to(device) if len(banned) else None
         self.ids = torch.from_numpy(columns).to(device)
         self.marks = torch.from_numpy(marks(columns)).to(device)
 
-    def logits(self, model: UnifiedModel, hidden: Tensor, weights: Tensor | None) -> Tensor:
-        """float32 (N, V), as `UnifiedModel.logits` gives them, -inf where an id is not allowed."""
-        logits = model.logits(hidden, self.runs, weights)
+    def logits(self, hidden: Tensor, weights: Tensor | None) -> Tensor:
+        """float32 (N, V), as `UnifiedModel.head` gives them, -inf where an id is not allowed."""
+        logits = self.head(hidden, weights)
         return logits if self.banned is None else logits.index_fill_(1, self.banned, -torch.inf)
 
     def of(self, columns: Tensor) -> Tensor:
         """The ids of columns."""
-        return columns + self.runs[0].start if len(self.runs) == 1 else self.ids[columns]
+        return self.ids[columns] if self.first is None else columns + self.first
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +71,11 @@ class Group:
     allowed: Allowed
     how: Choice
 
-    def logits(self, model: UnifiedModel, hidden: Tensor) -> Tensor | None:
+    def logits(self, hidden: Tensor) -> Tensor | None:
         """float32 (N, V) from the states of all places; None where there is no choice."""
         if self.allowed.only is not None:
             return None
-        return self.allowed.logits(model, hidden if self.hidden is None else hidden[self.hidden], self.weights)
+        return self.allowed.logits(hidden if self.hidden is None else hidden[self.hidden], self.weights)
 
     def ids(self, logits: Tensor | None, seeds: np.ndarray, written: np.ndarray) -> Tensor:
         """An id from each row of logits (n, V), int64 (n,), by the noise of a seed and a place, (n,) each."""

@@ -1,5 +1,7 @@
 """A packed batch through the language model to losses, text and image apart."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
@@ -68,28 +70,35 @@ class UnifiedModel(nn.Module):
         return self.backbone.base_model(inputs_embeds=embedded, position_ids=position, documents=documents,
                                         use_cache=False).last_hidden_state
 
-    def logits(self, hidden: torch.Tensor, rows: slice | tuple[slice, ...],
-               weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Float32 logits (N, ids) of some runs of ids, from hidden (N, width).
+    def logits(self, hidden: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Float32 logits (N, ids) of a run of ids, from hidden (N, width)."""
+        return self.head((rows,))(hidden, None)
+
+    def head(self, runs: tuple[slice, ...]) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+        """What gives the float32 logits (N, ids) of some runs of ids, from hidden (N, width); views of its weights.
 
         With weights (N, branches), which add up to 1, their sum over the branches of hidden (N, branches, width).
         Ids of a separate head come alone: no softmax holds both them and the backbone's.
         """
-        runs, head, cap = rows if isinstance(rows, tuple) else (rows,), self.backbone.get_output_embeddings(), self.cap
+        layer, cap, inner = self.backbone.get_output_embeddings(), self.cap, None
         if self.image_output is not None and (runs[0].start or 0) >= (first := self.image_output.start):
             runs = tuple(slice(run.start - first, run.stop - first) for run in runs)
-            head, cap, hidden = self.image_output.vision_head, None, self.image_output.inner(hidden)
-        plain = type(head) is nn.Linear  # else an adapter: its weight alone does not say what it computes
-        if weights is not None and plain and cap is None:  # a linear head: the sum may as well be taken before it
-            hidden, weights = _weighed(hidden, weights).to(hidden.dtype), None
-        if plain:
-            parts = [nn.functional.linear(hidden, head.weight[run], None if head.bias is None else head.bias[run])
-                     for run in runs]
-        else:
-            every = head(hidden)
-            parts = [every[..., run] for run in runs]
-        logits = soft_cap((parts[0] if len(parts) == 1 else torch.cat(parts, -1)).float(), cap)
-        return logits if weights is None else _weighed(logits, weights)
+            layer, cap, inner = self.image_output.vision_head, None, self.image_output.inner
+        plain = type(layer) is nn.Linear  # else an adapter: its weight alone does not say what it computes
+        parts = [(layer.weight[run], None if layer.bias is None else layer.bias[run]) for run in runs if plain]
+
+        def logits(hidden: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+            hidden = hidden if inner is None else inner(hidden)
+            if weights is not None and plain and cap is None:  # linear: the sum may as well be taken before it
+                hidden, weights = _weighed(hidden, weights).to(hidden.dtype), None
+            found = [nn.functional.linear(hidden, *part) for part in parts]
+            if not plain:
+                every = layer(hidden)
+                found = [every[..., run] for run in runs]
+            made = soft_cap((found[0] if len(found) == 1 else torch.cat(found, -1)).float(), cap)
+            return made if weights is None else _weighed(made, weights)
+
+        return logits
 
     def hasten(self) -> str | None:
         """Read on through a FastBody from now on, for inference alone; the reason why not, where none is made."""
