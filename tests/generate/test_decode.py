@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from model.families import FAMILIES, tiny
-from ten_systems import TEN
+from ten_systems import TEN, content
 
 from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.sampling import Choice, Sampling
+from unimm.generate import lines
 from unimm.generate.choose import gumbel, marks, places
 from unimm.generate.decode import decode
 from unimm.generate.guidance import guides
@@ -17,10 +18,11 @@ from unimm.model.attention import NAME, use_packed_attention
 from unimm.model.backbone import build_backbone
 from unimm.model.image_input import ImageInput
 from unimm.model.unified import UnifiedModel
-from unimm.sample import Text
+from unimm.sample import Image, Text
 
 LAYOUT = TEN["emu3"].build()
 AUTOMATON = LAYOUT.automaton()
+FREE = Sampling(image=Choice(), guidance=2.0)
 GREEDY = Sampling(image=Choice(temperature=0.0), guidance=1.0)
 
 
@@ -75,6 +77,25 @@ def test_guided_rows_equal_two_passes_without_cache_each_row_alone(model, temper
     decode(model, LAYOUT, requests)
     for request in requests:
         assert request.ids == slow(model, request)
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_edits_guided_three_ways_equal_three_passes_without_cache(model, window):
+    how, rng = Sampling(image=Choice(), guidance=3.0, image_guidance=1.5, window=window), np.random.default_rng(0)
+    requests = [drawing((Image(content("emu3", rng, False)), Text("x" * k)), how, LAYOUT.config.sizes[k % 3], k)
+                for k in range(1, 4)]
+    requests.append(drawing((Text("x"),), how, (2, 3)))  # nothing to keep: two ways
+    decode(model, LAYOUT, requests)
+    for request in requests:
+        assert request.ids == slow(model, request)
+
+
+def test_prompts_that_are_read_in_several_forwards_are_read_the_same(model, monkeypatch):
+    requests, again = images(7, FREE), images(7, FREE)
+    decode(model, LAYOUT, requests)
+    monkeypatch.setattr(lines, "AT_ONCE", 20)
+    decode(model, LAYOUT, again)
+    assert [r.ids for r in requests] == [r.ids for r in again]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

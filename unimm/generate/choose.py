@@ -96,16 +96,16 @@ def _floor(scaled: Tensor, keep: Tensor | None, top_p: float) -> Tensor:
 # largest 0.002 beside 0.1.
 
 def _likeliest(x: Tensor) -> Tensor:
-    return x.argmax(-1) if x.is_cuda else torch.from_numpy(x.numpy().argmax(-1))
+    return torch.from_numpy(x.numpy().argmax(-1)) if x.is_cpu else x.argmax(-1)
 
 
 def _largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row and their columns, in any order."""
-    if x.is_cuda:
+    if not x.is_cpu:
         return tuple(x.topk(k, -1, sorted=False))
     columns = torch.from_numpy(np.argpartition(x.numpy(), x.shape[1] - k, -1)[:, -k:])
     return x.gather(1, columns), columns
 
 
 def _descending(x: Tensor) -> Tensor:
-    return x.sort(-1, descending=True).values if x.is_cuda else torch.from_numpy(np.sort(x.numpy(), -1)[:, ::-1].copy())
+    return torch.from_numpy(np.sort(x.numpy(), -1)[:, ::-1].copy()) if x.is_cpu else x.sort(-1, descending=True).values
