@@ -149,7 +149,7 @@ def replayed(name: str, request: Request) -> list[int]:
 @torch.no_grad()
 def test_documents_written_on_equal_full_recomputation_of_every_branch(name):
     begun = 0
-    for seed in range(40, 46):
+    for seed in range(40, 43):
         made = Request((Text("ab" * (seed % 3 + 1)),), replace(FREE, guidance=2.5), seed, images=2)
         decode(MODELS[name], LAYOUTS[name], [made])
         assert made.ids == replayed(name, made)
