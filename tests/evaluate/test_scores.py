@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from tiny import TINY
 
-from data import emoji, shapes, shapes_judge
+from data import emoji, emoji_scores, shapes, shapes_judge
+from data import shapes_scores as shape_scores
 from data.shapes_world import LAYOUTS, SIZES, Scene, Thing
 from data.shapes_world import draw as picture_of
 from unimm.config.data import Emoji, Use
-from unimm.evaluate import emoji as emoji_scores
 from unimm.evaluate import scores as module
-from unimm.evaluate import shapes as shape_scores
 from unimm.evaluate.scores import EvaluationError, Scores, interval, look_up
 from unimm.images import measure as measures
 from unimm.images.tokenizer import build_tokenizer

@@ -10,9 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import assert_never
 
+from data import emoji_scores, shapes_scores
 from unimm.config.stages import NextToken
 from unimm.disk import replace_file
-from unimm.evaluate import emoji, shapes
 from unimm.evaluate.report import page
 from unimm.evaluate.scores import Bar, EvaluationError, Metrics, Scores, look_up
 from unimm.recipe import recipe_to_json
@@ -50,9 +50,9 @@ def evaluate(system: System, count: int = 200, seed: int = 0) -> dict:
 def _score(system: System, count: int, seed: int) -> tuple[Scores, tuple[Bar, ...]]:
     match system.recipe.judge:
         case "shapes":
-            return shapes.score(system, count, seed), shapes.BARS
+            return shapes_scores.score(system, count, seed), shapes_scores.BARS
         case "emoji":
-            return emoji.score(system, count, seed), emoji.BARS
+            return emoji_scores.score(system, count, seed), emoji_scores.BARS
         case "none":
             return Scores(), ()
         case _:
