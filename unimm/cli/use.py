@@ -16,7 +16,14 @@ _Changes = make_dataclass(
 
 @dataclass(frozen=True)
 class SamplingChange(_Changes):
-    """Differences from the sampling settings that the run was saved with."""
+    """Differences from the sampling settings that the run was saved with.
+
+    How far an image follows the prompt: guidance (1: not pushed), image-guidance (towards the context's images alone,
+    0: off), negative (words to draw away from), positive (words added to the prompt). How an id of an image is chosen:
+    temperature (0: the likeliest), top-k and top-p (0 and 1: all), min-p (least share of the likeliest's probability),
+    adaptive-k (top-k by entropy); the same with text- before it for text, of at most text-length ids. window: ids read
+    in one step; above 1, images take fewer steps and are the same.
+    """
 
     def said(self) -> dict[str, float | str]:
         return {name: value for name, value in vars(self).items() if value is not None}
