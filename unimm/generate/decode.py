@@ -226,7 +226,7 @@ class Decoder:
         chosen, tails = None, []
         for group in self._alike:
             logits, (row, place) = group.logits(hidden), np.divmod(group.items, t)
-            ids = group.ids(logits, self.now["seed"][row], self.now["written"][row] + place)
+            ids = group.ids(logits, self.now, row, place)
             if len(group.items) == rows * t:
                 chosen = ids
             else:
@@ -319,8 +319,7 @@ class Decoder:
                 which, place = np.nonzero((wanted & (np.stack(sets, 1) == group.number))[rows[last]])
                 if len(which):
                     row, of = rows[last][which], logits[sent(last[which], logits.device)]
-                    drafts[row, place] = group.ids(of, self.now["seed"][row], self.now["written"][row] + place).numpy(
-                        force=True)
+                    drafts[row, place] = group.ids(of, self.now, row, place).numpy(force=True)
         return drafts
 
     def _see(self) -> None:

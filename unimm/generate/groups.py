@@ -77,9 +77,10 @@ class Group:
             return None
         return self.allowed.logits(hidden if self.hidden is None else hidden[self.hidden], self.weights)
 
-    def ids(self, logits: Tensor | None, seeds: np.ndarray, written: np.ndarray) -> Tensor:
-        """An id from each row of logits (n, V), int64 (n,), by the noise of a seed and a place, (n,) each."""
+    def ids(self, logits: Tensor | None, now: np.ndarray, row: np.ndarray, ahead: np.ndarray) -> Tensor:
+        """An id from each row of logits (n, V), int64 (n,), by the noise of a `row` of `now` and a place behind it."""
         if logits is None:
             return torch.full((len(self.items),), self.allowed.only, device=self.spots.device)
-        place = None if self.how.temperature == 0 else sent(places(seeds, written), logits.device)
+        place = None if self.how.temperature == 0 else sent(
+            places(now["seed"][row], now["written"][row] + ahead), logits.device)
         return self.allowed.of(choose(logits, self.how, place, self.allowed.marks))
