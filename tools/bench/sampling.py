@@ -48,7 +48,7 @@ def compare(claim: str, peer: str, world: World, ask: Ask, theirs: Callable[[Wor
 
 
 def text(toy: bool) -> Iterable[Row]:
-    ask = Ask(caption(), limit=8 if toy else 128)
+    ask = Ask(caption(), limit=8 if toy else 512)
     for name, shape, ids, wanted in (("0.14 M", TINY, 400, 2.5), ("7 M", LARGER, 4096, 1.3))[:1 if toy else 2]:
         world = samplers.world(shape, ids, draws=False)
         yield compare(f"greedy text, {name} parameters", "generate", world, ask, samplers.text, 0.1 if toy else wanted,
