@@ -25,7 +25,7 @@ LIBRARY = [path for path in TREES if path.parts[0] in ("unimm", "recipes", "data
 LAYERS = (
     "errors",
     "disk",
-    "sample, losses, arguments, words, weights, pictures, resize, config, hardware, status",
+    "sample, losses, arguments, words, weights, pictures, resize, config, hardware, status, published",
     "text, vocab",
     "grammar",
     "turns, form",

@@ -102,7 +102,7 @@ def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image
     """
     from unimm.model.axes import released_parts, take
     from unimm.model.backbone import build_backbone
-    from unimm.model.published import published
+    from unimm.published import published
 
     weights, found, read = shapes is None, None, cache(published)  # each release once, whatever is taken of it
     if isinstance(recipe.backbone, PretrainedBackbone):
@@ -139,7 +139,7 @@ def keep_shapes(recipe: Recipe, folder: Path, model: "UnifiedModel") -> None:
     """Keep in a run's folder what its published parts are: their small files, the text tokenizer's among them."""
     from transformers import AutoConfig
 
-    from unimm.model.published import small_files
+    from unimm.published import small_files
 
     kept = folder / BACKBONE_FOLDER
     if isinstance(recipe.backbone, PretrainedBackbone) and not kept.is_dir():

@@ -18,8 +18,8 @@ from unimm.model.attention import use_packed_attention
 from unimm.model.cache import RowCache
 from unimm.model.fast import FastBody, fast_body
 from unimm.model.image_input import ImageInput
-from unimm.model.published import published
 from unimm.model.unified import UnifiedModel
+from unimm.published import published
 from unimm.sample import Text
 
 LENGTHS = (7, 16, 11)

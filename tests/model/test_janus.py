@@ -121,7 +121,7 @@ def test_features_given_in_place_of_pixels_are_what_the_encoder_makes_of_them(pa
 def test_a_siglip_of_its_own_gives_the_encoder_s_features(tmp_path):
     import transformers as tf
 
-    from unimm.model.published import vision
+    from unimm.published import vision
 
     torch.manual_seed(0)
     siglip = tf.SiglipVisionModel(tf.SiglipVisionConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=4,

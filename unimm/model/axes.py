@@ -10,8 +10,8 @@ from unimm.config.check import ConfigError
 from unimm.layout import Layout
 from unimm.model.image_input import ImageInput
 from unimm.model.image_output import ImageHead
-from unimm.model.published import janus_part, vision
 from unimm.model.vision_input import VisionInput
+from unimm.published import janus_part, vision
 from unimm.vocab import Range
 
 

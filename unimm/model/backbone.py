@@ -12,8 +12,8 @@ from unimm.config.check import ConfigError
 from unimm.config.model import Backbone, FreshBackbone, ImageIn, ImageOut, PretrainedBackbone, SharedSoftmax
 from unimm.model.attention import Documents, attend, use_packed_attention
 from unimm.model.cross_entropy import soft_cap
-from unimm.model.published import Published, published
 from unimm.model.rows import start_rows
+from unimm.published import Published, published
 from unimm.vocab import Vocab
 
 KNOWN = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "mistral", "chameleon", "emu3_text_model")
