@@ -5,8 +5,9 @@ ten minutes on two CPU cores suffice.
 """
 
 from unimm.config.data import Shapes, Use
-from unimm.config.images import VQ, ConvTokenizer
+from unimm.config.images import ConvTokenizer
 from unimm.config.model import FreshBackbone, SharedTable
+from unimm.config.quantizers import VQ
 from unimm.config.recipe import Recipe
 from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, Muon, NextToken, Reconstruct, Schedule

@@ -9,8 +9,9 @@ from tiny import TINY
 
 from unimm.config.check import ConfigError
 from unimm.config.data import ChatJsonl, Emoji, ImageFolder, ParquetFiles, Shapes, Use, WebDatasetTars
-from unimm.config.images import LFQ, VQ, ConvTokenizer
+from unimm.config.images import ConvTokenizer
 from unimm.config.model import PretrainedBackbone, SharedTable
+from unimm.config.quantizers import LFQ, VQ
 from unimm.config.stages import AdamW, Muon, NextToken, Reconstruct, Schedule
 from unimm.config.tokens import Codebook, Continuous, PretrainedText
 from unimm.errors import UserError

@@ -155,8 +155,8 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
         datasets.append(images)
     batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
                            ranks.world())
-    work = Work(Reconstruction(tokenizer), batches, preview_reconstructions(tokenizer, datasets[0][:64], folder / name),
-                recipe=json.loads(recipe_to_json(recipe)),
+    preview = preview_reconstructions(tokenizer, datasets[0].pixels[:64], folder / name)
+    work = Work(Reconstruction(tokenizer), batches, preview, recipe=json.loads(recipe_to_json(recipe)),
                 flops=lambda: measure(recipe, None, stage, name).multiplied.flops)
     trained = run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
     if ranks.rank() == 0:

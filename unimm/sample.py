@@ -185,6 +185,20 @@ class Sequence:
 
 
 @dataclass(frozen=True, eq=False)
+class Pictures:
+    """A batch of pictures, uint8 (B, H, W, 3), and what is said of each; "" where nothing is."""
+
+    pixels: np.ndarray
+    texts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, rows: slice) -> "Pictures":
+        return Pictures(self.pixels[rows], self.texts[rows])
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Packed rows: several documents side by side, kept apart by `document`.
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from unimm.config.images import FSQ, ConvTokenizer
+from unimm.config.images import ConvTokenizer
+from unimm.config.quantizers import FSQ
 from unimm.images.measure import measure, perplexity, psnr, ssim
 from unimm.images.tokenizer import build_tokenizer, to_codes
 

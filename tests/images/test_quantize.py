@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unimm.config.images import FSQ, LFQ, VQ
+from unimm.config.quantizers import FSQ, LFQ, VQ
 from unimm.images.quantize import build_quantizer
 
 KINDS = [FSQ(levels=(8, 5, 2)), VQ(size=32, dim=6), LFQ(bits=5), LFQ(bits=11, spherical=True)]
@@ -177,7 +177,7 @@ def test_entropies_of_lookup_free_codes_equal_a_sum_over_all_codes():
 
 RANK = """
 import os, sys, torch, torch.distributed as dist
-from unimm.config.images import VQ
+from unimm.config.quantizers import VQ
 from unimm.images.quantize import build_quantizer
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.manual_seed(7)

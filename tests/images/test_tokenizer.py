@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from unimm.config.images import FSQ, LFQ, VQ, ConvTokenizer
+from unimm.config.images import ConvTokenizer
+from unimm.config.quantizers import FSQ, LFQ, VQ
 from unimm.errors import UserError
 from unimm.images.tokenizer import (
     TokenizerError,

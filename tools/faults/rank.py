@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from recipes.demo import recipe as demo
 from unimm.config.guards import Guards
-from unimm.config.images import VQ
 from unimm.config.model import FreshBackbone
+from unimm.config.quantizers import VQ
 from unimm.config.recipe import Recipe
 from unimm.config.stages import AdamW, Muon, NextToken, Reconstruct, Schedule
 from unimm.config.tokens import Codebook, SentencePieceText

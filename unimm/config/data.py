@@ -10,13 +10,18 @@ from unimm.config.check import positive
 class Shapes:
     """The built-in world of coloured shapes (`data/shapes.py`)."""
 
-    part: Literal["pairs", "chats", "edits"]
+    part: Literal["pairs", "chats", "edits", "rounds", "sentences"]
+    """Pictures with captions, with questions, with one edit, with several edits in turn; or sentences alone."""
     count: int
     seed: int = 0
+    scale: int = 1
+    """Pixels of the picture to a pixel of the world, which is 32 wide."""
+    wide: float = 0.0
+    """Share of pictures that are half as wide again as high, or as high as wide, the world in their middle."""
     kind: Literal["shapes"] = "shapes"
 
     def __post_init__(self):
-        positive(self, "count")
+        positive(self, "count", "scale")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,51 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unimm.config.check import check, fraction, positive, zero_or_more
-
-
-@dataclass(frozen=True, kw_only=True)
-class FSQ:
-    """Finite scalar quantization (Mentzer et al. 2023): each channel rounds to one of a few levels."""
-
-    levels: tuple[int, ...] = (8, 8, 8)
-    kind: Literal["fsq"] = "fsq"
-
-    def __post_init__(self):
-        check(self, len(self.levels) > 0 and min(self.levels) >= 2, "levels", "two or more levels in each channel")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQ:
-    """Vector quantization with an exponential moving average codebook (van den Oord et al. 2017, A.1)."""
-
-    size: int = 512
-    dim: int = 16
-    decay: float = 0.99
-    commitment: float = 0.25
-    dead_below: float = 0.1
-    """Codes whose moving count falls below this are set to an encoder output of the batch."""
-    kind: Literal["vq"] = "vq"
-
-    def __post_init__(self):
-        positive(self, "size", "dim")
-        fraction(self, "decay")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LFQ:
-    """Lookup-free quantization (Yu et al. 2023, MAGVIT-v2): the signs of `bits` channels."""
-
-    bits: int = 9
-    entropy_weight: float = 0.02
-    spherical: bool = False
-    """Binary spherical quantization (Zhao et al. 2024): channels are normalised first."""
-    kind: Literal["lfq"] = "lfq"
-
-    def __post_init__(self):
-        check(self, 1 <= self.bits <= 18, "bits", "between 1 and 18")
-
-
-Quantizer = FSQ | VQ | LFQ
+from unimm.config.quantizers import FSQ, VQ, Quantizer
+from unimm.config.tokenizer_losses import TokenizerLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +24,10 @@ class ConvTokenizer:
     foreground_weight: float = 1.0
     """Weight of pixels that differ from the image's border colour; small objects drown in background at 1."""
     l1: float = 0.5
+    losses: tuple[TokenizerLoss, ...] = ()
+    """What is asked of it beside the pixels."""
+    any_size: bool = False
+    """Whether pictures are brought to the nearest of the layout's sizes, not to the square of `image`."""
     codebook: str = "visual"
     kind: Literal["conv"] = "conv"
 
@@ -77,6 +38,85 @@ class ConvTokenizer:
         check(self, self.image % self.downsample == 0, "image", f"a multiple of downsample ({self.downsample})")
         check(self, self.encoder_kernel in (1, 3), "encoder_kernel", "1 or 3")
         zero_or_more(self, "l1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTTokenizer:
+    """Patches through a vision transformer to tokens that are no grid, and back (see `unimm.images.vit`).
+
+    queries   so many learned queries read the patches (SEED); 0: the patches themselves are the tokens
+    keep      the share of patches that a selector keeps on average, so that the count varies (LaVIT); 1: all
+    expander  causal layers from latents to features that the language model reads, taught by Distill (MingTok)
+    """
+
+    image: int = 32
+    downsample: int = 8
+    """Pixels to a patch, each way."""
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    decoder_layers: int = 2
+    queries: int = 0
+    causal: bool = False
+    """Whether a token sees only those before it, so that a prefix is decoded like any other image."""
+    drop_tail: float = 0.0
+    """Share of training pictures whose tokens are cut off at a random place, so that a prefix is enough to draw."""
+    keep: float = 1.0
+    keep_weight: float = 1.0
+    """Of the squared distance from `keep` in the loss (LaVIT, eq. 6)."""
+    expander: int = 0
+    quantizer: Quantizer = VQ()
+    foreground_weight: float = 1.0
+    l1: float = 0.5
+    losses: tuple[TokenizerLoss, ...] = ()
+    codebook: str = "visual"
+    kind: Literal["vit"] = "vit"
+
+    def __post_init__(self):
+        positive(self, "image", "downsample", "width", "layers", "heads", "decoder_layers", "foreground_weight")
+        zero_or_more(self, "queries", "expander", "l1", "keep_weight")
+        fraction(self, "drop_tail")
+        check(self, self.image % self.downsample == 0, "image", f"a multiple of downsample ({self.downsample})")
+        check(self, self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
+        check(self, 0 < self.keep <= 1, "keep", "above 0 and at most 1")
+        check(self, self.keep == 1 or not self.queries, "keep", "1 where there are queries")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualTokenizer:
+    """Two views of one picture: meaning, from the recipe's `features`, and pixels, from convolutions of its own.
+
+    index "shared"    one index addresses both codebooks, chosen by their joint distance (TokenFlow, arXiv:2412.03069)
+    index "separate"  two levels of codes, meaning before pixels (ILLUME+, arXiv:2504.01934)
+
+    The decoder draws from both; another one gives the features back from the meaning alone.
+    """
+
+    image: int = 32
+    downsample: int = 8
+    """Pixels to a code of the pixel level; the semantic level has the grid of the features, or where the index is
+    shared the two are one."""
+    width: int = 96
+    blocks: int = 1
+    index: Literal["shared", "separate"] = "shared"
+    semantic: VQ = VQ()
+    pixel: VQ = VQ()
+    semantic_weight: float = 1.0
+    """Of the distance to the semantic code, where the index is shared, and of the features' reconstruction."""
+    tune: bool = False
+    """Whether the features' encoder learns too (TokenFlow); else it stays as it is (ILLUME+)."""
+    foreground_weight: float = 1.0
+    l1: float = 0.5
+    losses: tuple[TokenizerLoss, ...] = ()
+    codebook: str = "visual"
+    """Of the pixel codes, or of the one index."""
+    semantic_codebook: str = "semantic"
+    kind: Literal["dual"] = "dual"
+
+    def __post_init__(self):
+        positive(self, "image", "downsample", "width", "blocks", "foreground_weight")
+        check(self, self.index == "separate" or self.semantic.size == self.pixel.size, "semantic",
+              "as large as pixel where they share an index")
 
 
 Fit = Literal["square", "short_side", "area", "within", "sizes"]
@@ -209,4 +249,5 @@ class IBQ(Published):
     kind: Literal["ibq"] = "ibq"
 
 
-ImageTokenizer = ConvTokenizer | Chameleon | Emu3 | LlamaGen | MoVQ | IBQ
+OwnTokenizer = ConvTokenizer | ViTTokenizer | DualTokenizer
+ImageTokenizer = ConvTokenizer | ViTTokenizer | DualTokenizer | Chameleon | Emu3 | LlamaGen | MoVQ | IBQ

@@ -100,16 +100,24 @@ VisionEncoder = FreshVision | PretrainedVision
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecipeVision:
+    """The recipe's own `features`, as the run has trained them, or as they were published."""
+
+    kind: Literal["recipe"] = "recipe"
+
+
+@dataclass(frozen=True, kw_only=True)
 class VisionFeatures:
     """A read image is a vision encoder's features through an aligner, a written one codes of a table of their own
     through another (Janus).
 
     The layout's `read` names the continuous space of the features; the codebook is one with `shared=False`.
     Both aligners are `depth` linear layers with GELU between. A stage trains or freezes `vision`, `aligner`,
-    `codes` and `code_aligner` by these names.
+    `codes` and `code_aligner` by these names. Codes of a shared codebook are read through the language model's own
+    table, so that there are no `codes` then (ILLUME+).
     """
 
-    encoder: VisionEncoder = FreshVision()
+    encoder: FreshVision | PretrainedVision | RecipeVision = FreshVision()
     image: int = 384
     """Height and width in pixels of what the encoder sees: the whole picture, padded to a square."""
     background: tuple[int, int, int] = (127, 127, 127)
@@ -125,7 +133,35 @@ class VisionFeatures:
         positive(self, "image", "depth", "dim")
 
 
-ImageIn = SharedTable | VisionFeatures
+@dataclass(frozen=True, kw_only=True)
+class CodeVectors:
+    """Codes are read as the image tokenizer's own vectors of them through a projector of `depth` linear layers
+    (VILA-U, TokenFlow); several codes a position as what their vectors make together.
+
+    In a stage with `reconstruction` above 0 pictures are read instead, and the gradient reaches the tokenizer (ETT).
+    A stage trains or freezes `tokenizer` and `aligner` by these names; the first is frozen but in such a stage.
+    """
+
+    depth: int = 2
+    kind: Literal["code_vectors"] = "code_vectors"
+
+    def __post_init__(self):
+        positive(self, "depth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentVectors:
+    """Continuous latents are read through the tokenizer's expander, if it has one, and a projector of `depth` linear
+    layers (Ming-UniVision)."""
+
+    depth: int = 2
+    kind: Literal["latent_vectors"] = "latent_vectors"
+
+    def __post_init__(self):
+        positive(self, "depth")
+
+
+ImageIn = SharedTable | VisionFeatures | CodeVectors | LatentVectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,4 +188,36 @@ class SeparateHead:
         zero_or_more(self, "width")
 
 
-ImageOut = SharedSoftmax | SeparateHead
+@dataclass(frozen=True, kw_only=True)
+class DepthHead:
+    """A small transformer over the codes of one position, each predicted from the hidden state and the codes before it
+    (RQ-Transformer, arXiv:2203.01941; VILA-U, FQGAN)."""
+
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    kind: Literal["depth_head"] = "depth_head"
+
+    def __post_init__(self):
+        positive(self, "width", "layers", "heads")
+        check(self, self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowHead:
+    """A small network that carries noise to the next latent by rectified flow, given the hidden state (MAR,
+    arXiv:2406.11838; Ming-UniVision)."""
+
+    width: int = 256
+    layers: int = 3
+    steps: int = 16
+    """Euler steps from noise to a latent."""
+    repeat: int = 4
+    """Times drawn for each position in training."""
+    kind: Literal["flow_head"] = "flow_head"
+
+    def __post_init__(self):
+        positive(self, "width", "layers", "steps", "repeat")
+
+
+ImageOut = SharedSoftmax | SeparateHead | DepthHead | FlowHead

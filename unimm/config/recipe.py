@@ -9,10 +9,11 @@ from typing import Literal
 
 from unimm.config.check import ConfigError
 from unimm.config.data import Source
+from unimm.config.decoder import Decoder, TokenizerDecoder
 from unimm.config.images import ConvTokenizer, ImageTokenizer
-from unimm.config.model import Backbone, FreshBackbone, ImageIn, ImageOut, SharedSoftmax, SharedTable
+from unimm.config.model import Backbone, FreshBackbone, ImageIn, ImageOut, SharedSoftmax, SharedTable, VisionEncoder
 from unimm.config.sampling import Sampling
-from unimm.config.stages import NextToken, Reconstruct
+from unimm.config.stages import AnyStage, NextToken
 from unimm.config.tokens import Codebook, Continuous, Layout, SentencePieceText, TextTokenizer
 
 
@@ -25,7 +26,12 @@ class Recipe:
     """One sentence: what this is, and where its numbers come from."""
     text: TextTokenizer = SentencePieceText()
     image_tokenizer: ImageTokenizer = ConvTokenizer()
-    codebooks: tuple[Codebook, ...]
+    features: VisionEncoder | None = None
+    """A vision encoder that sees meaning: what a tokenizer is measured by, learns from or builds on. A fresh one is
+    trained by a stage `Contrast`; it sees the tokenizer's size of image."""
+    decoder: Decoder = TokenizerDecoder()
+    """What draws the pixels of codes."""
+    codebooks: tuple[Codebook, ...] = ()
     continuous: tuple[Continuous, ...] = ()
     layout: Layout
     special_ids: dict[str, int] = field(default_factory=dict)
@@ -35,7 +41,7 @@ class Recipe:
     image_in: ImageIn = SharedTable()
     image_out: ImageOut = SharedSoftmax()
     data: dict[str, Source]
-    stages: dict[str, Reconstruct | NextToken]
+    stages: dict[str, AnyStage]
     sampling: Sampling = Sampling()
     judge: Literal["none", "shapes", "emoji"] = "none"
     """Which scores `unimm eval` computes beside losses."""

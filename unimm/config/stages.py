@@ -98,20 +98,41 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruct(Stage):
-    """Train the image tokenizer to give back the pixels it is given.
+class PictureStage(Stage):
+    """One stage on pictures, with their captions, in place of documents."""
+
+    batch: int = 64
+    """Images per optimizer step, over all ranks."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        positive(self, "batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct(PictureStage):
+    """Train the image tokenizer to give back the pixels it is given, and to what its `losses` ask for.
 
     What a quantizer learns from a batch as a whole (VQ's averages, LFQ's entropy) it takes from one forward: with
     `micro`, from that many images.
     """
 
-    batch: int = 64
-    """Images per optimizer step, over all ranks."""
     objective: Literal["reconstruct"] = "reconstruct"
 
-    def __post_init__(self):
-        super().__post_init__()
-        positive(self, "batch")
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast(PictureStage):
+    """Train the recipe's `features` so that pictures and their captions find each other in a batch, by a sigmoid loss
+    (SigLIP, arXiv:2303.15343)."""
+
+    objective: Literal["contrast"] = "contrast"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detokenize(PictureStage):
+    """Train the recipe's diffusion decoder to draw the pictures whose codes it is given, by rectified flow."""
+
+    objective: Literal["detokenize"] = "detokenize"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +154,9 @@ class NextToken(Stage):
     """Weight of an image position in the loss, text positions having 1."""
     z_loss: float = 0.0
     """Weight of the squared log of the softmax's denominator, at learned positions: keeps logits from drifting."""
+    reconstruction: float = 0.0
+    """Weight of the image tokenizer's own loss beside the language model's; above 0 pictures are read as pixels and the
+    tokenizer learns from both (ETT, arXiv:2505.10562, eq. 3). What it becomes encodes the data of later stages."""
     too_long: Literal["refuse", "drop"] = "refuse"
     """What to do with a sample longer than seq_len: stop with its length, or leave it out and count it."""
     objective: Literal["next_token"] = "next_token"
@@ -141,7 +165,10 @@ class NextToken(Stage):
         super().__post_init__()
         positive(self, "step_tokens", "seq_len", "image_weight")
         fraction(self, "drop_context")
-        zero_or_more(self, "z_loss")
+        zero_or_more(self, "z_loss", "reconstruction")
+        drawn = [use.data for use in self.mix if use.task in ("t2i", "draw")]
+        check(self, not (self.reconstruction and drawn), "reconstruction", f"0 where images are drawn ({drawn}): their "
+              "codes would be those of the tokenizer before it learned")
         check(self, self.step_tokens % self.seq_len == 0, "step_tokens",
               f"a multiple of seq_len ({self.seq_len:,}): {nearest(self.step_tokens, self.seq_len)}")
         check(self, not (self.compile and self.zero == 3), "compile", "False at zero 3, whose layers are whole only "
@@ -157,10 +184,13 @@ FREE = ("zero", "offload", "micro", "recompute", "compile", "log_every", "previe
         "keep_every", "guards")
 
 
-def learned(stage: NextToken | Reconstruct) -> NextToken | Reconstruct:
+AnyStage = Reconstruct | Contrast | Detokenize | NextToken
+
+
+def learned(stage: AnyStage) -> AnyStage:
     """The stage with its defaults in all fields that say how it is run and watched, not what it learns: a run may be
     continued with others. An image tokenizer's `micro` stays, since its quantizer learns from one forward at a time."""
     free = {f.name: f.default for f in fields(stage) if f.name in FREE}
-    if isinstance(stage, Reconstruct):
+    if not isinstance(stage, NextToken):
         free.pop("micro")
     return replace(stage, **free)

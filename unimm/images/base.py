@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from unimm.config.images import ImageTokenizer as Config
 from unimm.errors import UserError
 from unimm.images.quantize import Quantizer
+from unimm.sample import Codes, Content, Level
 
 
 class TokenizerError(UserError):
@@ -16,11 +18,13 @@ class TokenizerError(UserError):
 
 
 class Reconstruction(NamedTuple):
-    """images float32 (B, 3, H, W); ids int64 (B, P); losses float32 () by name, already weighted: add them up."""
+    """images float32 (B, 3, H, W); ids int64 (B, P) or (B, P, depth); losses float32 () by name, already weighted: add
+    them up; vectors (B, P, dim), what the ids stand for, with the gradient of what they were made from."""
 
     images: Tensor
     ids: Tensor
     losses: dict[str, Tensor]
+    vectors: Tensor
 
     @property
     def loss(self) -> Tensor:
@@ -30,10 +34,16 @@ class Reconstruction(NamedTuple):
 class ImageTokenizer(nn.Module):
     """Pixels to codes and back.
 
-        images float32 (B, 3, H, W) in [-1, 1] --encode--> ids int64 (B, P), P = rows * columns, row by row
-        ids (B, P), grid (rows, columns)       --decode--> float32 (B, 3, H, W), in [-1, 1] but for overshoot
-        images                                 --forward-> Reconstruction, whose loss trains the tokenizer
-        code_vectors()                                     float32 (size, dim): every code's vector
+        images float32 (B, 3, H, W) in [-1, 1] --contents--> B x Codes or Latents, on the host
+        B x Codes or Latents                   --pictures--> float32 (B, 3, H, W), in [-1, 1] but for overshoot
+        images                                 --forward---> Reconstruction, whose loss trains the tokenizer
+        ids (..., P) or (..., P, depth)        --vectors_of> float32 (..., P, dim): what codes stand for
+
+    and of those with one level of codes on a grid, which contents and pictures go through,
+
+        images           --encode--> ids int64 (B, P) or (B, P, depth), P = rows * columns, row by row
+        ids, grid        --decode--> float32 (B, 3, H, W)
+        code_vectors()               float32 (size, dim): every code's vector, where a position has one code
 
     An architecture has an `encoder`, a `quantizer` and a `decoder`; `latents` and `drawn` are the ways to the quantizer
     and from it:
@@ -43,7 +53,9 @@ class ImageTokenizer(nn.Module):
     `size` codes of `dim` channels, `patch` pixels to a code each way, so that the grid of an image of (H, W)
     pixels is (H / patch, W / patch). `grid` is that of the configuration's own image size; where `any_size` is
     False it is the only one, otherwise an image may have any size of whole patches, and `decode` is to be told
-    the grid wherever it isn't that. `draws` is False where it lacks its decoder. `encode` and `decode` are the same in
+    the grid wherever it isn't that. `books` says of each codebook how many codes it has and how many a position
+    (depth), `channels` of each continuous space how many channels. `draws` is False where it lacks its decoder.
+    `encode` and `decode` are the same in
     training and in eval mode.
     Pictures become such images by `unimm.images.prepare.prepare` and `to_tensor`.
     """
@@ -74,15 +86,53 @@ class ImageTokenizer(nn.Module):
         return self.quantizer.ids_of(self.latents(self._checked(images)))
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        vectors = self.quantizer.codes_to_vectors(ids).unflatten(1, grid or self.grid).permute(0, 3, 1, 2)
-        return self.drawn(vectors.to(next(self.parameters()).dtype)).float()
+        return self.drawn(self._on_grid(ids, grid).to(next(self.parameters()).dtype)).float()
+
+    def _on_grid(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        return self.vectors_of(ids).unflatten(1, grid or self.grid).permute(0, 3, 1, 2)
+
+    def vectors_of(self, ids: Tensor) -> Tensor:
+        return self.quantizer.codes_to_vectors(ids)
+
+    def contents(self, images: Tensor) -> list[Content]:
+        grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
+        return [Codes((Level(row.reshape(len(row), -1), grid),)) for row in self.encode(images).cpu().numpy()]
+
+    def conditions(self, contents: list[Content]) -> Tensor:
+        """What the decoder draws such contents from, (B, C, h, w); all of one grid."""
+        ids = torch.from_numpy(np.stack([c.levels[0].ids for c in contents])).long().to(self.device)
+        return self._on_grid(ids.squeeze(-1), self.any_size and contents[0].levels[0].grid or self.grid)
+
+    def pictures(self, contents: list[Content]) -> Tensor:
+        return self.drawn(self.conditions(contents).to(next(self.parameters()).dtype)).float()
+
+    def check(self, number: int, content: Content) -> tuple[int, int]:
+        """The pixels (height, width) of a content. Raises TokenizerError where it is none of this tokenizer's."""
+        (size, depth), = self.books.values()
+        ids = content.levels[0].ids
+        grid = (self.any_size and content.levels[0].grid) or self.grid
+        positions = grid[0] * grid[1]
+        if len(content.levels) != 1 or ids.shape != (positions, depth) or ids.min() < 0 or ids.max() >= size:
+            found = f"{len(content.levels)} level(s) of {ids.shape}, {ids.min()} to {ids.max()}"
+            raise TokenizerError(f"codes {number} are {found}; this image tokenizer has one of {(positions, depth)} "
+                                 f"below {size}")
+        return grid[0] * self.patch, grid[1] * self.patch
+
+    @property
+    def books(self) -> dict[str, tuple[int, int]]:
+        return {self.config.codebook: (self.quantizer.size, self.quantizer.depth)}
+
+    @property
+    def channels(self) -> dict[str, int]:
+        return {}
 
     def forward(self, images: Tensor) -> Reconstruction:
         """The reconstruction and the loss; in training mode this also updates a moving-average codebook."""
         quantized = self.quantizer(self.latents(self._checked(images)))
         again = self.drawn(quantized.vectors).float()
         losses = self.pixel_losses(again, images.float())
-        return Reconstruction(again, quantized.ids, losses | {"quantizer": quantized.loss})
+        vectors = quantized.vectors.flatten(2).transpose(1, 2)
+        return Reconstruction(again, quantized.ids, losses | {"quantizer": quantized.loss}, vectors)
 
     @torch.no_grad()
     def code_vectors(self) -> Tensor:

@@ -18,14 +18,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimm.config import images as config
+from unimm.config import quantizers as config
 
 DISTANCES = 2**26
 """Distances to codes held at a time: 256 MB. 131,072 codes by the 4,096 positions of one image would take 2 GB."""
 
 
 class Quantized(NamedTuple):
-    """vectors (B, C, h, w) of z's dtype; ids int64 (B, P); loss float32 () to be added to the training loss."""
+    """vectors (B, C, h, w) of z's dtype; ids int64 (B, P), or (B, P, depth) where a position has several; loss float32
+    () to be added to the training loss."""
 
     vectors: Tensor
     ids: Tensor
@@ -40,6 +41,8 @@ class Quantizer(nn.Module):
 
     size: int
     dim: int
+    depth = 1
+    """Codes a position."""
 
     def settled(self, rows: Tensor) -> Tensor:
         """Rows as the kind compares them with its codes: squashed, or of length 1. Gradients pass through this."""

@@ -1,26 +1,36 @@
-"""Training the image tokenizer: pixels in, losses out, through the same loop as the language model."""
+"""Training on pictures: pixels in, losses out, through the same loop as the language model."""
 
-import numpy as np
 import torch
 from torch import nn
 
 from unimm.images.base import ImageTokenizer
 from unimm.losses import Losses, Weight
+from unimm.sample import Pictures
 
 
-class Reconstruction(nn.Module):
-    """forward(uint8 (B, H, W, 3), numpy) -> Losses: the tokenizer's named losses of each image, each reported apart."""
+class OfPictures(nn.Module):
+    """forward(Pictures) -> Losses: the named losses of `losses`, each a mean over images, each reported apart."""
+
+    def losses(self, images: torch.Tensor, texts: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """Of float32 images (B, 3, H, W) in [-1, 1] with their captions: scalars, already weighted."""
+        raise NotImplementedError
+
+    def forward(self, batch: Pictures) -> Losses:
+        device, n = next(self.parameters()).device, len(batch)
+        images = torch.as_tensor(batch.pixels, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        found = self.losses(images, batch.texts)
+        return Losses(sum(found.values()) * n, {name: (loss.detach() * n, n) for name, loss in found.items()})
+
+    def weigh(self, batch: Pictures) -> Weight:
+        return Weight(float(len(batch)), len(batch))
+
+
+class Reconstruction(OfPictures):
+    """The image tokenizer's own losses, and those that its configuration asks for beside them."""
 
     def __init__(self, tokenizer: ImageTokenizer):
         super().__init__()
         self.tokenizer = tokenizer
 
-    def forward(self, pixels: np.ndarray) -> Losses:
-        images = torch.as_tensor(pixels, device=next(self.parameters()).device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        found = self.tokenizer(images)
-        n = len(pixels)
-        parts = {name: (loss.detach() * n, n) for name, loss in found.losses.items()}
-        return Losses(found.loss * n, parts)
-
-    def weigh(self, pixels: np.ndarray) -> Weight:
-        return Weight(float(len(pixels)), len(pixels))
+    def losses(self, images, texts):
+        return self.tokenizer(images).losses

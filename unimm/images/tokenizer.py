@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, assert_never
+from typing import Annotated, Protocol, assert_never
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from unimm.images.ibq import IBQTokenizer
 from unimm.images.llamagen import LlamaGenTokenizer
 from unimm.images.movq import MoVQTokenizer
 from unimm.images.released import fill
-from unimm.sample import Codes
+from unimm.sample import Content
 from unimm.weights import WEIGHTS, open_weights
 
 AT_ONCE, PIXELS_AT_ONCE = 256, 2**20
@@ -78,49 +78,43 @@ def is_released(wanted: config.ImageTokenizer) -> bool:
     return isinstance(wanted, config.Published) and wanted.weights != ""
 
 
+class Drawer(Protocol):
+    """What draws pixels: an image tokenizer, or a diffusion decoder in its place; methods as of the first."""
+
+    def check(self, number: int, content: Content) -> tuple[int, int]: ...
+
+    def pictures(self, contents: list[Content]) -> Tensor: ...
+
+
 def to_tensor(images: list[np.ndarray]) -> Tensor:
     """uint8 (H, W, 3) of one size -> float32 (B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def to_codes(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> list[Codes]:
-    """Codes of uint8 (H, W, 3) images, of whatever sizes the tokenizer takes. Raises TokenizerError for any other."""
+@torch.no_grad()
+def to_codes(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> list[Content]:
+    """Codes, or latents, of uint8 (H, W, 3) images, of whatever sizes the tokenizer takes. Raises TokenizerError for
+    any other."""
     for i, image in enumerate(images):
         fits = image.ndim == 3 and image.shape[2] == 3 and tokenizer.takes(*image.shape[:2])
         if not fits or image.dtype != np.uint8:
             raise TokenizerError(f"image {i} is {image.dtype} {image.shape}; this image tokenizer takes "
                                  f"uint8 {tokenizer.sizes_taken}: crop and resize it first")
-    found: dict[int, Codes] = {}
+    found: dict[int, Content] = {}
     for some in _batches([image.shape[:2] for image in images]):
-        ids = tokenizer.encode(to_tensor([images[i] for i in some]).to(tokenizer.device)).cpu().numpy()
-        grid = [side // tokenizer.patch for side in images[some[0]].shape[:2]]
-        found.update((i, Codes.of_grid(row.reshape(grid))) for i, row in zip(some, ids))
+        found.update(zip(some, tokenizer.contents(to_tensor([images[i] for i in some]).to(tokenizer.device))))
     return [found[i] for i in range(len(images))]
 
 
 @torch.no_grad()
-def to_pixels(tokenizer: ImageTokenizer, codes: list[Codes]) -> list[np.ndarray]:
-    """The uint8 (H, W, 3) images of codes. Raises TokenizerError for codes of another grid or codebook."""
-    grids = [_grid_of(tokenizer, i, code) for i, code in enumerate(codes)]
+def to_pixels(drawer: Drawer, contents: list[Content]) -> list[np.ndarray]:
+    """The uint8 (H, W, 3) images of contents. Raises TokenizerError for those of another grid or codebook."""
     found: dict[int, np.ndarray] = {}
-    for some in _batches([(h * tokenizer.patch, w * tokenizer.patch) for h, w in grids]):
-        ids = torch.from_numpy(np.stack([codes[i].levels[0].ids[:, 0] for i in some])).long()
-        decoded = tokenizer.decode(ids.to(tokenizer.device), grids[some[0]])
-        pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    for some in _batches([drawer.check(i, content) for i, content in enumerate(contents)]):
+        drawn = drawer.pictures([contents[i] for i in some])
+        pixels = ((drawn.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         found.update(zip(some, pixels))
-    return [found[i] for i in range(len(codes))]
-
-
-def _grid_of(tokenizer: ImageTokenizer, number: int, code: Codes) -> tuple[int, int]:
-    """The grid that these codes are decoded on."""
-    ids = code.levels[0].ids
-    grid = (tokenizer.any_size and code.levels[0].grid) or tokenizer.grid
-    positions = grid[0] * grid[1]
-    if len(code.levels) != 1 or ids.shape != (positions, 1) or ids.min() < 0 or ids.max() >= tokenizer.size:
-        found = f"{len(code.levels)} level(s) of {ids.shape}, {ids.min()} to {ids.max()}"
-        raise TokenizerError(f"codes {number} are {found}; "
-                             f"this image tokenizer has one of {(positions, 1)} below {tokenizer.size}")
-    return grid
+    return [found[i] for i in range(len(contents))]
 
 
 def _batches(sizes: list[tuple[int, int]]) -> Iterator[list[int]]:

@@ -1,0 +1,36 @@
+"""The decoder axis: what draws the pixels of an image's codes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from unimm.config.check import positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerDecoder:
+    """The image tokenizer's own decoder."""
+
+    kind: Literal["tokenizer"] = "tokenizer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowDecoder:
+    """A diffusion (rectified-flow) decoder that draws from the codes' vectors, `scale` times as large as the image
+    tokenizer's picture (ILLUME+, arXiv:2504.01934, 3.4). Trained by a stage `Detokenize`."""
+
+    scale: int = 2
+    patch: int = 4
+    """Pixels, each way, that are one position of its network."""
+    width: int = 96
+    """Channels at the first resolution, doubled at the second."""
+    layers: int = 2
+    """Residual blocks at each resolution."""
+    steps: int = 8
+    """Euler steps from noise to a picture."""
+    kind: Literal["flow"] = "flow"
+
+    def __post_init__(self):
+        positive(self, "scale", "patch", "width", "layers", "steps")
+
+
+Decoder = TokenizerDecoder | FlowDecoder

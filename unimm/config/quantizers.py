@@ -1,0 +1,108 @@
+"""The quantizer axis: from an encoder's vectors to codes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from unimm.config.check import check, fraction, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSQ:
+    """Finite scalar quantization (Mentzer et al. 2023): each channel rounds to one of a few levels."""
+
+    levels: tuple[int, ...] = (8, 8, 8)
+    kind: Literal["fsq"] = "fsq"
+
+    def __post_init__(self):
+        check(self, len(self.levels) > 0 and min(self.levels) >= 2, "levels", "two or more levels in each channel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQ:
+    """Vector quantization with an exponential moving average codebook (van den Oord et al. 2017, A.1)."""
+
+    size: int = 512
+    dim: int = 16
+    decay: float = 0.99
+    commitment: float = 0.25
+    dead_below: float = 0.1
+    """Codes whose moving count falls below this are set to an encoder output of the batch."""
+    kind: Literal["vq"] = "vq"
+
+    def __post_init__(self):
+        positive(self, "size", "dim")
+        fraction(self, "decay")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LFQ:
+    """Lookup-free quantization (Yu et al. 2023, MAGVIT-v2): the signs of `bits` channels."""
+
+    bits: int = 9
+    entropy_weight: float = 0.02
+    spherical: bool = False
+    """Binary spherical quantization (Zhao et al. 2024): channels are normalised first."""
+    kind: Literal["lfq"] = "lfq"
+
+    def __post_init__(self):
+        check(self, 1 <= self.bits <= 18, "bits", "between 1 and 18")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexBackprop:
+    """Index backpropagation (Shi et al. 2024, arXiv:2412.02692): the choice of a code is a softmax over all of them
+    with a straight-through gradient, so that every code's vector learns from every position (ETT builds on it)."""
+
+    size: int = 512
+    dim: int = 16
+    commitment: float = 0.25
+    entropy_weight: float = 0.05
+    kind: Literal["index_backprop"] = "index_backprop"
+
+    def __post_init__(self):
+        positive(self, "size", "dim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residual:
+    """Residual quantization (Lee et al. 2022, arXiv:2203.01941; VILA-U): `depth` codes a position out of one codebook,
+    each of what those before it left over; their vectors add up."""
+
+    of: VQ = VQ()
+    depth: int = 4
+    kind: Literal["residual"] = "residual"
+
+    def __post_init__(self):
+        positive(self, "depth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """Factorized quantization (Bai et al. 2024, arXiv:2411.16681, FQGAN): `parts` codebooks of their own side by side,
+    each with its share of the channels, kept from saying the same."""
+
+    of: VQ = VQ()
+    """One sub-codebook; its `dim` channels are one part's."""
+    parts: int = 2
+    disentangle: float = 0.0
+    """Weight of the squared cosine between the parts' vectors of a position (FQGAN, eq. 3)."""
+    kind: Literal["product"] = "product"
+
+    def __post_init__(self):
+        positive(self, "parts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unquantized:
+    """Continuous latents of `dim` channels, normalised, with noise in training so that a near one decodes alike."""
+
+    dim: int = 16
+    noise: float = 0.1
+    """Standard deviation of that noise, the latents' own being 1."""
+    kind: Literal["unquantized"] = "unquantized"
+
+    def __post_init__(self):
+        positive(self, "dim")
+
+
+Quantizer = FSQ | VQ | LFQ | IndexBackprop | Residual | Product | Unquantized
