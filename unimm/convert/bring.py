@@ -106,7 +106,7 @@ def image_tokenizer(release: Release, model: nn.Module,
         filled = fill(tokenizer, release.tensors, release.folder)
     else:
         return None, {}, recipe
-    check_codebook(recipe, tokenizer.size)
+    check_codebook(recipe, tokenizer)
     return tokenizer, {theirs: ours for ours, theirs in filled.items()}, recipe
 
 

@@ -16,7 +16,8 @@ from unimm.config.check import ConfigError
 from unimm.config.stages import NextToken
 from unimm.errors import UserError
 from unimm.layout import Layout, LayoutError
-from unimm.sample import Batch, Sequence
+from unimm.pictures import from_png
+from unimm.sample import Batch, Image, Pixels, Sample, Sequence
 from unimm.stream.mixture import Mixture, same_stream
 from unimm.stream.packing import Lane
 from unimm.stream.tasks import can_drop_context
@@ -88,6 +89,8 @@ class Batches:
     def _render(self, index: int) -> Sequence | None:
         """The document at an index of the mixture; None if it is too long and such are dropped."""
         key, sample = self.mixture[index]
+        if self.stage.reconstruction:
+            sample = Sample(tuple(_as_pixels(part) if isinstance(part, Image) else part for part in sample.parts))
         unconditional = can_drop_context(sample) and self.mixture.chance(index) < self.stage.drop_context
         try:
             document = self.layout.render(sample, unconditional)
@@ -99,6 +102,11 @@ class Batches:
             raise TooLong(f"{key} is {len(document)} tokens long, a row is {self.stage.seq_len}; "
                           f"raise seq_len, or set too_long to 'drop' to leave such samples out and count them")
         return None
+
+
+def _as_pixels(image: Image) -> Image:
+    """The picture that lies beside its codes: what a tokenizer is shown that learns in the step."""
+    return replace(image, content=Pixels(from_png(image.seen)))
 
 
 def make_batch(rows: list[list[Sequence]], seq_len: int, pad: int, is_code: np.ndarray) -> Batch:
