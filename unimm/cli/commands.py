@@ -82,14 +82,13 @@ class Plan:
     def execute(self, overrides: list[str]) -> None:
         recipe = load(self.recipe, overrides)
         from unimm.hardware import gpu_named
-        from unimm.plan.plan import Cluster, plan
-        from unimm.plan.table import table, to_json
+        from unimm.plan.plan import Cluster, plan, text_of_plan
 
         gpus = self.nodes * self.gpus_per_node if self.gpus is None else self.gpus
         cluster = Cluster(gpus=gpus, per_node=self.gpus_per_node, gpu=gpu_named(self.gpu), mfu=self.mfu)
         folder = self.recipe if self.recipe.is_dir() else None
         found = plan(recipe, cluster, folder, self.document, self.images)
-        print(to_json(found) if self.json else "\n".join(table(found)))
+        print(json.dumps(found, indent=2) if self.json else text_of_plan(found))
 
 
 @dataclass(frozen=True)
