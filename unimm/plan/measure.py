@@ -21,6 +21,7 @@ from unimm.config.model import Backbone, PretrainedBackbone, SharedTable
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Muon, NextToken, Reconstruct, Stage
 from unimm.hardware import Multiplied
+from unimm.images.conv import ConvImageTokenizer
 from unimm.images.tokenizer import build_tokenizer
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone, recompute_layers
@@ -169,8 +170,6 @@ def _row(model: "UnifiedModel", stage: NextToken) -> tuple[int, int]:
 
 
 def _tokenizer(recipe: Recipe, stage: Reconstruct, name: str) -> Measured:
-    from unimm.images.conv import ConvImageTokenizer
-
     tokenizer = build_tokenizer(recipe.image_tokenizer).train()
     trained = apply(tokenizer, stage.train, {}, {}, f"stages.{name}.train")
     _settle(tokenizer, stage)
