@@ -32,9 +32,8 @@ from unimm.model.unified import UnifiedModel
 from unimm.sample import Batch
 from unimm.text import BytesTokenizer
 from unimm.train import ranks
-from unimm.train.engine import build_engine
+from unimm.train.engine import NotFinite, build_engine
 from unimm.train.loop import Work, run_stage
-from unimm.train.update import NotFinite
 
 OPTIMIZERS = {"adamw": AdamW(lr=0.01, clip=0.5, weight_decay=0.1), "muon": Muon(clip=0.5, weight_decay=0.1)}
 

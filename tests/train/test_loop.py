@@ -15,9 +15,9 @@ from unimm.checkpoint.manifest import CheckpointError
 from unimm.checkpoint.read import load_weights, read_state
 from unimm.config.guards import Guards
 from unimm.disk import DiskError
+from unimm.train.engine import NotFinite
 from unimm.train.loop import Work, run_stage
 from unimm.train.signals import Interrupted
-from unimm.train.update import NotFinite
 
 DROPOUT = {"objective": "regression", "dropout": 0.3, "log_every": 5}
 

@@ -29,14 +29,13 @@ from unimm.hardware import peak_flops
 from unimm.losses import Losses
 from unimm.status import HUNG, Status
 from unimm.train import ranks, table, trains
-from unimm.train.engine import Engine, build_engine
+from unimm.train.engine import Engine, NotFinite, build_engine
 from unimm.train.guards import Guards
 from unimm.train.meter import Flops, Meter
 from unimm.train.progress import Log, Progress
 from unimm.train.schedule import multiplier
 from unimm.train.shares import Shares, shares
 from unimm.train.signals import Interrupted, Signals, verdict, votes
-from unimm.train.update import NotFinite
 from unimm.train.watchdog import Watchdog, Where
 
 
