@@ -18,7 +18,7 @@ def run(tmp_path):
     file = tmp_path / "sft" / "step-00001234" / "training-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     saver = Saver(tmp_path / "pretrain")
-    saver.save(7, Odd().state_dict(), [], {}, {})
+    saver.save(7, Odd().state_dict(), {}, {}, {})
     saver.wait()
     (tmp_path / "codes").mkdir()
     return tmp_path

@@ -38,23 +38,19 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor | Stored], limit: i
     A larger tensor has a file of its own. What is stored elsewhere is read a file at a time; `told` hears the bytes of
     each that was written.
     """
-    sets, filled = [[]], 0
-    for name, t in tensors.items():
-        if sets[-1] and filled + t.nbytes > limit:
-            sets, filled = [*sets, []], 0
-        sets[-1].append(name)
-        filled += t.nbytes
-    stem = first.removesuffix(".safetensors")
-    files = [f"{stem}-{i + 1:05d}-of-{len(sets):05d}.safetensors" for i in range(len(sets))]
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    cut = split_state_dict_into_shards_factory(
+        tensors, get_storage_size=lambda t: t.nbytes, max_shard_size=limit,
+        filename_pattern=first.removesuffix(".safetensors") + "{suffix}.safetensors")
     digests = {}
-    for file, names in zip(files if len(sets) > 1 else [first], sets):
+    for file, names in cut.filename_to_tensors.items():
         these = {name: tensors[name] for name in names}
         digests[file] = write_tensors(folder / file, {name: t.read() if isinstance(t, Stored) else t
                                                       for name, t in these.items()})
         told(size_of(these))
-    if len(sets) > 1:
-        index = {"metadata": {"total_size": size_of(tensors)},
-                 "weight_map": {name: file for file, names in zip(files, sets) for name in names}}
+    if cut.is_sharded:
+        index = {"metadata": cut.metadata, "weight_map": cut.tensor_to_filename}
         digests[INDEX] = write_file(folder / INDEX, [json.dumps(index, indent=1).encode()])
     return digests
 

@@ -19,10 +19,9 @@ import torch
 from torch import nn
 
 from unimm.checkpoint.manifest import CheckpointError
-from unimm.checkpoint.phases import Peers
 from unimm.checkpoint.pieces import Pieces
 from unimm.checkpoint.read import load_buffers, load_weights, read_recipe, read_state, take_up
-from unimm.checkpoint.write import Saver
+from unimm.checkpoint.write import Peers, Saver
 from unimm.config.stages import NextToken, Reconstruct
 from unimm.disk import writing
 from unimm.hardware import peak_flops

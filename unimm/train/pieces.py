@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from unimm.checkpoint.manifest import CheckpointError
-from unimm.checkpoint.pieces import Piece
+from unimm.checkpoint.pieces import keyed
 from unimm.train import ranks
 
 Read = Callable[[str, int, int], dict[str, Tensor]]
@@ -79,11 +79,11 @@ class Masters:
             decay = min(self.ema, (1 + self.updates) / (10 + self.updates))
             torch._foreach_lerp_(list(self.average.values()), [o.detach() for o in self.owners], 1 - decay)
 
-    def pieces(self) -> list[Piece]:
-        if self.shared and ranks.rank() > 0:
-            return []
-        return [Piece(h.name, h.start, {key: h.of(tensor) for key, tensor in self._state(h.owner).items()})
-                for h in self.held]
+    def pieces(self) -> dict[str, Tensor]:
+        """What is held here, under the keys of a checkpoint."""
+        own = [] if self.shared and ranks.rank() > 0 else self.held
+        return {key: t for h in own for key, t in keyed(
+            h.name, h.start, {kind: h.of(tensor) for kind, tensor in self._state(h.owner).items()}).items()}
 
     def _state(self, owner: Tensor) -> dict[str, Tensor]:
         """Every tensor laid out like the owner, by the name under which it is saved."""
