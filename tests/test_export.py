@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import TINY
 
-from unimm.checkpoint.manifest import CheckpointError, verify
+from unimm.checkpoint.folders import CheckpointError, verify
 from unimm.checkpoint.pieces import keyed
 from unimm.checkpoint.write import Saver
 from unimm.cli import main as cli

@@ -1,7 +1,7 @@
 import pytest
 from checkpoint.saves import Odd, save
 
-from unimm.checkpoint.manifest import CheckpointError
+from unimm.checkpoint.folders import CheckpointError
 from unimm.checkpoint.read import take_up
 from unimm.checkpoint.write import Saver
 from unimm.cli import main as cli

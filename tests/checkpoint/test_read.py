@@ -7,11 +7,11 @@ from checkpoint.saves import Odd, pieces_of, same, save, together
 from safetensors.torch import load_file
 from torch import nn
 
-from unimm.checkpoint.manifest import CheckpointError, faults, verify
+from unimm.checkpoint.folders import CheckpointError, faults, verify
 from unimm.checkpoint.pieces import KEY, Pieces
 from unimm.checkpoint.read import load_weights, newest, read_recipe, read_state, read_weights, take_up
-from unimm.checkpoint.tensors import DTYPES
 from unimm.checkpoint.write import Saver
+from unimm.weights import DTYPES, StoredError
 
 
 def flip(content: bytes, place: int) -> bytes:
@@ -47,7 +47,7 @@ def test_split_weights_have_the_index_that_transformers_reads(tmp_path):
 def test_every_type_that_safetensors_knows_is_written_as_it_writes_it(tmp_path):
     from safetensors.torch import save_file
 
-    from unimm.checkpoint.tensors import write_tensors
+    from unimm.weights import write_tensors
 
     tensors = {str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in DTYPES}
     write_tensors(tmp_path / "ours", tensors)
@@ -57,7 +57,7 @@ def test_every_type_that_safetensors_knows_is_written_as_it_writes_it(tmp_path):
     for name, t in theirs.items():
         assert ours[name].dtype == t.dtype and ours[name].shape == t.shape
         assert torch.equal(ours[name].view(torch.uint8), t.view(torch.uint8))
-    with pytest.raises(CheckpointError, match="can't save odd: safetensors has no name for torch.complex128"):
+    with pytest.raises(StoredError, match="can't save odd: safetensors has no name for torch.complex128"):
         write_tensors(tmp_path / "odd", {"odd": torch.zeros(1, dtype=torch.complex128)})
 
 

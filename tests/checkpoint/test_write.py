@@ -14,7 +14,7 @@ import torch
 from checkpoint.saves import Odd, forked, pieces_of, rank_of_two, same, save, together
 
 from unimm.checkpoint import write
-from unimm.checkpoint.manifest import CheckpointError, verify
+from unimm.checkpoint.folders import CheckpointError, verify
 from unimm.checkpoint.pieces import Pieces
 from unimm.checkpoint.read import load_weights, newest, read_state
 from unimm.checkpoint.write import Peers, Saver

@@ -11,7 +11,7 @@ import torch
 from train_toys import Regression, Stream, ToyLM, curve, outcome, stage, train
 
 from unimm.checkpoint import write
-from unimm.checkpoint.manifest import CheckpointError
+from unimm.checkpoint.folders import CheckpointError
 from unimm.checkpoint.read import load_weights, read_state
 from unimm.config.guards import Guards
 from unimm.disk import DiskError

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unimm.checkpoint.manifest import CheckpointError
+from unimm.checkpoint.folders import CheckpointError
 from unimm.weights import Stored, open_weights
 
 KEY = re.compile(r"(.+)\[(\d+):(\d+)\]\.(\w+)")

@@ -7,11 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unimm.checkpoint.folders import candidates, set_aside, tidy
-from unimm.checkpoint.manifest import CheckpointError, faults
+from unimm.checkpoint.folders import CheckpointError, candidates, faults, set_aside, tidy
 from unimm.checkpoint.pieces import Pieces
-from unimm.checkpoint.tensors import untied
-from unimm.weights import open_weights
+from unimm.weights import open_weights, untied
 
 
 def take_up(folder: Path, say: Callable[[str], None]) -> Path | None:

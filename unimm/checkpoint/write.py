@@ -24,10 +24,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unimm.checkpoint.folders import commit, committed, final_of, remove, step_of, tidy
-from unimm.checkpoint.manifest import CheckpointError, faults, write_manifest
-from unimm.checkpoint.tensors import SPLIT, size_of, untied, write_tensors, write_weights
+from unimm.checkpoint.folders import (
+    CheckpointError,
+    commit,
+    committed,
+    faults,
+    final_of,
+    remove,
+    step_of,
+    tidy,
+    write_manifest,
+)
 from unimm.disk import Digest, write_file
+from unimm.weights import SPLIT, size_of, untied, write_tensors, write_weights
 
 
 @dataclass(frozen=True)

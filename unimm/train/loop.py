@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unimm.checkpoint.manifest import CheckpointError
+from unimm.checkpoint.folders import CheckpointError
 from unimm.checkpoint.pieces import Pieces
 from unimm.checkpoint.read import load_buffers, load_weights, read_recipe, read_state, take_up
 from unimm.checkpoint.write import Peers, Saver

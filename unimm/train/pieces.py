@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from unimm.checkpoint.manifest import CheckpointError
+from unimm.checkpoint.folders import CheckpointError
 from unimm.checkpoint.pieces import keyed
 from unimm.train import ranks
 
