@@ -92,7 +92,12 @@ class Guards:
         what = "; ".join(f"{', '.join(found)} on rank {rank}" for rank, found in enumerate(everyone) if found) or why
         # Where every loss is finite and the gradient is not, no rank can be told from another: all keep theirs.
         guilty = everyone[ranks.rank()] or not any(everyone)
-        kept = self._keep(step, what, batch, losses) if guilty and (stop or self.skipped <= MOST_FILES) else None
+        kept = None
+        if guilty and (stop or self.skipped <= MOST_FILES):
+            facts = {"stage": self.name, "step": step, "rank": ranks.rank(), "world": ranks.world(), "why": what,
+                     "batch": self.drawn - 1, **(self.show(batch) if self.show else {})}
+            stem = self.folder / "bad-batches" / f"step-{step:08d}-rank-{ranks.rank():05d}"
+            kept = save_batch(stem, batch, losses, facts)
         files = [str(path) for path in ranks.gather(kept) if path]
         where = f"; its batch: {files[0]}" + (f" and {len(files) - 1} more" if files[1:] else "") if files else ""
         text = f"{self.name}, step {step}: {what}; no weight was changed by it"
@@ -101,12 +106,6 @@ class Guards:
             allowed = f"guards.skips_in_row {self.limits.skips_in_row}, guards.skips {self.limits.skips}"
             raise NotFinite(f"{text}. {self.in_row} such steps in a row and {self.skipped} in all stop the run "
                             f"({allowed}){where}. Look at that batch, or lower optimizer.lr or optimizer.clip")
-
-    def _keep(self, step: int, what: str, batch, losses: Sequence[Losses]) -> Path:
-        facts = {"stage": self.name, "step": step, "rank": ranks.rank(), "world": ranks.world(), "why": what,
-                 "batch": self.drawn - 1}
-        stem = self.folder / "bad-batches" / f"step-{step:08d}-rank-{ranks.rank():05d}"
-        return save_batch(stem, batch, losses, facts | (self.show(batch) if self.show else {}))
 
     def judge(self, step: int, loss: float) -> None:
         """Judge the mean loss over all ranks of a step that was taken: the same number on each."""

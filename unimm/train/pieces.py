@@ -142,28 +142,19 @@ class Masters:
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Inside, rank 0's module holds what the stage would leave now. Every rank enters and leaves it."""
-        if self.gathered is nullcontext and not self.ema:
-            yield
-            return
-        weights = self.weights()
-        if ranks.rank() > 0:
+        weights = {} if self.gathered is nullcontext and not self.ema else self.weights()
+        if not weights:  # as they are; or on other ranks
             yield
             return
         before = {p: p.data for p in self.module.parameters()}
-        with _without_hooks(self.module):
-            for name, p in self.module.named_parameters():
-                p.data = weights[name].to(ranks.device())
-            yield
-            for p, data in before.items():
-                p.data = data
-
-
-@contextmanager
-def _without_hooks(module: nn.Module) -> Iterator[None]:
-    """ZeRO-3 gathers and lets go of weights by hooks, all ranks together; here one rank has them whole."""
-    kept = [(m, m._forward_hooks, m._forward_pre_hooks) for m in module.modules()]
-    for m, _, _ in kept:
-        m._forward_hooks, m._forward_pre_hooks = OrderedDict(), OrderedDict()
-    yield
-    for m, after, before in kept:
-        m._forward_hooks, m._forward_pre_hooks = after, before
+        hooks = [(m, m._forward_hooks, m._forward_pre_hooks) for m in self.module.modules()]
+        # By these ZeRO-3 gathers and lets go of weights, all ranks together; here one rank has them whole.
+        for m, *_ in hooks:
+            m._forward_hooks, m._forward_pre_hooks = OrderedDict(), OrderedDict()
+        for name, p in self.module.named_parameters():
+            p.data = weights[name].to(ranks.device())
+        yield
+        for p, data in before.items():
+            p.data = data
+        for m, *both in hooks:
+            m._forward_hooks, m._forward_pre_hooks = both
