@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unimm import system
-from unimm.checkpoint.folders import candidates
-from unimm.checkpoint.manifest import MANIFEST
+from unimm.checkpoint.folders import MANIFEST, candidates
 from unimm.checkpoint.read import load_weights, newest
 from unimm.config.check import ConfigError
 from unimm.config.images import Published

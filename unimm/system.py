@@ -183,7 +183,7 @@ def language_of(recipe: Recipe, folder: Path) -> Path:
 
     Raises ConfigError where there is none, CheckpointError where what there is is damaged.
     """
-    from unimm.checkpoint.manifest import MANIFEST, verify
+    from unimm.checkpoint.folders import MANIFEST, verify
     from unimm.checkpoint.read import newest
 
     if (folder / MANIFEST).is_file():
@@ -238,7 +238,7 @@ def load_converted(path: Path, model: "UnifiedModel", recipe: Recipe, layout: La
 
     Raises CheckpointError where they are of another model.
     """
-    from unimm.checkpoint.manifest import CheckpointError
+    from unimm.checkpoint.folders import CheckpointError
     from unimm.model.rows import start_rows
     from unimm.weights import open_weights
 

@@ -29,8 +29,8 @@ from unimm.model.cross_entropy import chunk_of
 from unimm.model.multiplied import has_experts, multiplied
 from unimm.plan.memory import Counts, Head
 from unimm.system import around, new_rows
-from unimm.train.footprint import PERSIST
 from unimm.train.optimizer import block_matrices
+from unimm.train.table import PERSIST
 from unimm.train.trains import Trained, apply
 from unimm.vocab import Vocab
 
