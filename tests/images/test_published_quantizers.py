@@ -42,7 +42,7 @@ def test_codes_are_those_of_the_definition(kind, monkeypatch):
     want = chosen(kind, rows, made.embedding.weight)
     assert made.ids_of(z).flatten().tolist() == want
     assert len(set(want)) > 10
-    monkeypatch.setattr("unimm.images.quantize.DISTANCES", 100)  # a few rows at a time
+    monkeypatch.setattr("unimm.images.quantizer.DISTANCES", 100)  # a few rows at a time
     assert made.ids_of(z).flatten().tolist() == want
     found = made(z)
     assert torch.equal(found.vectors, made.codes_to_vectors(found.ids).view(2, 7, 6, 5).permute(0, 3, 1, 2))
