@@ -20,7 +20,7 @@ from typing import assert_never
 
 import numpy as np
 
-from unimm.config.images import ConvTokenizer, Emu3, ImageTokenizer
+from unimm.config.images import ConvTokenizer, Emu3, ImageTokenizer, ViTTokenizer
 from unimm.config.model import VisionFeatures
 from unimm.pictures import to_png
 from unimm.resize import cropped, fit, nearest_size, padded, resized, size_of_area, size_within
@@ -29,7 +29,7 @@ from unimm.resize import cropped, fit, nearest_size, padded, resized, size_of_ar
 def prepare(config: ImageTokenizer, array: np.ndarray, grids: Sequence[tuple[int, int]] = ()) -> np.ndarray:
     """The picture at a size that the tokenizer takes. `grids` are the layout's sizes in codes, (rows, columns)."""
     side = config.image
-    if isinstance(config, ConvTokenizer):
+    if isinstance(config, ConvTokenizer | ViTTokenizer):
         return fit(array, side)
     height, width, patch = *array.shape[:2], config.downsample
     match config.fit:

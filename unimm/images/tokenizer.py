@@ -28,6 +28,7 @@ from unimm.images.ibq import IBQTokenizer
 from unimm.images.llamagen import LlamaGenTokenizer
 from unimm.images.movq import MoVQTokenizer
 from unimm.images.released import fill
+from unimm.images.vit import ViTImageTokenizer
 from unimm.sample import Content
 from unimm.weights import WEIGHTS, open_weights
 
@@ -43,6 +44,8 @@ def build_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
     match wanted:
         case config.ConvTokenizer():
             return ConvImageTokenizer(wanted)
+        case config.ViTTokenizer():
+            return ViTImageTokenizer(wanted)
         case config.Chameleon():
             return ChameleonTokenizer(wanted)
         case config.Emu3():
