@@ -24,6 +24,7 @@ from unimm.disk import replace_file
 from unimm.images.base import ImageTokenizer, TokenizerError
 from unimm.images.conv import ConvImageTokenizer
 from unimm.images.released import fill
+from unimm.images.vit import ViTImageTokenizer
 from unimm.sample import Content
 from unimm.weights import WEIGHTS, open_weights
 
@@ -39,6 +40,8 @@ def build_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
     match wanted:
         case config.ConvTokenizer():
             return ConvImageTokenizer(wanted)
+        case config.ViTTokenizer():
+            return ViTImageTokenizer(wanted)
         case config.Emu3():
             from unimm.images.emu3 import Emu3Tokenizer  # late, both: transformers and diffusers take seconds to import
 
