@@ -158,3 +158,29 @@ def draw(scene: Scene) -> np.ndarray:
     for t in scene.things:
         picture[t.y - 8 : t.y + 8, t.x - 8 : t.x + 8] = SPRITES[t.colour, t.shape, t.size]
     return picture
+
+
+def widened(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The picture in the middle of a black one: uint8 (h, w, 3) -> uint8 (height, width, 3)."""
+    h, w = picture.shape[:2]
+    if h > height or w > width:
+        raise ValueError(f"a picture of {(h, w)} is larger than {(height, width)}")
+    canvas = np.zeros((height, width, 3), np.uint8)
+    y, x = (height - h) // 2, (width - w) // 2
+    canvas[y : y + h, x : x + w] = picture
+    return canvas
+
+
+def world_of(picture: np.ndarray) -> np.ndarray:
+    """The world that a picture of another size or shape shows: its middle square, uint8 (32, 32, 3).
+
+    Where the shorter side is a multiple of 32, n x n pixels are averaged to one.
+    """
+    h, w = picture.shape[:2] if picture.ndim == 3 else (0, 0)
+    side = min(h, w)
+    if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or side == 0 or side % SIDE:
+        raise ValueError(f"a picture is uint8 with a shorter side of {SIDE}, or a multiple of it, and 3 channels; "
+                         f"got {picture.dtype} {picture.shape}")
+    y, x, n = (h - side) // 2, (w - side) // 2, side // SIDE
+    middle = picture[y : y + side, x : x + side]
+    return middle if n == 1 else np.rint(middle.reshape(SIDE, n, SIDE, n, 3).mean((1, 3))).astype(np.uint8)
