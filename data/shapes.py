@@ -94,10 +94,10 @@ def _draws(name: str, seed: int, weights: dict[str, float], evaluation: bool | N
         yield rng, kind, _scene(kind, rng, evaluation)
 
 
-def pairs(count: int, seed: int) -> Iterator[Sample]:
+def pairs(count: int, seed: int, scale: int = 1) -> Iterator[Sample]:
     """Pictures with their captions: parts [Image, Text], each for training only."""
     for _, (scene, text) in zip(range(count), _captioned(seed)):
-        yield sample(Image(Pixels(draw(scene))), Text(text))
+        yield sample(Image(Pixels(draw(scene, scale))), Text(text))
 
 
 def _captioned(seed: int) -> Iterator[tuple[Scene, str]]:
@@ -121,11 +121,11 @@ class _Balance:
         self.seen[kind][answer] += 1
 
 
-def chats(count: int, seed: int) -> Iterator[Sample]:
+def chats(count: int, seed: int, scale: int = 1) -> Iterator[Sample]:
     """A picture and up to seven questions: parts [Image, Text question, Text answer, ...]."""
     for _, (scene, talk) in zip(range(count), _talks(seed)):
         turns = (part for q, a in talk for part in (Text(q, role="user"), Text(a, learn=True, role="assistant")))
-        yield sample(Image(Pixels(draw(scene)), role="user"), *turns)
+        yield sample(Image(Pixels(draw(scene, scale)), role="user"), *turns)
 
 
 def _talks(seed: int) -> Iterator[tuple[Scene, list[tuple[str, str]]]]:
@@ -143,11 +143,11 @@ def _talks(seed: int) -> Iterator[tuple[Scene, list[tuple[str, str]]]]:
             yield scene, list(talk.items())
 
 
-def edits(count: int, seed: int) -> Iterator[Sample]:
+def edits(count: int, seed: int, scale: int = 1) -> Iterator[Sample]:
     """A picture, an instruction, and the picture it asks for: parts [Image, Text, Image]."""
     for _, e in zip(range(count), _edits(seed, evaluation=False)):
-        before = Image(Pixels(draw(e.before)), role="user")
-        after = Image(Pixels(draw(e.after)), learn=True, role="assistant")
+        before = Image(Pixels(draw(e.before, scale)), role="user")
+        after = Image(Pixels(draw(e.after, scale)), learn=True, role="assistant")
         yield sample(before, Text(e.instruction, role="user"), after)
 
 
@@ -265,14 +265,17 @@ def _digest(picture) -> bytes:
 
 
 def leakage(
-    keys: tuple[set[bytes], set[str]], scenes: Iterable[Scene] = (), texts: Iterable[str] = ()
+    keys: tuple[set[bytes], set[str]], scenes: Iterable[Scene] = (), texts: Iterable[str] = (),
+    scales: Iterable[int] = (1,),
 ) -> dict[str, int]:
     """How many of these evaluation scenes and strings occur in the training samples; 0 is expected.
 
-    Compared are pixels and strings as they were trained on, not the rule that split them.
+    Compared are pixels (at the scales of the pictures) and strings as they were trained on, not the rule that split
+    them.
     """
-    pictures, trained = keys
+    pictures, trained, scales = *keys, tuple(scales)
     return {
-        "scenes": sum(_digest(draw(scene)) in pictures for scene in {s.key: s for s in scenes}.values()),
+        "scenes": sum(any(_digest(draw(scene, scale)) in pictures for scale in scales)
+                      for scene in {s.key: s for s in scenes}.values()),
         "texts": sum(text in trained for text in set(texts)),
     }

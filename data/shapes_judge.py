@@ -74,10 +74,12 @@ _TEMPLATE_LIGHT = _QUADRANTS.sum(2)  # (sprites, 4)
 
 
 def _light(picture: np.ndarray) -> np.ndarray:
-    """The picture as float32 (32, 32, 3) in [0, 1], haze taken for black."""
-    if picture.dtype != np.uint8 or picture.shape != (SIDE, SIDE, 3):
-        raise ValueError(f"a picture is uint8 ({SIDE}, {SIDE}, 3), got {picture.dtype} {picture.shape}")
-    light = picture.astype(np.float32) / 255
+    """The picture as float32 (32, 32, 3) in [0, 1], haze taken for black; a larger one by the means of its squares."""
+    scale = max(1, len(picture) // SIDE)
+    if picture.dtype != np.uint8 or picture.shape != (SIDE * scale, SIDE * scale, 3):
+        raise ValueError(f"a picture is uint8 ({SIDE}, {SIDE}, 3) or a multiple of it, got {picture.dtype} "
+                         f"{picture.shape}")
+    light = picture.reshape(SIDE, scale, SIDE, scale, 3).mean((1, 3), dtype=np.float32) / 255
     return np.where(light < HAZE, 0, light)
 
 
@@ -114,7 +116,7 @@ def _unexplained(light: np.ndarray, drawn: np.ndarray) -> str:
 
 
 def read_scene(picture: np.ndarray) -> Scene | str:
-    """The scene that a picture, uint8 (32, 32, 3), shows, or why it shows none."""
+    """The scene that a picture, uint8 (32, 32, 3) or a multiple of it, shows, or why it shows none."""
     light = _light(picture)
     if light.sum() < 0.25 * _TEMPLATE_LIGHT.sum(1).min():
         return "nothing is drawn"

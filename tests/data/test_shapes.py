@@ -12,7 +12,9 @@ from data import shapes
 from data.shapes_judge import read_scene
 from data.shapes_words import ANSWERS, CAPTION_KINDS, QUESTION_TYPES, ask, caption, edit
 from data.shapes_world import COLOURS, HELDOUT_PAIRS, KINDS, LOOKS, SHAPES, SIZES, Scene, Thing, draw, random_scene
-from unimm.sample import Image, Text
+from unimm.config.data import Shapes
+from unimm.sample import Image, Pixels, Text, sample
+from unimm.stream.sources import open_source
 
 STRANGE = re.compile("|".join(f"{colour} {shape}" for colour, shape in HELDOUT_PAIRS))
 
@@ -238,3 +240,20 @@ def test_training_shows_every_seen_look_size_and_place():
     # The centre leaves no room for a second thing, so some looks are held out there.
     aside = {thing for thing in shown if (thing.x, thing.y) != (16, 16)}
     assert len(aside) == (len(LOOKS) - len(HELDOUT_PAIRS)) * len(SIZES) * 8
+
+
+def test_a_picture_at_twice_the_size_is_drawn_there_and_averages_to_the_one_at_its_own():
+    for scene in shapes.evaluation_scenes(20, 3):
+        small, large = draw(scene), draw(scene, 2)
+        halved = large.reshape(32, 2, 32, 2, 3).mean((1, 3))
+        assert large.shape == (64, 64, 3) and np.abs(halved - small).max() < 9, scene.key
+    blown_up = draw(scene).repeat(2, 0).repeat(2, 1)
+    assert (large != blown_up).any(), "edges are finer than those of the small picture"
+    (item,) = open_source(Shapes(part="pairs", count=1, seed=3, scale=2))
+    assert item.read().images[0].content.array.shape == (64, 64, 3)
+
+
+def test_a_leak_is_found_at_the_scale_it_was_trained_at():
+    scenes = shapes.evaluation_scenes(2, 3)
+    keys = shapes.training_keys([sample(Image(Pixels(draw(scenes[0], 2))), Text("a leak"))])
+    assert shapes.leakage(keys, scenes)["scenes"] == 0 and shapes.leakage(keys, scenes, scales={1, 2})["scenes"] == 1
