@@ -22,7 +22,7 @@ from functools import lru_cache
 from random import Random
 
 from data.shapes_words import ANSWERS, CAPTION_KINDS, QUESTION_TYPES, Edit, ask, caption, edit
-from data.shapes_world import HELDOUT_PAIRS, KINDS, LOOKS, Scene, draw, random_scene, widened, world_of
+from data.shapes_world import HELDOUT_PAIRS, KINDS, LOOKS, Scene, draw, middle, random_scene, widened
 from unimm.sample import Image, Pixels, Sample, Text, sample
 
 EVALUATION_SCENES = 0.15
@@ -96,10 +96,10 @@ def _draws(name: str, seed: int, weights: dict[str, float], evaluation: bool | N
         yield rng, kind, _scene(kind, rng, evaluation)
 
 
-def pairs(count: int, seed: int) -> Iterator[Sample]:
+def pairs(count: int, seed: int, scale: int = 1) -> Iterator[Sample]:
     """Pictures with their captions: parts [Image, Text], each for training only."""
     for _, (scene, text) in zip(range(count), _captioned(seed)):
-        yield sample(Image(Pixels(draw(scene))), Text(text))
+        yield sample(Image(Pixels(draw(scene, scale))), Text(text))
 
 
 def _captioned(seed: int) -> Iterator[tuple[Scene, str]]:
@@ -123,11 +123,11 @@ class _Balance:
         self.seen[kind][answer] += 1
 
 
-def chats(count: int, seed: int) -> Iterator[Sample]:
+def chats(count: int, seed: int, scale: int = 1) -> Iterator[Sample]:
     """A picture and up to seven questions: parts [Image, Text question, Text answer, ...]."""
     for _, (scene, talk) in zip(range(count), _talks(seed)):
         turns = (part for q, a in talk for part in (Text(q, role="user"), Text(a, learn=True, role="assistant")))
-        yield sample(Image(Pixels(draw(scene)), role="user"), *turns)
+        yield sample(Image(Pixels(draw(scene, scale)), role="user"), *turns)
 
 
 def _talks(seed: int) -> Iterator[tuple[Scene, list[tuple[str, str]]]]:
@@ -145,24 +145,24 @@ def _talks(seed: int) -> Iterator[tuple[Scene, list[tuple[str, str]]]]:
             yield scene, list(talk.items())
 
 
-def edits(count: int, seed: int) -> Iterator[Sample]:
+def edits(count: int, seed: int, scale: int = 1) -> Iterator[Sample]:
     """A picture, an instruction, and the picture it asks for: parts [Image, Text, Image]."""
     for _, e in zip(range(count), _edits(seed, evaluation=False)):
-        before = Image(Pixels(draw(e.before)), role="user")
-        after = Image(Pixels(draw(e.after)), learn=True, role="assistant")
+        before = Image(Pixels(draw(e.before, scale)), role="user")
+        after = Image(Pixels(draw(e.after, scale)), learn=True, role="assistant")
         yield sample(before, Text(e.instruction, role="user"), after)
 
 
 
-def rounds(count: int, seed: int) -> Iterator[Sample]:
+def rounds(count: int, seed: int, scale: int = 1) -> Iterator[Sample]:
     """A picture and two or three edits in turn: parts [Image, Text, Image, Text, Image, ...]."""
     for _, made in zip(range(count), _rounds(seed, (2, 3), evaluation=False)):
         turns = (part for e in made for part in (Text(e.instruction, role="user"),
-                                                 Image(Pixels(draw(e.after)), learn=True, role="assistant")))
-        yield sample(Image(Pixels(draw(made[0].before)), role="user"), *turns)
+                                                 Image(Pixels(draw(e.after, scale)), learn=True, role="assistant")))
+        yield sample(Image(Pixels(draw(made[0].before, scale)), role="user"), *turns)
 
 
-def sentences(count: int, seed: int) -> Iterator[Sample]:
+def sentences(count: int, seed: int, scale: int = 1) -> Iterator[Sample]:
     """What is true of a scene that nobody shows: one learned Text each."""
     for _, text in zip(range(count), _told(seed, evaluation=False)):
         yield sample(Text(text, learn=True))
@@ -171,14 +171,14 @@ def sentences(count: int, seed: int) -> Iterator[Sample]:
 PARTS = {"pairs": pairs, "chats": chats, "edits": edits, "rounds": rounds, "sentences": sentences}
 
 
-def dataset(part: str, count: int, seed: int, wide: float = 0.0) -> Iterator[Sample]:
-    """The samples of one of PARTS. A share `wide` of them has pictures of 32 x 48 or 48 x 32 (height x width), which
-    hold the world in their middle; all pictures of a sample have one size."""
-    for n, made in enumerate(PARTS[part](count, seed)):
+def dataset(part: str, count: int, seed: int, scale: int = 1, wide: float = 0.0) -> Iterator[Sample]:
+    """The samples of one of PARTS. A share `wide` of them has pictures of 32 x 48 or 48 x 32 (height x width, times
+    `scale`), which hold the world in their middle; all pictures of a sample have one size."""
+    for n, made in enumerate(PARTS[part](count, seed, scale)):
         if _fraction(f"wide {seed} {n}") >= wide:
             yield made
             continue
-        size = (32, 48) if _fraction(f"lying {seed} {n}") < 0.5 else (48, 32)
+        size = (32 * scale, 48 * scale)[:: 1 if _fraction(f"lying {seed} {n}") < 0.5 else -1]
         yield Sample(tuple(replace(p, content=Pixels(widened(p.content.array, *size))) if isinstance(p, Image) else p
                            for p in made.parts))
 
@@ -321,7 +321,7 @@ def evaluation_sentences(count: int, seed: int) -> list[str]:
 
 
 def training_keys(samples: Iterable[Sample]) -> tuple[set[bytes], set[str]]:
-    """What the samples really contain: digests of the worlds that their pictures show, and their texts, also each
+    """What the samples really contain: digests of the middles of their pictures, and their texts, also each
     sentence of them."""
     pictures, texts = set(), set()
     for s in samples:
@@ -329,7 +329,7 @@ def training_keys(samples: Iterable[Sample]) -> tuple[set[bytes], set[str]]:
             if isinstance(part, Text):
                 texts |= {part.text, *re.split(r"\. |(?<=\?) |\.$", part.text)}
             else:
-                pictures.add(_digest(world_of(part.content.array)))
+                pictures.add(_digest(middle(part.content.array)))
     return pictures, texts
 
 
@@ -338,14 +338,17 @@ def _digest(picture) -> bytes:
 
 
 def leakage(
-    keys: tuple[set[bytes], set[str]], scenes: Iterable[Scene] = (), texts: Iterable[str] = ()
+    keys: tuple[set[bytes], set[str]], scenes: Iterable[Scene] = (), texts: Iterable[str] = (),
+    scales: Iterable[int] = (1,),
 ) -> dict[str, int]:
     """How many of these evaluation scenes and strings occur in the training samples; 0 is expected.
 
-    Compared are pixels and strings as they were trained on, not the rule that split them.
+    Compared are pixels (at the scales of the pictures) and strings as they were trained on, not the rule that split
+    them.
     """
-    pictures, trained = keys
+    pictures, trained, scales = *keys, tuple(scales)
     return {
-        "scenes": sum(_digest(draw(scene)) in pictures for scene in {s.key: s for s in scenes}.values()),
+        "scenes": sum(any(_digest(draw(scene, scale)) in pictures for scale in scales)
+                      for scene in {s.key: s for s in scenes}.values()),
         "texts": sum(text in trained for text in set(texts)),
     }

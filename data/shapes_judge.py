@@ -22,7 +22,19 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from data.shapes_words import GROUP_PLACES, NUMBERS, PLACES, PLURALS, RELATIONS, SIDES, Reference, relations
-from data.shapes_world import BLOCK, COLOURS, LAYOUTS, POSITIONS, SHAPES, SIZES, SPRITES, Scene, Thing, world_of
+from data.shapes_world import (
+    BLOCK,
+    COLOURS,
+    LAYOUTS,
+    POSITIONS,
+    SHAPES,
+    SIDE,
+    SIZES,
+    SPRITES,
+    Scene,
+    Thing,
+    middle,
+)
 from unimm.errors import UserError
 
 HAZE = 0.08  # of full brightness; darker is taken for black, so that noise doesn't add up
@@ -74,8 +86,11 @@ _TEMPLATE_LIGHT = _QUADRANTS.sum(2)  # (sprites, 4)
 
 
 def _light(picture: np.ndarray) -> np.ndarray:
-    """The world in the picture as float32 (32, 32, 3) in [0, 1], haze taken for black."""
-    light = world_of(picture).astype(np.float32) / 255
+    """The world in the picture as float32 (32, 32, 3) in [0, 1], haze taken for black: its middle square, a larger one
+    by the means of its squares."""
+    square = middle(picture)
+    scale = len(square) // SIDE
+    light = square.reshape(SIDE, scale, SIDE, scale, 3).mean((1, 3), dtype=np.float32) / 255
     return np.where(light < HAZE, 0, light)
 
 
@@ -112,7 +127,7 @@ def _unexplained(light: np.ndarray, drawn: np.ndarray) -> str:
 
 
 def read_scene(picture: np.ndarray) -> Scene | str:
-    """The scene that a picture shows, or why it shows none. It is uint8 (32, 32, 3), or as `world_of` takes it, as
+    """The scene that a picture shows, or why it shows none. It is uint8 (32, 32, 3), or larger as `middle` takes it, as
     everywhere here."""
     light = _light(picture)
     if light.sum() < 0.25 * _TEMPLATE_LIGHT.sum(1).min():

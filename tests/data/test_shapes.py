@@ -22,11 +22,13 @@ from data.shapes_world import (
     Scene,
     Thing,
     draw,
+    middle,
     random_scene,
     widened,
-    world_of,
 )
-from unimm.sample import Image, Text
+from unimm.config.data import Shapes
+from unimm.sample import Image, Pixels, Text, sample
+from unimm.stream.sources import open_source
 
 STRANGE = re.compile("|".join(f"{colour} {shape}" for colour, shape in HELDOUT_PAIRS))
 
@@ -175,21 +177,17 @@ def test_wide_pictures_hold_the_world_in_their_middle_and_all_of_a_sample_have_o
         (size,) = {image.content.array.shape[:2] for image in other.images}
         sizes[size] += 1
         for a, b in zip(one.images, other.images):
-            assert (world_of(b.content.array) == a.content.array).all()
+            assert (middle(b.content.array) == a.content.array).all()
             assert b.content.array.sum() == a.content.array.sum()  # black around it
     assert 70 < sizes[32, 32] < 130 and set(sizes) == {(32, 32), (48, 32), (32, 48)} and min(sizes.values()) > 25
 
 
-def test_the_world_of_a_larger_picture_is_its_average():
+def test_the_middle_of_a_picture_is_read_at_any_scale():
     (scene,) = shapes.evaluation_scenes(1, 0)
-    picture = draw(scene)
-    large = picture.repeat(2, 0).repeat(2, 1)
-    assert (world_of(large) == picture).all() and read_scene(widened(large, 64, 96)) == scene
-    large[::2] = 0
-    assert (world_of(large) == np.rint(picture / 2)).all()
-    for wrong in (np.zeros((32, 40), np.uint8), np.zeros((40, 40, 3), np.uint8), picture.astype(float)):
-        with pytest.raises(ValueError, match="shorter side of 32"):
-            world_of(wrong)
+    assert read_scene(widened(draw(scene, 2), 64, 96)) == scene
+    for wrong in (np.zeros((32, 40), np.uint8), np.zeros((40, 40, 3), np.uint8), draw(scene).astype(float)):
+        with pytest.raises(ValueError, match="shorter side 32"):
+            middle(wrong)
 
 
 def test_leakage_counts_what_did_leak():
@@ -339,3 +337,20 @@ def test_training_shows_every_seen_look_size_and_place():
     # The centre leaves no room for a second thing, so some looks are held out there.
     aside = {thing for thing in shown if (thing.x, thing.y) != (16, 16)}
     assert len(aside) == (len(LOOKS) - len(HELDOUT_PAIRS)) * len(SIZES) * 8
+
+
+def test_a_picture_at_twice_the_size_is_drawn_there_and_averages_to_the_one_at_its_own():
+    for scene in shapes.evaluation_scenes(20, 3):
+        small, large = draw(scene), draw(scene, 2)
+        halved = large.reshape(32, 2, 32, 2, 3).mean((1, 3))
+        assert large.shape == (64, 64, 3) and np.abs(halved - small).max() < 9, scene.key
+    blown_up = draw(scene).repeat(2, 0).repeat(2, 1)
+    assert (large != blown_up).any(), "edges are finer than those of the small picture"
+    (item,) = open_source(Shapes(part="pairs", count=1, seed=3, scale=2))
+    assert item.read().images[0].content.array.shape == (64, 64, 3)
+
+
+def test_a_leak_is_found_at_the_scale_it_was_trained_at():
+    scenes = shapes.evaluation_scenes(2, 3)
+    keys = shapes.training_keys([sample(Image(Pixels(draw(scenes[0], 2))), Text("a leak"))])
+    assert shapes.leakage(keys, scenes)["scenes"] == 0 and shapes.leakage(keys, scenes, scales={1, 2})["scenes"] == 1
