@@ -96,7 +96,7 @@ def add_leakage(scores: Scores, recipe: Recipe, scenes: Iterable[Scene], prompts
     sources = [source for name, source in recipe.data.items() if name in used and isinstance(source, Shapes)]
     keys = shapes.training_keys(item.read() for source in sources for item in open_source(source))
     scenes, prompts = {scene.key: scene for scene in scenes}, set(prompts)
-    found = shapes.leakage(keys, scenes.values(), prompts)
+    found = shapes.leakage(keys, scenes.values(), prompts, {source.scale for source in sources})
     scores.add("leakage.scenes", found["scenes"], len(scenes))
     scores.add("leakage.prompts", found["texts"], len(prompts))
     scores.counts["trained"] = {"pictures": len(keys[0]), "texts": len(keys[1])}

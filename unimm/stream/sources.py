@@ -71,11 +71,11 @@ def open_source(source: Source) -> Iterator[Item]:
             from data import emoji
 
             return (Item(f"emoji:{made.parts[1].text}", lambda made=made: made) for made in emoji.pairs(size))
-        case Shapes(part=part, count=count, seed=seed):
-            from data.shapes import PARTS
+        case Shapes(part=part, count=count, seed=seed, scale=scale, wide=wide):
+            from data.shapes import dataset
 
             return (Item(f"shapes-{part}-{seed}:{n}", lambda made=made: made)
-                    for n, made in enumerate(PARTS[part](count, seed)))
+                    for n, made in enumerate(dataset(part, count, seed, scale, wide)))
         case ImageFolder(path=path):
             return _items(json_rows([_metadata(path)]), partial(_sample, image="file_name"))
         case ChatJsonl(path=path):
