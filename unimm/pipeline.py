@@ -6,8 +6,12 @@ command starts a run, continues it, and does nothing once it is done.
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from unimm import system
 from unimm.checkpoint.folders import candidates
@@ -17,12 +21,16 @@ from unimm.config.check import ConfigError
 from unimm.config.images import Published
 from unimm.config.model import VisionFeatures
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken, Reconstruct, learned
+from unimm.config.stages import Detokenize, NextToken, PictureStage, Reconstruct, learned
 from unimm.config.tokens import SentencePieceText
 from unimm.disk import replace_file, writing
 from unimm.images import tokenizer as codec
+from unimm.images.base import ImageTokenizer
 from unimm.images.prepare import as_seen, prepare
 from unimm.images.reconstruct import Reconstruction
+from unimm.kept import CONFIG, fingerprint, keep
+from unimm.losses import OfPictures
+from unimm.previews import Preview, preview_detokenized, preview_drawings, preview_reconstructions
 from unimm.recipe import recipe_from_json, recipe_to_json
 from unimm.sample import Sample, Text
 from unimm.show import batch_in_words
@@ -67,6 +75,9 @@ def _train_stages(recipe: Recipe, folder: Path, last: str | None, status: Status
             case Reconstruct():
                 with timed(folder, name):
                     _train_tokenizer(recipe, folder, name, stage, status)
+            case Detokenize():
+                with timed(folder, name):
+                    _train_decoder(recipe, folder, name, stage, status)
             case NextToken():
                 with timed(folder, "encode"):
                     encode_run(recipe, folder, stages=[name])
@@ -138,46 +149,76 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
     import torch
 
-    from unimm.plan.measure import measure
-    from unimm.previews import preview_reconstructions
-
     target = folder / system.TOKENIZER_FOLDER
-    if (target / codec.CONFIG).is_file():
+    if (target / CONFIG).is_file():
         ranks.say(f"{name}: already done, {target}")
         return
     torch.manual_seed(stage.seed)
     tokenizer = codec.first_tokenizer(recipe.image_tokenizer).train()
     check_codebook(recipe, tokenizer.size)
+    trained = _train_on_pictures(recipe, folder, name, stage, status, Reconstruction(tokenizer),
+                                 recipe.image_tokenizer.image, partial(preview_reconstructions, tokenizer))
+    if ranks.rank() == 0:
+        tokenizer = codec.build_tokenizer(recipe.image_tokenizer)
+        load_weights(trained, Reconstruction(tokenizer))
+        keep(tokenizer, target)
+        ranks.say(f"{name}: image tokenizer {fingerprint(tokenizer)[:12]} -> {target}")
+    ranks.barrier()
+
+
+def _train_decoder(recipe: Recipe, folder: Path, name: str, stage: Detokenize, status: Status) -> None:
+    """Train what draws in the tokenizer's place, from the codes that it gives, and keep it beside it."""
+    import torch
+
+    from unimm.diffusion.detokenizer import Detokenization, FlowDetokenizer
+
+    target = folder / system.DECODER_FOLDER
+    if (target / CONFIG).is_file():
+        ranks.say(f"{name}: already done, {target}")
+        return
+    tokenizer = _trained_tokenizer(recipe, folder)
+    torch.manual_seed(stage.seed)
+    decoder = FlowDetokenizer(recipe.decoder, tokenizer)
+    side = recipe.decoder.scale * recipe.image_tokenizer.image
+    trained = _train_on_pictures(recipe, folder, name, stage, status, Detokenization(decoder), side,
+                                 partial(preview_detokenized, decoder))
+    if ranks.rank() == 0:
+        decoder = FlowDetokenizer(recipe.decoder, tokenizer)
+        load_weights(trained, Detokenization(decoder))
+        keep(decoder, target)
+        ranks.say(f"{name}: decoder {fingerprint(decoder)[:12]} -> {target}")
+    ranks.barrier()
+
+
+def _train_on_pictures(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status: Status, module: OfPictures,
+                       side: int, preview: Callable[[np.ndarray, Path], Preview]) -> Path:
+    """Train a module on the stage's pictures, squares of `side` pixels; returns its final checkpoint."""
+    from unimm.plan.measure import measure
+
     datasets = []
     for use in stage.mix:
-        images, skipped = images_of(open_source(recipe.data[use.data]), recipe.image_tokenizer.image)
+        images, skipped = images_of(open_source(recipe.data[use.data]), side)
         ranks.say(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
         datasets.append(images)
     batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
                            ranks.world())
-    preview = preview_reconstructions(tokenizer, datasets[0].pixels[:64], folder / name)
-    work = Work(Reconstruction(tokenizer), batches, preview, recipe=json.loads(recipe_to_json(recipe)),
+    work = Work(module, batches, preview(datasets[0].pixels[:64], folder / name),
+                recipe=json.loads(recipe_to_json(recipe)),
                 flops=lambda: measure(recipe, None, stage, name).multiplied.flops)
-    trained = run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
-    if ranks.rank() == 0:
-        tokenizer = codec.build_tokenizer(recipe.image_tokenizer)
-        load_weights(trained, Reconstruction(tokenizer))
-        codec.save_tokenizer(tokenizer, target)
-        ranks.say(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {target}")
-    ranks.barrier()
+    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
 
 
 def _adopt_tokenizer(recipe: Recipe, folder: Path) -> None:
     """Bring a published tokenizer that no stage trains into the run's folder, which needs the release no more."""
     trained = any(isinstance(stage, Reconstruct) for stage in recipe.stages.values())
     target = folder / system.TOKENIZER_FOLDER
-    there = (target / codec.CONFIG).is_file()
+    there = (target / CONFIG).is_file()
     if codec.is_released(recipe.image_tokenizer) and not trained and ranks.rank() == 0 and not there:
         with timed(folder, "adopt"):
             tokenizer = codec.first_tokenizer(recipe.image_tokenizer)
             check_codebook(recipe, tokenizer.size)
-            codec.save_tokenizer(tokenizer, target)
-            ranks.say(f"image tokenizer: {recipe.image_tokenizer.weights}, {codec.fingerprint(tokenizer)[:12]} "
+            keep(tokenizer, target)
+            ranks.say(f"image tokenizer: {recipe.image_tokenizer.weights}, {fingerprint(tokenizer)[:12]} "
                       f"-> {target}")
     ranks.barrier()
 
@@ -192,17 +233,21 @@ def check_codebook(recipe: Recipe, size: int) -> None:
                           "state that size")
 
 
+def _trained_tokenizer(recipe: Recipe, folder: Path) -> ImageTokenizer:
+    if not (folder / system.TOKENIZER_FOLDER / CONFIG).is_file():
+        published = isinstance(recipe.image_tokenizer, Published)
+        remedy = "name a release's weights in image_tokenizer.weights, or train it" if published else "train it"
+        raise ConfigError(f"{folder}: no trained image tokenizer yet; {remedy} first: unimm train {folder}")
+    return codec.load_tokenizer(folder / system.TOKENIZER_FOLDER).to(ranks.device())
+
+
 def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: list[str] | None = None) -> None:
     """Encode the datasets that language stages read (all of them, those of some stages, or one)."""
     ranks.start()
     _adopt_tokenizer(recipe, folder)
-    if not (folder / system.TOKENIZER_FOLDER / codec.CONFIG).is_file():
-        published = isinstance(recipe.image_tokenizer, Published)
-        remedy = "name a release's weights in image_tokenizer.weights, or train it" if published else "train it"
-        raise ConfigError(f"{folder}: no trained image tokenizer yet; {remedy} first: unimm train {folder}")
+    tokenizer = _trained_tokenizer(recipe, folder)
     if only is not None and only not in recipe.data:
         raise ConfigError(f"no data {only!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.data)}")
-    tokenizer = codec.load_tokenizer(folder / system.TOKENIZER_FOLDER).to(ranks.device())
     needed = [use.data for name, stage in recipe.language.items() if stages is None or name in stages
               for use in stage.mix]
     for name in [only] if only else dict.fromkeys(needed):
@@ -212,7 +257,7 @@ def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: li
 
 def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
     source = recipe.data[name]
-    plan = Plan(source=json.loads(recipe_to_json(recipe))["data"][name], fingerprint=codec.fingerprint(tokenizer),
+    plan = Plan(source=json.loads(recipe_to_json(recipe))["data"][name], fingerprint=fingerprint(tokenizer),
                 size=tokenizer.size, pixels=recipe.image_tokenizer.image, seen=_seen(recipe, name))
     told = [time.monotonic()]
 
@@ -249,7 +294,6 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     from unimm.model.attention import kernel_name
     from unimm.model.backbone import compile_layers, recompute_layers
     from unimm.model.multiplied import multiplied
-    from unimm.previews import preview_drawings
 
     tokenizer = codec.load_tokenizer(folder / system.TOKENIZER_FOLDER)
     layout = system.layout_of(recipe, system.text_of(recipe, folder))
@@ -268,11 +312,13 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
         compile_layers(model.backbone, stage.recompute)
     if stage.recompute:
         recompute_layers(model.backbone, reentrant=stage.zero == 3)
-    shards = {use.data: open_shards(folder / "codes" / use.data, codec.fingerprint(tokenizer)) for use in stage.mix}
+    shards = {use.data: open_shards(folder / "codes" / use.data, fingerprint(tokenizer)) for use in stage.mix}
     tokenizer.to(ranks.device())  # for previews; once its code vectors are in the model
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
-    around = system.System(recipe, folder, layout, tokenizer, model, folder)
-    preview = preview_drawings(around, _prompts(shards, stage), folder / name) if tokenizer.draws else None
+    done = (folder / system.DECODER_FOLDER / CONFIG).is_file()
+    drawer = system.drawer_of(recipe, folder, tokenizer).to(ranks.device()) if done else tokenizer
+    around = system.System(recipe, folder, layout, tokenizer, drawer, model, folder)
+    preview = preview_drawings(around, _prompts(shards, stage), folder / name) if drawer.draws else None
     work = Work(model, batches, preview,
                 new_rows=system.new_rows(recipe, layout, model), parts=model.parts(),
                 recipe=json.loads(recipe_to_json(recipe)), show=lambda batch: {"rows": batch_in_words(layout, batch)},

@@ -12,13 +12,12 @@ from unimm.errors import UserError
 from unimm.images.tokenizer import (
     TokenizerError,
     build_tokenizer,
-    fingerprint,
     load_tokenizer,
-    save_tokenizer,
     to_codes,
     to_pixels,
     to_tensor,
 )
+from unimm.kept import fingerprint, keep
 from unimm.sample import Codes
 from unimm.weights import StoredError
 
@@ -147,8 +146,8 @@ def test_the_fingerprint_changes_with_one_bit_of_one_weight():
 def test_a_saved_tokenizer_comes_back_the_same(config, tmp_path):
     tokenizer = build_tokenizer(config)
     tokenizer.train()(to_tensor(squares(2)))
-    save_tokenizer(build_tokenizer(SMALL), tmp_path / "it")
-    save_tokenizer(tokenizer, tmp_path / "it")
+    keep(build_tokenizer(SMALL), tmp_path / "it")
+    keep(tokenizer, tmp_path / "it")
     again = load_tokenizer(tmp_path / "it")
     assert again.config == config and not again.training
     assert fingerprint(again) == fingerprint(tokenizer)
@@ -158,7 +157,7 @@ def test_a_saved_tokenizer_comes_back_the_same(config, tmp_path):
 
 def damaged(tmp_path, name, change):
     folder = tmp_path / "it"
-    save_tokenizer(small(), folder)
+    keep(small(), folder)
     change(folder / name)
     with pytest.raises((TokenizerError, StoredError)) as refusal:
         load_tokenizer(folder)

@@ -27,10 +27,12 @@ class FlowDecoder:
     """Residual blocks at each resolution."""
     steps: int = 8
     """Euler steps from noise to a picture."""
+    foreground_weight: float = 1.0
+    """Weight of pixels that differ from the image's border colour, as of the tokenizers."""
     kind: Literal["flow"] = "flow"
 
     def __post_init__(self):
-        positive(self, "scale", "patch", "width", "layers", "steps")
+        positive(self, "scale", "patch", "width", "layers", "steps", "foreground_weight")
 
 
 Decoder = TokenizerDecoder | FlowDecoder

@@ -30,7 +30,8 @@ from unimm.convert.write import ALL, aside, write_stored
 from unimm.disk import copy_file, sync_folder, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.released import fill
-from unimm.images.tokenizer import build_tokenizer, first_tokenizer, is_released, load_tokenizer, save_tokenizer
+from unimm.images.tokenizer import build_tokenizer, first_tokenizer, is_released, load_tokenizer
+from unimm.kept import keep
 from unimm.layout import Layout
 from unimm.pipeline import check_codebook
 from unimm.published import small_files
@@ -63,7 +64,7 @@ def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool =
     with aside(out, folder, size_of(release.tensors)) as part:
         _write(part, release, recipe, places)
         if tokenizer is not None:
-            save_tokenizer(tokenizer, part / TOKENIZER_FOLDER)
+            keep(tokenizer, part / TOKENIZER_FOLDER)
         if isinstance(recipe.image_in, VisionFeatures) and release.kind == "janus":
             model.config.vision_config.save_pretrained(part / VISION_FOLDER)
 
