@@ -161,3 +161,25 @@ def draw(scene: Scene, scale: int = 1) -> np.ndarray:
         y, x = (slice((place - 8) * scale, (place + 8) * scale) for place in (t.y, t.x))
         picture[y, x] = sprites(scale)[t.colour, t.shape, t.size]
     return picture
+
+
+def widened(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The picture in the middle of a black one: uint8 (h, w, 3) -> uint8 (height, width, 3)."""
+    h, w = picture.shape[:2]
+    if h > height or w > width:
+        raise ValueError(f"a picture of {(h, w)} is larger than {(height, width)}")
+    canvas = np.zeros((height, width, 3), np.uint8)
+    y, x = (height - h) // 2, (width - w) // 2
+    canvas[y : y + h, x : x + w] = picture
+    return canvas
+
+
+def middle(picture: np.ndarray) -> np.ndarray:
+    """The square in the middle of a picture, which holds the world at some scale: uint8 (32 scale, 32 scale, 3)."""
+    h, w = picture.shape[:2] if picture.ndim == 3 else (0, 0)
+    side = min(h, w)
+    if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or side == 0 or side % SIDE:
+        raise ValueError(f"a picture is uint8 (height, width, 3), the shorter side {SIDE} or a multiple of it; "
+                         f"got {picture.dtype} {picture.shape}")
+    y, x = (h - side) // 2, (w - side) // 2
+    return np.ascontiguousarray(picture[y : y + side, x : x + side])

@@ -6,16 +6,11 @@ command starts a run, continues it, and does nothing once it is done.
 
 import json
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from unimm import system
-from unimm.checkpoint.folders import candidates
-from unimm.checkpoint.manifest import MANIFEST
+from unimm.checkpoint.folders import MANIFEST, candidates
 from unimm.checkpoint.read import load_weights, newest
 from unimm.config.check import ConfigError
 from unimm.config.images import Published
@@ -28,11 +23,11 @@ from unimm.images import tokenizer as codec
 from unimm.images.base import ImageTokenizer
 from unimm.images.prepare import as_seen, prepare
 from unimm.images.reconstruct import Reconstruction
-from unimm.kept import CONFIG, fingerprint, keep
+from unimm.kept import keep
 from unimm.losses import OfPictures
-from unimm.previews import Preview, preview_detokenized, preview_drawings, preview_reconstructions
+from unimm.pictures import to_png
 from unimm.recipe import recipe_from_json, recipe_to_json
-from unimm.sample import Sample, Text
+from unimm.sample import Pictures, Sample, Text
 from unimm.show import batch_in_words
 from unimm.status import Status, told
 from unimm.stream.batches import Batches
@@ -45,6 +40,7 @@ from unimm.text import train_sentencepiece
 from unimm.train import ranks
 from unimm.train.loop import Work, run_stage
 from unimm.train.signals import ended
+from unimm.weights import open_weights
 
 SECONDS = "seconds.json"
 
@@ -149,21 +145,46 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
     import torch
 
+    from unimm.previews import preview_reconstructions
+
     target = folder / system.TOKENIZER_FOLDER
-    if (target / CONFIG).is_file():
+    if (target / codec.CONFIG).is_file():
         ranks.say(f"{name}: already done, {target}")
         return
     torch.manual_seed(stage.seed)
     tokenizer = codec.first_tokenizer(recipe.image_tokenizer).train()
-    check_codebook(recipe, tokenizer.size)
-    trained = _train_on_pictures(recipe, folder, name, stage, status, Reconstruction(tokenizer),
-                                 recipe.image_tokenizer.image, partial(preview_reconstructions, tokenizer))
+    check_codebook(recipe, tokenizer)
+    datasets = _pictures(recipe, name, stage, recipe.image_tokenizer.image)
+    preview = preview_reconstructions(tokenizer, datasets[0].pixels[:64], folder / name)
+    trained = _train(recipe, folder, name, stage, status, Reconstruction(tokenizer), datasets, preview)
     if ranks.rank() == 0:
         tokenizer = codec.build_tokenizer(recipe.image_tokenizer)
         load_weights(trained, Reconstruction(tokenizer))
-        keep(tokenizer, target)
-        ranks.say(f"{name}: image tokenizer {fingerprint(tokenizer)[:12]} -> {target}")
+        codec.save_tokenizer(tokenizer, target)
+        ranks.say(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {target}")
     ranks.barrier()
+
+
+def _pictures(recipe: Recipe, name: str, stage: PictureStage, size: int) -> list[Pictures]:
+    """The stage's datasets, in squares of `size`."""
+    datasets = []
+    for use in stage.mix:
+        images, skipped = images_of(open_source(recipe.data[use.data]), size)
+        ranks.say(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
+        datasets.append(images)
+    return datasets
+
+
+def _train(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status: Status, module: OfPictures,
+           datasets: list[Pictures], preview) -> Path:
+    """The final checkpoint of a module trained on pictures."""
+    from unimm.plan.measure import measure
+
+    batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
+                           ranks.world())
+    work = Work(module, batches, preview, recipe=json.loads(recipe_to_json(recipe)),
+                flops=lambda: measure(recipe, None, stage, name).multiplied.flops)
+    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
 
 
 def _train_decoder(recipe: Recipe, folder: Path, name: str, stage: Detokenize, status: Status) -> None:
@@ -171,94 +192,90 @@ def _train_decoder(recipe: Recipe, folder: Path, name: str, stage: Detokenize, s
     import torch
 
     from unimm.diffusion.detokenizer import Detokenization, FlowDetokenizer
+    from unimm.previews import preview_detokenized
 
     target = folder / system.DECODER_FOLDER
-    if (target / CONFIG).is_file():
+    if (target / codec.CONFIG).is_file():
         ranks.say(f"{name}: already done, {target}")
         return
-    tokenizer = _trained_tokenizer(recipe, folder)
+    _need_tokenizer(recipe, folder)
     torch.manual_seed(stage.seed)
-    decoder = FlowDetokenizer(recipe.decoder, tokenizer)
-    side = recipe.decoder.scale * recipe.image_tokenizer.image
-    trained = _train_on_pictures(recipe, folder, name, stage, status, Detokenization(decoder), side,
-                                 partial(preview_detokenized, decoder))
+    tokenizer = codec.load_tokenizer(system.tokenizer_of(recipe, folder, name)).to(ranks.device())
+    decoder = FlowDetokenizer(recipe.decoder, tokenizer).to(ranks.device())
+    datasets = _pictures(recipe, name, stage, recipe.decoder.scale * recipe.image_tokenizer.image)
+    preview = preview_detokenized(decoder, datasets[0].pixels[:64], folder / name)
+    trained = _train(recipe, folder, name, stage, status, Detokenization(decoder), datasets, preview)
     if ranks.rank() == 0:
         decoder = FlowDetokenizer(recipe.decoder, tokenizer)
         load_weights(trained, Detokenization(decoder))
         keep(decoder, target)
-        ranks.say(f"{name}: decoder {fingerprint(decoder)[:12]} -> {target}")
+        ranks.say(f"{name}: decoder {codec.fingerprint(decoder)[:12]} -> {target}")
     ranks.barrier()
-
-
-def _train_on_pictures(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status: Status, module: OfPictures,
-                       side: int, preview: Callable[[np.ndarray, Path], Preview]) -> Path:
-    """Train a module on the stage's pictures, squares of `side` pixels; returns its final checkpoint."""
-    from unimm.plan.measure import measure
-
-    datasets = []
-    for use in stage.mix:
-        images, skipped = images_of(open_source(recipe.data[use.data]), side)
-        ranks.say(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
-        datasets.append(images)
-    batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
-                           ranks.world())
-    work = Work(module, batches, preview(datasets[0].pixels[:64], folder / name),
-                recipe=json.loads(recipe_to_json(recipe)),
-                flops=lambda: measure(recipe, None, stage, name).multiplied.flops)
-    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
 
 
 def _adopt_tokenizer(recipe: Recipe, folder: Path) -> None:
     """Bring a published tokenizer that no stage trains into the run's folder, which needs the release no more."""
     trained = any(isinstance(stage, Reconstruct) for stage in recipe.stages.values())
     target = folder / system.TOKENIZER_FOLDER
-    there = (target / CONFIG).is_file()
+    there = (target / codec.CONFIG).is_file()
     if codec.is_released(recipe.image_tokenizer) and not trained and ranks.rank() == 0 and not there:
         with timed(folder, "adopt"):
             tokenizer = codec.first_tokenizer(recipe.image_tokenizer)
-            check_codebook(recipe, tokenizer.size)
-            keep(tokenizer, target)
-            ranks.say(f"image tokenizer: {recipe.image_tokenizer.weights}, {fingerprint(tokenizer)[:12]} "
+            check_codebook(recipe, tokenizer)
+            codec.save_tokenizer(tokenizer, target)
+            ranks.say(f"image tokenizer: {recipe.image_tokenizer.weights}, {codec.fingerprint(tokenizer)[:12]} "
                       f"-> {target}")
     ranks.barrier()
 
 
-def check_codebook(recipe: Recipe, size: int) -> None:
-    """Refuse a recipe whose codebook is not the one its tokenizer makes."""
-    name = recipe.image_tokenizer.codebook
-    book = next((b for b in recipe.codebooks if b.name == name), None)
-    if book is None or book.size != size:
-        stated = f"has {book.size} codes" if book else "is missing"
-        raise ConfigError(f"codebook {name!r} {stated}, but the image tokenizer's quantizer makes {size}; "
-                          "state that size")
+def check_codebook(recipe: Recipe, tokenizer: ImageTokenizer) -> None:
+    """Refuse a recipe whose codebooks or latents are not those that its tokenizer makes."""
+    stated = {b.name: (b.size, b.depth) for b in recipe.codebooks} | {c.name: c.channels for c in recipe.continuous}
+    for name, made in (tokenizer.books | tokenizer.channels).items():
+        if stated.get(name) != made:
+            has, makes = ("nothing stated" if each is None else f"{each} channels" if isinstance(each, int)
+                          else f"{each[0]} codes, {each[1]} a position" for each in (stated.get(name), made))
+            raise ConfigError(f"{name!r} has {has}, but the image tokenizer makes {makes}; state that")
 
 
-def _trained_tokenizer(recipe: Recipe, folder: Path) -> ImageTokenizer:
-    if not (folder / system.TOKENIZER_FOLDER / CONFIG).is_file():
+def _need_tokenizer(recipe: Recipe, folder: Path) -> None:
+    if not (folder / system.TOKENIZER_FOLDER / codec.CONFIG).is_file():
         published = isinstance(recipe.image_tokenizer, Published)
         remedy = "name a release's weights in image_tokenizer.weights, or train it" if published else "train it"
         raise ConfigError(f"{folder}: no trained image tokenizer yet; {remedy} first: unimm train {folder}")
-    return codec.load_tokenizer(folder / system.TOKENIZER_FOLDER).to(ranks.device())
 
 
 def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: list[str] | None = None) -> None:
-    """Encode the datasets that language stages read (all of them, those of some stages, or one)."""
+    """Encode the datasets that language stages read (all of them, those of some stages, or one), each by the image
+    tokenizer that its stage begins with."""
     ranks.start()
     _adopt_tokenizer(recipe, folder)
-    tokenizer = _trained_tokenizer(recipe, folder)
+    _need_tokenizer(recipe, folder)
     if only is not None and only not in recipe.data:
         raise ConfigError(f"no data {only!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.data)}")
-    needed = [use.data for name, stage in recipe.language.items() if stages is None or name in stages
-              for use in stage.mix]
-    for name in [only] if only else dict.fromkeys(needed):
-        _encode(recipe, folder, name, tokenizer)
+    needed: dict[tuple[Path, Path], list[str]] = {}
+    for stage in stages or recipe.language:
+        by = system.tokenizer_of(recipe, folder, stage), system.codes_of(recipe, folder, stage)
+        needed.setdefault(by, []).extend(use.data for use in recipe.stages[stage].mix)
+    for (tokenizer, codes), names in needed.items():
+        loaded = codec.load_tokenizer(tokenizer).to(ranks.device())
+        for name in [only] if only else dict.fromkeys(names):
+            _encode(recipe, codes / name, name, loaded)
     ranks.barrier()
 
 
-def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
-    source = recipe.data[name]
-    plan = Plan(source=json.loads(recipe_to_json(recipe))["data"][name], fingerprint=fingerprint(tokenizer),
-                size=tokenizer.size, pixels=recipe.image_tokenizer.image, seen=_seen(recipe, name))
+def _encode(recipe: Recipe, target: Path, name: str, tokenizer) -> None:
+    source, how = recipe.data[name], recipe.image_in
+    plan = Plan(source=json.loads(recipe_to_json(recipe))["data"][name], fingerprint=codec.fingerprint(tokenizer),
+                size=max((size for size, _ in tokenizer.books.values()), default=0),
+                pixels=recipe.image_tokenizer.image, seen=_seen(recipe, name))
+
+    def prepared(array):
+        return prepare(recipe.image_tokenizer, array, recipe.layout.sizes)
+
+    def see(array) -> bytes:
+        return as_seen(how, array) if isinstance(how, VisionFeatures) else to_png(prepared(array))
+
     told = [time.monotonic()]
 
     def report(p: Progress) -> None:
@@ -267,10 +284,8 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
             left = f", {p.eta:.0f} s left" if p.eta is not None else ""
             ranks.say(f"encode {name}: {p.rows:,} rows, {p.rate:,.0f} rows/s{left}")
 
-    target = folder / "codes" / name
     manifest = encode(open_source(source), lambda images: codec.to_codes(tokenizer, images), plan, target,
-                      prepare=lambda array: prepare(recipe.image_tokenizer, array, recipe.layout.sizes),
-                      see=(lambda array: as_seen(recipe.image_in, array)) if plan.seen else None,
+                      prepare=prepared, see=see if plan.seen else None,
                       rank=ranks.rank(), world=ranks.world(), total=getattr(source, "count", None), progress=report)
     if manifest:
         counts = manifest["counts"]
@@ -279,7 +294,10 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
 
 
 def _seen(recipe: Recipe, name: str) -> tuple:
-    """How the pictures of a dataset are kept: where the model reads features, and some stage has it read them."""
+    """How the pictures of a dataset are kept: where the model reads features, and some stage has it read them; or where
+    its tokenizer learns from them."""
+    if any(stage.reconstruction and any(use.data == name for use in stage.mix) for stage in recipe.language.values()):
+        return ("pixels",)
     reads = any(use.data == name and use.task in ("caption", "as_is")
                 for stage in recipe.language.values() for use in stage.mix)
     how = recipe.image_in
@@ -294,28 +312,33 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     from unimm.model.attention import kernel_name
     from unimm.model.backbone import compile_layers, recompute_layers
     from unimm.model.multiplied import multiplied
+    from unimm.previews import preview_drawings
 
-    tokenizer = codec.load_tokenizer(folder / system.TOKENIZER_FOLDER)
+    tokenizer = codec.load_tokenizer(system.tokenizer_of(recipe, folder, name))
     layout = system.layout_of(recipe, system.text_of(recipe, folder))
     torch.manual_seed(stage.seed)
     started = previous is not None or len(candidates(folder / name)) > 0
     begin = None if started else ranks.from_first(newest(folder / system.CONVERTED) if ranks.rank() == 0 else None)
     model = system.new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss,
-                      folder if started or begin else None)
+                             folder if started or begin else None, folder)
     if begin:
         system.load_converted(begin, model, recipe, layout, tokenizer)
     if ranks.rank() == 0:
         system.keep_shapes(recipe, folder, model)
     if previous is not None:
         system.load_stage(previous[0], model, previous[1])
+    if stage.reconstruction:
+        model.reconstruction = stage.reconstruction
+        tokenizer.requires_grad_(True)
     if stage.compile:
         compile_layers(model.backbone, stage.recompute)
     if stage.recompute:
         recompute_layers(model.backbone, reentrant=stage.zero == 3)
-    shards = {use.data: open_shards(folder / "codes" / use.data, fingerprint(tokenizer)) for use in stage.mix}
+    codes, made_by = system.codes_of(recipe, folder, name), codec.fingerprint(tokenizer)
+    shards = {use.data: open_shards(codes / use.data, made_by) for use in stage.mix}
     tokenizer.to(ranks.device())  # for previews; once its code vectors are in the model
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
-    done = (folder / system.DECODER_FOLDER / CONFIG).is_file()
+    done = (folder / system.DECODER_FOLDER / codec.CONFIG).is_file()
     drawer = system.drawer_of(recipe, folder, tokenizer).to(ranks.device()) if done else tokenizer
     around = system.System(recipe, folder, layout, tokenizer, drawer, model, folder)
     preview = preview_drawings(around, _prompts(shards, stage), folder / name) if drawer.draws else None
@@ -326,7 +349,22 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
                 codes={r.name: (r.start, r.stop) for r in layout.vocab.ranges.values() if r.depth == 1})
     kernel = kernel_name(model.backbone.config, ranks.device(), stage.precision, stage.seq_len)
     ranks.say(f"{name}: {model.describe()}\n{name}: attention: {kernel}")
-    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
+    trained = run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
+    if stage.reconstruction and ranks.rank() == 0:
+        _keep_tokenizer(recipe, folder, name, trained)
+    ranks.barrier()
+    return trained
+
+
+def _keep_tokenizer(recipe: Recipe, folder: Path, stage: str, trained: Path) -> None:
+    """What a stage has made of the image tokenizer, for those that follow."""
+    tokenizer, own = codec.load_tokenizer(system.tokenizer_of(recipe, folder, stage)), "image_input.tokenizer."
+    stored = {name.removeprefix(own): held.read() for name, held in open_weights(trained).items()
+              if name.startswith(own)}
+    tokenizer.load_state_dict(stored)
+    target = folder / f"{system.TOKENIZER_FOLDER}-{stage}"
+    codec.save_tokenizer(tokenizer, target)
+    ranks.say(f"{stage}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {target}")
 
 
 def _prompts(shards: dict[str, Shards], stage: NextToken, count: int = 8) -> list[str]:

@@ -220,4 +220,4 @@ def test_a_picture_twice_as_large_is_read_by_its_halves():
     for scene, text in scenes(40, 8):
         assert judge(draw(scene, 2), text).ok and judge_scene(draw(scene, 2), scene).ok
     with pytest.raises(ValueError, match="multiple"):
-        read_scene(np.zeros((64, 48, 3), np.uint8))
+        read_scene(np.zeros((64, 40, 3), np.uint8))

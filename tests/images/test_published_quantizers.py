@@ -42,7 +42,7 @@ def test_codes_are_those_of_the_definition(kind, monkeypatch):
     want = chosen(kind, rows, made.embedding.weight)
     assert made.ids_of(z).flatten().tolist() == want
     assert len(set(want)) > 10
-    monkeypatch.setattr("unimm.images.quantize.DISTANCES", 100)  # a few rows at a time
+    monkeypatch.setattr("unimm.images.quantizer.DISTANCES", 100)  # a few rows at a time
     assert made.ids_of(z).flatten().tolist() == want
     found = made(z)
     assert torch.equal(found.vectors, made.codes_to_vectors(found.ids).view(2, 7, 6, 5).permute(0, 3, 1, 2))
@@ -108,7 +108,7 @@ def test_the_spatial_norm_is_that_of_enlarged_codes():
 @pytest.mark.parametrize("kind", sorted(TINY))
 def test_each_kind_codes_and_draws_grids_of_several_shapes(kind):
     tokenizer = tiny(kind)
-    assert tokenizer.code_vectors().shape == (tokenizer.size, tokenizer.dim)
+    assert tokenizer.code_vectors()["visual"].shape == (tokenizer.size, tokenizer.dim)
     pictures = [photographs()[0][:h, :w] for h, w in ((64, 64), (32, 80), (64, 64))]
     codes = to_codes(tokenizer, pictures)
     assert [c.levels[0].grid for c in codes] == [(8, 8), (4, 10), (8, 8)]

@@ -16,10 +16,11 @@ from unimm.images.released import spellings
 from unimm.images.tokenizer import (
     TokenizerError,
     build_tokenizer,
+    fingerprint,
     first_tokenizer,
     load_tokenizer,
+    save_tokenizer,
 )
-from unimm.kept import fingerprint, keep
 
 KINDS = sorted(TINY)
 
@@ -220,7 +221,7 @@ def test_pickles_are_read_only_when_asked_for_and_run_nothing(weights, tmp_path)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_keeps_it_and_where_it_came_from_is_no_part_of_its_fingerprint(kind, tmp_path):
     tokenizer = tiny(kind)
-    keep(tokenizer, tmp_path / "it")
+    save_tokenizer(tokenizer, tmp_path / "it")
     again = load_tokenizer(tmp_path / "it")
     assert again.config == tokenizer.config and fingerprint(again) == fingerprint(tokenizer)
     again.config = replace(again.config, weights="elsewhere", unpickle=True)

@@ -18,9 +18,7 @@ from pathlib import Path
 
 from torch import nn
 
-from unimm.checkpoint.folders import final_of
-from unimm.checkpoint.manifest import write_manifest
-from unimm.checkpoint.tensors import size_of
+from unimm.checkpoint.folders import final_of, write_manifest
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.tokens import PretrainedText
@@ -30,14 +28,14 @@ from unimm.convert.write import ALL, aside, write_stored
 from unimm.disk import copy_file, sync_folder, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.released import fill
-from unimm.images.tokenizer import build_tokenizer, first_tokenizer, is_released, load_tokenizer
-from unimm.kept import keep
+from unimm.images.tokenizer import build_tokenizer, first_tokenizer, is_released, load_tokenizer, save_tokenizer
 from unimm.layout import Layout
 from unimm.pipeline import check_codebook
 from unimm.published import small_files
 from unimm.recipe import load_recipe, recipe_to_json
 from unimm.system import BACKBONE_FOLDER, CONVERTED, RECIPE_FILE, TOKENIZER_FOLDER, VISION_FOLDER, layout_of
 from unimm.text import PretrainedTokenizer
+from unimm.weights import size_of
 
 OTHER, MAP = "other.safetensors", "tensors.json"
 
@@ -64,7 +62,7 @@ def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool =
     with aside(out, folder, size_of(release.tensors)) as part:
         _write(part, release, recipe, places)
         if tokenizer is not None:
-            keep(tokenizer, part / TOKENIZER_FOLDER)
+            save_tokenizer(tokenizer, part / TOKENIZER_FOLDER)
         if isinstance(recipe.image_in, VisionFeatures) and release.kind == "janus":
             model.config.vision_config.save_pretrained(part / VISION_FOLDER)
 
@@ -107,7 +105,7 @@ def image_tokenizer(release: Release, model: nn.Module,
         filled = fill(tokenizer, release.tensors, release.folder)
     else:
         return None, {}, recipe
-    check_codebook(recipe, tokenizer.size)
+    check_codebook(recipe, tokenizer)
     return tokenizer, {theirs: ours for ours, theirs in filled.items()}, recipe
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unimm.images.quantize import Nearest
+from unimm.images.quantizer import Nearest
 
 
 class Codebook(Nearest):
@@ -45,7 +45,14 @@ class UnitCodebook(Codebook):
 
 class IndexBackpropagation(Codebook):
     """The code of the largest inner product (Shi et al. 2024). In training the choice itself carries a gradient: what
-    passes through is the mean of all codes under the softmax, so that every code learns at every step."""
+    passes through is the mean of all codes under the softmax, so that every code learns at every step.
+
+    The loss is the release's; codes that are sure and all used are rewarded where `entropy_weight` is above 0 (4.1).
+    """
+
+    def __init__(self, size: int, dim: int, commitment: float = 0.25, entropy_weight: float = 0.0):
+        super().__init__(size, dim)
+        self.commitment, self.entropy_weight = commitment, entropy_weight
 
     def _far(self, rows, table):
         return -rows @ table.T
@@ -59,6 +66,9 @@ class IndexBackpropagation(Codebook):
         return super()._through(rows, vectors)
 
     def _learn(self, rows, ids, vectors):
-        """The release's quantization loss; its entropy loss is not here."""
-        return (F.mse_loss(self._through(rows, vectors), rows) + F.mse_loss(rows, vectors.detach())
-                + 0.25 * F.mse_loss(vectors, rows.detach()))
+        loss = (F.mse_loss(self._through(rows, vectors), rows) + F.mse_loss(rows, vectors.detach())
+                + self.commitment * F.mse_loss(vectors, rows.detach()))
+        if self.entropy_weight:
+            p, entropy = F.softmax(rows @ self.table().T, dim=1), torch.special.entr
+            loss = loss + self.entropy_weight * (entropy(p).sum(1).mean() - entropy(p.mean(0)).sum())
+        return loss

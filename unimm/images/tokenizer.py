@@ -1,7 +1,7 @@
 """Image tokenizers: built fresh, from a release or from a run's folder, and used on lists of pictures.
 
     uint8 images --to_codes--> Codes --to_pixels--> uint8 images          (lists, for data and sampling)
-    released weights --first_tokenizer--> ImageTokenizer --unimm.kept.keep--> folder --load_tokenizer--> same
+    released weights --first_tokenizer--> ImageTokenizer --save_tokenizer--> folder --load_tokenizer--> same
 
 What a tokenizer is and does stands in `unimm.images.base.ImageTokenizer`.
 """
@@ -18,7 +18,8 @@ from unimm.config import images as config
 from unimm.images.base import ImageTokenizer, TokenizerError
 from unimm.images.conv import ConvImageTokenizer
 from unimm.images.released import fill
-from unimm.kept import fetch
+from unimm.images.vit import ViTImageTokenizer
+from unimm.kept import CONFIG, fetch, fingerprint, keep  # noqa: F401
 from unimm.sample import Content
 from unimm.weights import open_weights
 
@@ -31,6 +32,8 @@ def build_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
     match wanted:
         case config.ConvTokenizer():
             return ConvImageTokenizer(wanted)
+        case config.ViTTokenizer():
+            return ViTImageTokenizer(wanted)
         case config.Emu3():
             from unimm.images.emu3 import Emu3Tokenizer  # late, both: transformers and diffusers take seconds to import
 
@@ -111,6 +114,11 @@ def _batches(sizes: list[tuple[int, int]]) -> Iterator[list[int]]:
         yield from (alike[i : i + n] for i in range(0, len(alike), n))
 
 
+def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
+    """Write the tokenizer's folder, see `unimm.kept.keep`. Raises DiskError."""
+    keep(tokenizer, folder)
+
+
 def load_tokenizer(folder: Path) -> ImageTokenizer:
-    """The image tokenizer of a folder that `unimm.kept.keep` wrote. Raises StoredError, see `unimm.kept.fetch`."""
+    """The image tokenizer of a folder, on the CPU, in eval mode. Raises StoredError, see `unimm.kept.fetch`."""
     return fetch(folder, "an image tokenizer", config.ImageTokenizer, build_tokenizer)

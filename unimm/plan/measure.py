@@ -29,8 +29,8 @@ from unimm.model.cross_entropy import chunk_of
 from unimm.model.multiplied import has_experts, multiplied
 from unimm.plan.memory import Counts, Head
 from unimm.system import around, new_rows
-from unimm.train.footprint import PERSIST
 from unimm.train.optimizer import block_matrices
+from unimm.train.table import PERSIST
 from unimm.train.trains import Trained, apply
 from unimm.vocab import Vocab
 
@@ -117,7 +117,8 @@ def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | PictureSta
 
 
 def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, device: str) -> Measured:
-    model = around(skeleton(recipe.backbone, layout.vocab), recipe, layout, weights=False)
+    model = around(skeleton(recipe.backbone, layout.vocab), recipe, layout, weights=False,
+                   tokenizer=build_tokenizer(recipe.image_tokenizer))
     new = new_rows(recipe, layout, model)
     # peft moves its adapters to where they are already; torch can't replace tensors without storage by themselves.
     with mock.patch.object(nn.Module, "_apply", lambda module, change, recurse=True: module):
