@@ -106,12 +106,13 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
 
 def check_books(recipe: Recipe, tokenizer: ImageTokenizer) -> None:
     """Refuse a recipe whose codebooks, or continuous spaces, are not those that its tokenizer makes."""
-    stated = {book.name: (book.size, book.depth) for book in recipe.codebooks}
+    stated = {book.name: book for book in recipe.codebooks}
     for name, (size, depth) in tokenizer.books.items():
-        if stated.get(name) != (size, depth):
-            found = "has {} codes, {} a position".format(*stated[name]) if name in stated else "is missing"
-            raise ConfigError(f"codebook {name!r} {found}, but the image tokenizer's quantizer makes {size}, {depth} a "
-                              "position; state size and depth of those")
+        book = stated.get(name)
+        if book is None or (book.size, book.depth) != (size, depth):
+            found = f"has {book.size} codes" + f" of depth {book.depth}" * (book.depth > 1) if book else "is missing"
+            raise ConfigError(f"codebook {name!r} {found}, but the image tokenizer's quantizer makes {size}"
+                              + f" of depth {depth}" * (depth > 1) + "; state that size" + " and depth" * (depth > 1))
     known = {space.name: space.channels for space in recipe.continuous}
     for name, channels in tokenizer.channels.items():
         if known.get(name) != channels:

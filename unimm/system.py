@@ -3,7 +3,7 @@
     runs/demo/
       recipe.json        the resolved recipe
       text.model         the text tokenizer, where the run trained it
-      features/          the trained feature network, where the run trained it
+      feature_network/   the trained feature network, where the run trained it
       image_tokenizer/   the trained image tokenizer, its fingerprint in codes' manifests
       backbone/, vision/ the small files of published parts (config.json, tokenizer), so that the run needs their
                          releases no more
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 TEXT_FILE, TOKENIZER_FOLDER, RECIPE_FILE, EXPORT_FILE = "text.model", "image_tokenizer", "recipe.json", "export.json"
 BACKBONE_FOLDER, VISION_FOLDER, CONVERTED = "backbone", "vision", "converted"
-FEATURES_FOLDER = "features"
+FEATURES_FOLDER = "feature_network"
 
 
 @dataclass(frozen=True)

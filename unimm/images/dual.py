@@ -33,8 +33,8 @@ class DualImageTokenizer(ImageTokenizer):
 
     def __init__(self, config: DualTokenizer, features: nn.Module):
         super().__init__(config)
-        self.features = deepcopy(features).requires_grad_(config.tune)
-        self.taught = deepcopy(features).requires_grad_(False) if config.tune else None
+        self.features = _copied(features).requires_grad_(config.tune)
+        self.taught = _copied(features).requires_grad_(False) if config.tune else None
         self.side = features.config.image_size // features.config.patch_size
         width, meaning = features.config.hidden_size, config.semantic.dim
         self.meant = nn.Conv2d(width, meaning, 1)
@@ -85,6 +85,13 @@ class DualImageTokenizer(ImageTokenizer):
 
     def pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
         return weighted_errors(self.config, again, images)
+
+
+def _copied(features: nn.Module) -> nn.Module:
+    """Not by deepcopy, which fails where tensors have no storage (`unimm plan`)."""
+    made = type(features)(deepcopy(features.config))
+    made.load_state_dict(features.state_dict())
+    return made.eval()
 
 
 class LeveledImageTokenizer(DualImageTokenizer):
