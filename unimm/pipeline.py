@@ -11,29 +11,25 @@ from pathlib import Path
 
 from unimm import system
 from unimm.checkpoint.folders import MANIFEST, candidates
-from unimm.checkpoint.read import load_weights, newest
+from unimm.checkpoint.read import newest
 from unimm.config.check import ConfigError
 from unimm.config.images import Published
 from unimm.config.model import VisionFeatures
 from unimm.config.recipe import Recipe
-from unimm.config.stages import Detokenize, NextToken, PictureStage, Reconstruct, learned
+from unimm.config.stages import NextToken, PictureStage, Reconstruct, learned
 from unimm.config.tokens import SentencePieceText
 from unimm.disk import replace_file, writing
 from unimm.images import tokenizer as codec
-from unimm.images.base import ImageTokenizer
 from unimm.images.prepare import as_seen, prepare
-from unimm.images.reconstruct import Reconstruction
-from unimm.kept import keep
-from unimm.losses import OfPictures
+from unimm.picture_stages import check_codebook, train_pictures
 from unimm.pictures import to_png
 from unimm.recipe import recipe_from_json, recipe_to_json
-from unimm.sample import Pictures, Sample, Text
+from unimm.sample import Sample, Text
 from unimm.show import batch_in_words
 from unimm.status import Status, told
 from unimm.stream.batches import Batches
 from unimm.stream.encode import Plan, Progress, encode
 from unimm.stream.mixture import Mixture
-from unimm.stream.pixel_batches import PixelBatches, images_of
 from unimm.stream.shards import Shards, open_shards
 from unimm.stream.sources import open_source
 from unimm.text import train_sentencepiece
@@ -68,12 +64,9 @@ def _train_stages(recipe: Recipe, folder: Path, last: str | None, status: Status
     previous = None
     for name, stage in recipe.stages.items():
         match stage:
-            case Reconstruct():
+            case PictureStage():
                 with timed(folder, name):
-                    _train_tokenizer(recipe, folder, name, stage, status)
-            case Detokenize():
-                with timed(folder, name):
-                    _train_decoder(recipe, folder, name, stage, status)
+                    train_pictures(recipe, folder, name, stage, status)
             case NextToken():
                 with timed(folder, "encode"):
                     encode_run(recipe, folder, stages=[name])
@@ -141,78 +134,6 @@ def _text_tokenizer(recipe: Recipe, folder: Path) -> None:
     ranks.barrier()
 
 
-def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct, status: Status) -> None:
-    """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
-    import torch
-
-    from unimm.previews import preview_reconstructions
-
-    target = folder / system.TOKENIZER_FOLDER
-    if (target / codec.CONFIG).is_file():
-        ranks.say(f"{name}: already done, {target}")
-        return
-    torch.manual_seed(stage.seed)
-    tokenizer = codec.first_tokenizer(recipe.image_tokenizer).train()
-    check_codebook(recipe, tokenizer)
-    datasets = _pictures(recipe, name, stage, recipe.image_tokenizer.image)
-    preview = preview_reconstructions(tokenizer, datasets[0].pixels[:64], folder / name)
-    trained = _train(recipe, folder, name, stage, status, Reconstruction(tokenizer), datasets, preview)
-    if ranks.rank() == 0:
-        tokenizer = codec.build_tokenizer(recipe.image_tokenizer)
-        load_weights(trained, Reconstruction(tokenizer))
-        codec.save_tokenizer(tokenizer, target)
-        ranks.say(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {target}")
-    ranks.barrier()
-
-
-def _pictures(recipe: Recipe, name: str, stage: PictureStage, size: int) -> list[Pictures]:
-    """The stage's datasets, in squares of `size`."""
-    datasets = []
-    for use in stage.mix:
-        images, skipped = images_of(open_source(recipe.data[use.data]), size)
-        ranks.say(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
-        datasets.append(images)
-    return datasets
-
-
-def _train(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status: Status, module: OfPictures,
-           datasets: list[Pictures], preview) -> Path:
-    """The final checkpoint of a module trained on pictures."""
-    from unimm.plan.measure import measure
-
-    batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
-                           ranks.world())
-    work = Work(module, batches, preview, recipe=json.loads(recipe_to_json(recipe)),
-                flops=lambda: measure(recipe, None, stage, name).multiplied.flops)
-    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
-
-
-def _train_decoder(recipe: Recipe, folder: Path, name: str, stage: Detokenize, status: Status) -> None:
-    """Train what draws in the tokenizer's place, from the codes that it gives, and keep it beside it."""
-    import torch
-
-    from unimm.diffusion.detokenizer import Detokenization, FlowDetokenizer
-    from unimm.previews import preview_detokenized
-
-    target = folder / system.DECODER_FOLDER
-    if (target / codec.CONFIG).is_file():
-        ranks.say(f"{name}: already done, {target}")
-        return
-    _need_tokenizer(recipe, folder)
-    torch.manual_seed(stage.seed)
-    tokenizer = codec.load_tokenizer(system.tokenizer_of(recipe, folder, name)).to(ranks.device())
-    decoder = FlowDetokenizer(recipe.decoder, tokenizer).to(ranks.device())
-    datasets = _pictures(recipe, name, stage, recipe.decoder.scale * recipe.image_tokenizer.image)
-    preview = preview_detokenized(decoder, datasets[0].pixels[:64], folder / name)
-    trained = _train(recipe, folder, name, stage, status, Detokenization(decoder), datasets, preview)
-    if ranks.rank() == 0:
-        decoder = FlowDetokenizer(recipe.decoder, tokenizer)
-        load_weights(trained, Detokenization(decoder))
-        keep(decoder, target)
-        ranks.say(f"{name}: decoder {codec.fingerprint(decoder)[:12]} -> {target}")
-    ranks.barrier()
-
-
 def _adopt_tokenizer(recipe: Recipe, folder: Path) -> None:
     """Bring a published tokenizer that no stage trains into the run's folder, which needs the release no more."""
     trained = any(isinstance(stage, Reconstruct) for stage in recipe.stages.values())
@@ -228,29 +149,15 @@ def _adopt_tokenizer(recipe: Recipe, folder: Path) -> None:
     ranks.barrier()
 
 
-def check_codebook(recipe: Recipe, tokenizer: ImageTokenizer) -> None:
-    """Refuse a recipe whose codebooks or latents are not those that its tokenizer makes."""
-    stated = {b.name: (b.size, b.depth) for b in recipe.codebooks} | {c.name: c.channels for c in recipe.continuous}
-    for name, made in (tokenizer.books | tokenizer.channels).items():
-        if stated.get(name) != made:
-            has, makes = ("nothing stated" if each is None else f"{each} channels" if isinstance(each, int)
-                          else f"{each[0]} codes, {each[1]} a position" for each in (stated.get(name), made))
-            raise ConfigError(f"{name!r} has {has}, but the image tokenizer makes {makes}; state that")
-
-
-def _need_tokenizer(recipe: Recipe, folder: Path) -> None:
-    if not (folder / system.TOKENIZER_FOLDER / codec.CONFIG).is_file():
-        published = isinstance(recipe.image_tokenizer, Published)
-        remedy = "name a release's weights in image_tokenizer.weights, or train it" if published else "train it"
-        raise ConfigError(f"{folder}: no trained image tokenizer yet; {remedy} first: unimm train {folder}")
-
-
 def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: list[str] | None = None) -> None:
     """Encode the datasets that language stages read (all of them, those of some stages, or one), each by the image
     tokenizer that its stage begins with."""
     ranks.start()
     _adopt_tokenizer(recipe, folder)
-    _need_tokenizer(recipe, folder)
+    if not (folder / system.TOKENIZER_FOLDER / codec.CONFIG).is_file():
+        published = isinstance(recipe.image_tokenizer, Published)
+        remedy = "name a release's weights in image_tokenizer.weights, or train it" if published else "train it"
+        raise ConfigError(f"{folder}: no trained image tokenizer yet; {remedy} first: unimm train {folder}")
     if only is not None and only not in recipe.data:
         raise ConfigError(f"no data {only!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.data)}")
     needed: dict[tuple[Path, Path], list[str]] = {}

@@ -3,6 +3,7 @@
     runs/demo/
       recipe.json        the resolved recipe
       text.model         the text tokenizer, where the run trained it
+      feature_network/   the trained feature network, where the run trained it
       image_tokenizer/   the trained image tokenizer, its fingerprint in codes' manifests
       image_tokenizer-STAGE/, codes-STAGE/
                          what a stage of the language model made of it, for the stages behind that one
@@ -46,6 +47,7 @@ TEXT_FILE, RECIPE_FILE, EXPORT_FILE = "text.model", "recipe.json", "export.json"
 TOKENIZER_FOLDER, DECODER_FOLDER = "image_tokenizer", "image_decoder"
 CODES_FOLDER, FEATURES_FOLDER = "codes", "features"
 BACKBONE_FOLDER, VISION_FOLDER, CONVERTED = "backbone", "vision", "converted"
+FEATURES_FOLDER = "feature_network"
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,21 @@ def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0, 
     reads = image_input(how, layout, width, _kept(shapes, VISION_FOLDER), weights, tokenizer)
     writes = image_output(recipe.image_out, layout, width)
     return UnifiedModel(backbone, layout.vocab, reads, image_weight, z_loss, writes)
+
+
+def features_of(recipe: Recipe, folder: Path):
+    """The recipe's feature network, a JanusVisionModel: as the run has trained it, or as it was published; None where
+    the recipe has none. Raises ConfigError where it is fresh and not trained yet."""
+    from unimm.published import vision
+
+    encoder, kept = recipe.features, folder / FEATURES_FOLDER
+    if encoder is None:
+        return None
+    if kept.is_dir():
+        encoder = PretrainedVision(path=str(kept))
+    elif not isinstance(encoder, PretrainedVision):
+        raise ConfigError("the recipe's features are fresh and no stage has trained them; put a stage Contrast before")
+    return vision(encoder, recipe.image_tokenizer.image)
 
 
 def keep_shapes(recipe: Recipe, folder: Path, model: "UnifiedModel") -> None:

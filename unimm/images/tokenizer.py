@@ -12,28 +12,41 @@ from typing import Protocol, assert_never
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unimm.config import images as config
+from unimm.config.model import PretrainedVision
 from unimm.images.base import ImageTokenizer, TokenizerError
 from unimm.images.conv import ConvImageTokenizer
+from unimm.images.dual import DualImageTokenizer, LeveledImageTokenizer
 from unimm.images.released import fill
 from unimm.images.vit import ViTImageTokenizer
 from unimm.kept import CONFIG, fetch, fingerprint, keep  # noqa: F401
+from unimm.published import vision
 from unimm.sample import Content
 from unimm.weights import open_weights
 
 AT_ONCE, PIXELS_AT_ONCE = 256, 2**20
 """Images encoded or decoded in one pass, and their pixels: the widest maps of a VQGAN take 1 KB a pixel."""
+FEATURES = "features"
+"""The folder that says, in transformers' config.json, what a dual tokenizer's feature network is."""
 
 
-def build_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
-    """A tokenizer with fresh weights."""
+def build_tokenizer(wanted: config.ImageTokenizer, features: nn.Module | None = None) -> ImageTokenizer:
+    """A tokenizer with fresh weights; of a dual one `features`, a vision encoder, becomes a part, as a copy.
+
+    Raises TokenizerError where it needs one and has none.
+    """
     match wanted:
         case config.ConvTokenizer():
             return ConvImageTokenizer(wanted)
         case config.ViTTokenizer():
             return ViTImageTokenizer(wanted)
+        case config.DualTokenizer(index=index):
+            if features is None:
+                raise TokenizerError("a dual image tokenizer is built on features, and there are none; set features, "
+                                     "and a stage Contrast before where they are fresh")
+            return (DualImageTokenizer if index == "shared" else LeveledImageTokenizer)(wanted, features)
         case config.Emu3():
             from unimm.images.emu3 import Emu3Tokenizer  # late, both: transformers and diffusers take seconds to import
 
@@ -46,13 +59,14 @@ def build_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
             assert_never(wanted)
 
 
-def first_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
-    """The tokenizer that a run begins with: a release's where the configuration names its weights, else a fresh one.
+def first_tokenizer(wanted: config.ImageTokenizer, features: nn.Module | None = None) -> ImageTokenizer:
+    """The tokenizer that a run begins with: a release's where the configuration names its weights, else a fresh one,
+    built on `features` if it is dual.
 
     Raises StoredError where the weights can't be read, TokenizerError where they are another tokenizer's.
     """
     if not is_released(wanted):
-        return build_tokenizer(wanted)
+        return build_tokenizer(wanted, features)
     with torch.device("meta"):
         tokenizer = build_tokenizer(wanted)
     path = Path(wanted.weights)
@@ -116,9 +130,16 @@ def _batches(sizes: list[tuple[int, int]]) -> Iterator[list[int]]:
 
 def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
     """Write the tokenizer's folder, see `unimm.kept.keep`. Raises DiskError."""
+    if isinstance(tokenizer, DualImageTokenizer):
+        tokenizer.features.config.save_pretrained(Path(folder) / FEATURES)
     keep(tokenizer, folder)
 
 
 def load_tokenizer(folder: Path) -> ImageTokenizer:
     """The image tokenizer of a folder, on the CPU, in eval mode. Raises StoredError, see `unimm.kept.fetch`."""
-    return fetch(folder, "an image tokenizer", config.ImageTokenizer, build_tokenizer)
+    def build(made: config.ImageTokenizer) -> ImageTokenizer:
+        kept = PretrainedVision(path=str(Path(folder) / FEATURES))
+        dual = isinstance(made, config.DualTokenizer)
+        return build_tokenizer(made, vision(kept, made.image, weights=False) if dual else None)
+
+    return fetch(folder, "an image tokenizer", config.ImageTokenizer, build)

@@ -16,18 +16,18 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from unimm.config.check import ConfigError
-from unimm.config.images import ImageTokenizer
 from unimm.config.model import Backbone, PretrainedBackbone, SharedTable
 from unimm.config.recipe import Recipe
-from unimm.config.stages import Detokenize, Muon, NextToken, PictureStage, Reconstruct, Stage
+from unimm.config.stages import Contrast, Detokenize, Muon, NextToken, PictureStage, Stage
 from unimm.hardware import Multiplied
-from unimm.images.conv import ConvImageTokenizer
+from unimm.images.quantizer import Quantizer
 from unimm.images.tokenizer import build_tokenizer
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone, recompute_layers
 from unimm.model.cross_entropy import chunk_of
 from unimm.model.multiplied import has_experts, multiplied
 from unimm.plan.memory import Counts, Head
+from unimm.published import vision
 from unimm.system import around, new_rows
 from unimm.train.optimizer import block_matrices
 from unimm.train.table import PERSIST
@@ -104,7 +104,7 @@ def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | PictureSta
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         match stage:
-            case Reconstruct() | Detokenize():
+            case PictureStage():
                 return _pictures(recipe, stage, name)
             case NextToken():
                 return _language(recipe, layout, stage, name, device)
@@ -128,14 +128,18 @@ def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, devic
     out = model.backbone.get_output_embeddings()
     head = Head(ids=out.out_features, width=out.in_features, trained=out.weight.requires_grad,
                 capped=model.cap is not None, chunk=chunk_of(out.out_features, device))
-    counts = _counts(model, stage, once, plain, inputs + layer, head, 4 * tokenizer_size(recipe.image_tokenizer))
+    counts = _counts(model, stage, once, plain, inputs + layer, head, 4 * tokenizer_size(recipe))
     return Measured(model, trained, counts, found)
 
 
-def tokenizer_size(wanted: ImageTokenizer) -> int:
+def tokenizer_size(recipe: Recipe) -> int:
     """Elements of an image tokenizer, its codebook among them; used in fp32, it takes four bytes for each."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        return sum(tensor.numel() for tensor in build_tokenizer(wanted).state_dict().values())
+        return sum(t.numel() for t in build_tokenizer(recipe.image_tokenizer, _features(recipe)).state_dict().values())
+
+
+def _features(recipe: Recipe) -> nn.Module | None:
+    return recipe.features and vision(recipe.features, recipe.image_tokenizer.image, weights=False)
 
 
 def _row(model: "UnifiedModel", stage: NextToken) -> tuple[int, int]:
@@ -162,22 +166,28 @@ def _row(model: "UnifiedModel", stage: NextToken) -> tuple[int, int]:
 
 
 def _pictures(recipe: Recipe, stage: PictureStage, name: str) -> Measured:
+    """Of an image tokenizer what it learns by its pixels: without the losses that its configuration asks for beside."""
     from unimm.diffusion.detokenizer import FlowDetokenizer
 
-    module, side = build_tokenizer(recipe.image_tokenizer), recipe.image_tokenizer.image
+    side = recipe.image_tokenizer.image
+    module = _features(recipe) if isinstance(stage, Contrast) else build_tokenizer(
+        recipe.image_tokenizer, _features(recipe))
+    if module is None:
+        raise ConfigError(f"stage {name!r} trains the recipe's features, and there are none; set features")
     if isinstance(stage, Detokenize):
         grid, dim, side = module.grid, module.dim, side * recipe.decoder.scale
         module = FlowDetokenizer(recipe.decoder, module, dim)
     trained = apply(module.train(), stage.train, {}, {}, f"stages.{name}.train")
     _settle(module, stage)
+    for part in module.modules():
+        if isinstance(part, Quantizer):
+            part.eval()  # in training they look at numbers, which are not there
 
     def passed(images: int) -> tuple[int, float]:
         pixels = torch.zeros(images, 3, side, side, dtype=next(module.parameters()).dtype)
         with (FlopCounterMode(display=False) as flops, (saved := Saved(module)),
               torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16")):
-            if isinstance(module, ConvImageTokenizer):  # its quantizers look at numbers, which are not there
-                module.decoder(module.encoder(pixels))
-            elif isinstance(module, FlowDetokenizer):
+            if isinstance(module, FlowDetokenizer):
                 module(pixels, pixels[:, 0, 0, 0], pixels.new_zeros(images, dim, *grid))
             else:
                 module(pixels)

@@ -83,7 +83,7 @@ def _image_tokenizer(recipe: Recipe) -> dict:
     trained = [name for name, stage in recipe.stages.items() if isinstance(stage, Reconstruct)]
     source = [f"weights of {wanted.weights}"] if is_released(wanted) else []
     source += [f"trained by {', '.join(trained)}"] if trained else []
-    return {"kind": wanted.kind, "elements": tokenizer_size(wanted), "image": wanted.image,
+    return {"kind": wanted.kind, "elements": tokenizer_size(recipe), "image": wanted.image,
             "codes": wanted.image // wanted.downsample, "source": ", ".join(source) or "no weights named yet"}
 
 
