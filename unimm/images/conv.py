@@ -64,10 +64,11 @@ class Decoder(nn.Sequential):
 
 
 class ConvImageTokenizer(ImageTokenizer):
-    """Encoder, quantizer, decoder for square images of one size."""
+    """Encoder, quantizer, decoder for square images of one size, or of any."""
 
     def __init__(self, config: ConvTokenizer):
         super().__init__(config)
+        self.any_size = config.any_size
         self.quantizer = build_quantizer(config.quantizer)
         self.encoder = Encoder(config.downsample, config.width, config.blocks, config.encoder_kernel, self.dim)
         self.decoder = Decoder(config.downsample, config.width, config.blocks, self.dim)

@@ -18,11 +18,12 @@ AT_ONCE = 64
 
 
 class Measures(NamedTuple):
-    """values by name, see `measure`; the uint8 images that came back; int (size,), how often each code occurred"""
+    """values by name, see `measure`; the uint8 images that came back; int (size,), how often each code of the last
+    level occurred, at any depth, or None of latents"""
 
     values: dict[str, float]
     back: list[np.ndarray]
-    counts: np.ndarray
+    counts: np.ndarray | None
 
 
 def measure(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> Measures:
@@ -30,16 +31,19 @@ def measure(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> Measures:
 
     psnr         decibels, from the mean squared error over all images
     ssim         mean structural similarity, at most 1
-    codes_used   how many different codes occurred
+    codes_used   how many different codes occurred; of latents this and what follows is left out
     code_usage   their share of the codebook
     perplexity   how many equally frequent codes would have the entropy of those that occurred
     """
     codes = to_codes(tokenizer, images)
     back = to_pixels(tokenizer, codes)
-    counts = np.bincount(np.concatenate([c.levels[0].ids[:, 0] for c in codes]), minlength=tokenizer.size)
-    a, b, used = _unit(images), _unit(back), int((counts > 0).sum())
-    values = {"psnr": psnr(a, b), "ssim": ssim(a, b), "codes_used": used, "code_usage": used / tokenizer.size,
-              "perplexity": perplexity(counts)}
+    a, b = _unit(images), _unit(back)
+    values = {"psnr": psnr(a, b), "ssim": ssim(a, b)}
+    if not tokenizer.books:
+        return Measures(values, back, None)
+    counts = np.bincount(np.concatenate([c.levels[-1].ids.ravel() for c in codes]), minlength=tokenizer.size)
+    used = int((counts > 0).sum())
+    values |= {"codes_used": used, "code_usage": used / tokenizer.size, "perplexity": perplexity(counts)}
     return Measures(values, back, counts)
 
 

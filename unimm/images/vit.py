@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.config.images import ViTTokenizer
-from unimm.config.quantizers import Unquantized
 from unimm.images.base import ImageTokenizer, Reconstruction, TokenizerError
 from unimm.images.conv import pixel_errors
 from unimm.images.quantize import build_quantizer
@@ -63,8 +62,8 @@ class ViTImageTokenizer(ImageTokenizer):
         super().__init__(config)
         rows, columns = self.grid
         width, patches, self.positions = config.width, rows * columns, config.queries or rows * columns
-        self.varies, self.continuous = config.keep < 1, isinstance(config.quantizer, Unquantized)
         self.quantizer = build_quantizer(config.quantizer)
+        self.varies, self.continuous = config.keep < 1, self.quantizer.depth == 0
 
         def blocks(n: int) -> nn.ModuleList:
             return nn.ModuleList(Block(width, config.heads) for _ in range(n))
@@ -163,7 +162,7 @@ class ViTImageTokenizer(ImageTokenizer):
         if self.continuous:
             rows = self.quantizer.settled(z.float()).cpu().numpy()
             return [Latents(row[kept]) for row, kept in zip(rows, keep.cpu().numpy() > 0.5)]
-        ids = self.quantizer.ids_of(z.transpose(1, 2)[:, :, None]).unflatten(1, (self.positions, -1))
+        ids = self.quantizer.ids_of(z.transpose(1, 2)[:, :, None]).reshape(len(z), self.positions, -1)
         return [Codes((Level(row[kept]),)) for row, kept in zip(ids.cpu().numpy(), keep.cpu().numpy() > 0.5)]
 
     def conditions(self, contents):
@@ -198,14 +197,6 @@ class ViTImageTokenizer(ImageTokenizer):
                                  f"draws {wanted}")
         return self.config.image, self.config.image
 
-    @property
-    def books(self):
-        return {} if self.continuous else super().books
-
-    @property
-    def channels(self):
-        return {self.config.codebook: self.dim} if self.continuous else {}
-
     def pixel_losses(self, again, images):
         return pixel_errors(again, images, self.config.foreground_weight, self.config.l1)
 
@@ -215,8 +206,10 @@ class ViTImageTokenizer(ImageTokenizer):
         z, keep = self.tokens(self._checked(images), sample=self.training)
         chosen = keep > 0.5
         quantized = self.quantizer(z[chosen].T[None, :, None])  # only what is kept
-        ids = torch.full((*keep.shape, *quantized.ids.shape[2:]), -1, device=z.device)
-        ids[chosen] = quantized.ids[0]
+        ids = quantized.ids
+        if ids is not None:
+            ids = torch.full((*keep.shape, *ids.shape[2:]), -1, device=z.device).masked_scatter(
+                chosen.view(*keep.shape, *[1] * (ids.ndim - 2)), ids)
         vectors = z.masked_scatter(chosen[..., None], quantized.vectors[0, :, 0].T)
         features = self.expand(vectors, keep * self._prefixes(keep) if self.training else keep)
         again = self._painted(self._patches_of(features)).float()

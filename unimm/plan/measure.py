@@ -21,6 +21,8 @@ from unimm.config.model import Backbone, PretrainedBackbone, SharedTable
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Muon, NextToken, Reconstruct, Stage
 from unimm.hardware import Multiplied
+from unimm.images.conv import ConvImageTokenizer
+from unimm.images.tokenizer import build_tokenizer
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone, recompute_layers
 from unimm.model.cross_entropy import chunk_of
@@ -139,8 +141,6 @@ def _head(model: "UnifiedModel", device: str) -> Head:
 
 def tokenizer_size(wanted: ImageTokenizer) -> int:
     """Elements of an image tokenizer, its codebook among them; used in fp32, it takes four bytes for each."""
-    from unimm.images.tokenizer import build_tokenizer
-
     with FakeTensorMode(allow_non_fake_inputs=True):
         return sum(tensor.numel() for tensor in build_tokenizer(wanted).state_dict().values())
 
@@ -169,9 +169,6 @@ def _row(model: "UnifiedModel", stage: NextToken) -> tuple[int, int]:
 
 
 def _tokenizer(recipe: Recipe, stage: Reconstruct, name: str) -> Measured:
-    from unimm.images.conv import ConvImageTokenizer
-    from unimm.images.tokenizer import build_tokenizer
-
     tokenizer = build_tokenizer(recipe.image_tokenizer).train()
     trained = apply(tokenizer, stage.train, {}, {}, f"stages.{name}.train")
     _settle(tokenizer, stage)
