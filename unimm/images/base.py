@@ -165,7 +165,7 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def code_vectors(self) -> Tensor:
-        return self.quantizer.codes_to_vectors(torch.arange(self.size, device=self.device))
+        return self.vectors_of(torch.arange(self.size, device=self.device))
 
     @property
     def size(self) -> int:
