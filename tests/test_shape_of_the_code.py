@@ -35,6 +35,7 @@ LAYERS = (
     "system",
     "train, generate",
     "previews, show, plan",
+    "picture_stages",
     "pipeline, evaluate, serve, export",
     "api, convert",
     "cli",

@@ -12,17 +12,17 @@ from pathlib import Path
 from unimm import system
 from unimm.checkpoint.folders import candidates
 from unimm.checkpoint.manifest import MANIFEST
-from unimm.checkpoint.read import load_weights, newest
+from unimm.checkpoint.read import newest
 from unimm.config.check import ConfigError
 from unimm.config.images import Published
 from unimm.config.model import VisionFeatures
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken, Reconstruct, learned
+from unimm.config.stages import NextToken, PictureStage, Reconstruct, learned
 from unimm.config.tokens import SentencePieceText
 from unimm.disk import replace_file, writing
 from unimm.images import tokenizer as codec
 from unimm.images.prepare import as_seen, prepare
-from unimm.images.reconstruct import Reconstruction
+from unimm.picture_stages import check_books, train_pictures
 from unimm.recipe import recipe_from_json, recipe_to_json
 from unimm.sample import Sample, Text
 from unimm.show import batch_in_words
@@ -30,7 +30,6 @@ from unimm.status import Status, told
 from unimm.stream.batches import Batches
 from unimm.stream.encode import Plan, Progress, encode
 from unimm.stream.mixture import Mixture
-from unimm.stream.pixel_batches import PixelBatches, images_of
 from unimm.stream.shards import Shards, open_shards
 from unimm.stream.sources import open_source
 from unimm.text import train_sentencepiece
@@ -64,9 +63,9 @@ def _train_stages(recipe: Recipe, folder: Path, last: str | None, status: Status
     previous = None
     for name, stage in recipe.stages.items():
         match stage:
-            case Reconstruct():
+            case PictureStage():
                 with timed(folder, name):
-                    _train_tokenizer(recipe, folder, name, stage, status)
+                    train_pictures(recipe, folder, name, stage, status)
             case NextToken():
                 with timed(folder, "encode"):
                     encode_run(recipe, folder, stages=[name])
@@ -134,39 +133,6 @@ def _text_tokenizer(recipe: Recipe, folder: Path) -> None:
     ranks.barrier()
 
 
-def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct, status: Status) -> None:
-    """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
-    import torch
-
-    from unimm.plan.measure import measure
-    from unimm.previews import preview_reconstructions
-
-    target = folder / system.TOKENIZER_FOLDER
-    if (target / codec.CONFIG).is_file():
-        ranks.say(f"{name}: already done, {target}")
-        return
-    torch.manual_seed(stage.seed)
-    tokenizer = codec.first_tokenizer(recipe.image_tokenizer).train()
-    check_codebook(recipe, tokenizer.size)
-    datasets = []
-    for use in stage.mix:
-        images, skipped = images_of(open_source(recipe.data[use.data]), recipe.image_tokenizer.image)
-        ranks.say(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
-        datasets.append(images)
-    batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
-                           ranks.world())
-    preview = preview_reconstructions(tokenizer, datasets[0].pixels[:64], folder / name)
-    work = Work(Reconstruction(tokenizer), batches, preview, recipe=json.loads(recipe_to_json(recipe)),
-                flops=lambda: measure(recipe, None, stage, name).multiplied.flops)
-    trained = run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
-    if ranks.rank() == 0:
-        tokenizer = codec.build_tokenizer(recipe.image_tokenizer)
-        load_weights(trained, Reconstruction(tokenizer))
-        codec.save_tokenizer(tokenizer, target)
-        ranks.say(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {target}")
-    ranks.barrier()
-
-
 def _adopt_tokenizer(recipe: Recipe, folder: Path) -> None:
     """Bring a published tokenizer that no stage trains into the run's folder, which needs the release no more."""
     trained = any(isinstance(stage, Reconstruct) for stage in recipe.stages.values())
@@ -175,21 +141,11 @@ def _adopt_tokenizer(recipe: Recipe, folder: Path) -> None:
     if codec.is_released(recipe.image_tokenizer) and not trained and ranks.rank() == 0 and not there:
         with timed(folder, "adopt"):
             tokenizer = codec.first_tokenizer(recipe.image_tokenizer)
-            check_codebook(recipe, tokenizer.size)
+            check_books(recipe, tokenizer)
             codec.save_tokenizer(tokenizer, target)
             ranks.say(f"image tokenizer: {recipe.image_tokenizer.weights}, {codec.fingerprint(tokenizer)[:12]} "
                       f"-> {target}")
     ranks.barrier()
-
-
-def check_codebook(recipe: Recipe, size: int) -> None:
-    """Refuse a recipe whose codebook is not the one its tokenizer makes."""
-    name = recipe.image_tokenizer.codebook
-    book = next((b for b in recipe.codebooks if b.name == name), None)
-    if book is None or book.size != size:
-        stated = f"has {book.size} codes" if book else "is missing"
-        raise ConfigError(f"codebook {name!r} {stated}, but the image tokenizer's quantizer makes {size}; "
-                          "state that size")
 
 
 def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: list[str] | None = None) -> None:

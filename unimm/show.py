@@ -8,7 +8,7 @@ import numpy as np
 from unimm.config.data import ChatJsonl, Emoji, Shapes, Source, Use
 from unimm.config.images import ConvTokenizer
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken, Reconstruct, Stage
+from unimm.config.stages import NextToken, PictureStage, Stage
 from unimm.layout import Layout
 from unimm.sample import Batch, Codes, Image, Latents, Level, Sample, Text, sample
 from unimm.stream.tasks import as_task
@@ -48,7 +48,7 @@ def show(recipe: Recipe, colour: bool) -> Iterator[str]:
 
 def _batch(stage: Stage) -> str:
     match stage:
-        case Reconstruct(batch=images):
+        case PictureStage(batch=images):
             return f"{images} images"
         case NextToken(rows=rows, seq_len=length, step_tokens=tokens):
             return f"{tokens:,} tokens = {rows} rows x {length}"

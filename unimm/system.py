@@ -3,6 +3,7 @@
     runs/demo/
       recipe.json        the resolved recipe
       text.model         the text tokenizer, where the run trained it
+      features/          the trained feature network, where the run trained it
       image_tokenizer/   the trained image tokenizer, its fingerprint in codes' manifests
       backbone/, vision/ the small files of published parts (config.json, tokenizer), so that the run needs their
                          releases no more
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 TEXT_FILE, TOKENIZER_FOLDER, RECIPE_FILE, EXPORT_FILE = "text.model", "image_tokenizer", "recipe.json", "export.json"
 BACKBONE_FOLDER, VISION_FOLDER, CONVERTED = "backbone", "vision", "converted"
+FEATURES_FOLDER = "features"
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,21 @@ def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0, 
     reads = image_input(recipe.image_in, layout, width, _kept(shapes, VISION_FOLDER), weights)
     writes = image_output(recipe.image_out, layout, width)
     return UnifiedModel(backbone, layout.vocab, reads, image_weight, z_loss, writes)
+
+
+def features_of(recipe: Recipe, folder: Path):
+    """The recipe's feature network, a JanusVisionModel: as the run has trained it, or as it was published; None where
+    the recipe has none. Raises ConfigError where it is fresh and not trained yet."""
+    from unimm.published import vision
+
+    encoder, kept = recipe.features, folder / FEATURES_FOLDER
+    if encoder is None:
+        return None
+    if kept.is_dir():
+        encoder = PretrainedVision(path=str(kept))
+    elif not isinstance(encoder, PretrainedVision):
+        raise ConfigError("the recipe's features are fresh and no stage has trained them; put a stage Contrast before")
+    return vision(encoder, recipe.image_tokenizer.image)
 
 
 def keep_shapes(recipe: Recipe, folder: Path, model: "UnifiedModel") -> None:

@@ -1,6 +1,6 @@
 """The image tokenizer axis: pixels to codes and back. One is trained by the run, the others are published ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from unimm.config.check import check, fraction, positive, zero_or_more
@@ -122,9 +122,12 @@ class DualTokenizer:
     kind: Literal["dual"] = "dual"
 
     def __post_init__(self):
-        positive(self, "image", "downsample", "width", "blocks", "foreground_weight")
-        check(self, self.index == "separate" or self.semantic.size == self.pixel.size, "semantic",
-              "as large as pixel where they share an index")
+        positive(self, "image", "downsample", "width", "blocks", "foreground_weight", "semantic_weight")
+        zero_or_more(self, "l1")
+        check(self, self.image % self.downsample == 0, "image", f"a multiple of downsample ({self.downsample})")
+        alike = replace(self.semantic, dim=self.pixel.dim) == self.pixel
+        check(self, self.index == "separate" or alike, "semantic", "as pixel but for dim, where they share an index")
+        check(self, self.semantic_codebook != self.codebook, "semantic_codebook", "another name than codebook")
 
 
 Fit = Literal["square", "short_side", "area", "within", "sizes"]

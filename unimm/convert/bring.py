@@ -32,7 +32,7 @@ from unimm.images.base import ImageTokenizer
 from unimm.images.released import fill
 from unimm.images.tokenizer import build_tokenizer, first_tokenizer, is_released, load_tokenizer, save_tokenizer
 from unimm.layout import Layout
-from unimm.pipeline import check_codebook
+from unimm.picture_stages import check_books
 from unimm.published import small_files
 from unimm.recipe import load_recipe, recipe_to_json
 from unimm.system import BACKBONE_FOLDER, CONVERTED, RECIPE_FILE, TOKENIZER_FOLDER, VISION_FOLDER, layout_of
@@ -106,7 +106,7 @@ def image_tokenizer(release: Release, model: nn.Module,
         filled = fill(tokenizer, release.tensors, release.folder)
     else:
         return None, {}, recipe
-    check_codebook(recipe, tokenizer.size)
+    check_books(recipe, tokenizer)
     return tokenizer, {theirs: ours for ours, theirs in filled.items()}, recipe
 
 

@@ -95,6 +95,14 @@ class ImageTokenizer(nn.Module):
     def vectors_of(self, ids: Tensor) -> Tensor:
         return self.quantizer.codes_to_vectors(ids)
 
+    def expand(self, latents: Tensor) -> Tensor:
+        """Latents (B, n, channels) as the vectors that they are read as, (B, n, vector_dim)."""
+        return latents
+
+    @property
+    def vector_dim(self) -> int:
+        return self.dim
+
     @torch.no_grad()
     def contents(self, images: Tensor) -> list[Content]:
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)

@@ -53,6 +53,7 @@ class IndexBackpropagation(Codebook):
     def __init__(self, size: int, dim: int, commitment: float = 0.25, entropy_weight: float = 0.0):
         super().__init__(size, dim)
         self.commitment, self.entropy_weight = commitment, entropy_weight
+        nn.init.normal_(self.embedding.weight)  # of so many that are all near 0, one alone would be chosen
 
     def _far(self, rows, table):
         return -rows @ table.T

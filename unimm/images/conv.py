@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimm.config.images import ConvTokenizer
+from unimm.config.images import ConvTokenizer, OwnTokenizer
 from unimm.images.base import ImageTokenizer
 from unimm.images.quantize import build_quantizer
 
@@ -74,16 +74,16 @@ class ConvImageTokenizer(ImageTokenizer):
         self.decoder = Decoder(config.downsample, config.width, config.blocks, self.dim)
 
     def pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
-        return pixel_errors(again, images, self.config.foreground_weight, self.config.l1)
+        return weighted_errors(self.config, again, images)
 
 
-def pixel_errors(again: Tensor, images: Tensor, foreground_weight: float, l1: float) -> dict[str, Tensor]:
-    """Squared and, times l1, absolute error: means over images of means over pixels, those off the border's colour
-    weighted by foreground_weight."""
+def weighted_errors(config: OwnTokenizer, again: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """Squared and absolute error: means over images of means over pixels, those off the border's colour weighted by
+    foreground_weight."""
     border = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], dim=2)
     background = border.median(dim=2).values[:, :, None, None]
     foreground = (images - background).abs().amax(1, keepdim=True) > SAME_COLOUR
-    weight = 1 + (foreground_weight - 1) * foreground.float()  # (B, 1, H, W)
+    weight = 1 + (config.foreground_weight - 1) * foreground.float()  # (B, 1, H, W)
     weight = weight / (3 * len(images) * weight.sum((1, 2, 3), keepdim=True))
     difference = again - images
-    return {"mse": (weight * difference.square()).sum(), "l1": l1 * (weight * difference.abs()).sum()}
+    return {"mse": (weight * difference.square()).sum(), "l1": config.l1 * (weight * difference.abs()).sum()}

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from unimm.images.base import ImageTokenizer
+from unimm.images.losses import TokenizerLosses
 from unimm.losses import Losses, Weight
 from unimm.sample import Pictures
 
@@ -26,11 +27,16 @@ class OfPictures(nn.Module):
 
 
 class Reconstruction(OfPictures):
-    """The image tokenizer's own losses, and those that its configuration asks for beside them."""
+    """The image tokenizer's own losses, and those that its configuration asks for beside them.
 
-    def __init__(self, tokenizer: ImageTokenizer):
+    Raises TokenizerError where they ask for `features`, a vision encoder, and there is none.
+    """
+
+    def __init__(self, tokenizer: ImageTokenizer, features: nn.Module | None = None):
         super().__init__()
         self.tokenizer = tokenizer
+        self.asked = TokenizerLosses(tokenizer, features)
 
     def losses(self, images, texts):
-        return self.tokenizer(images).losses
+        found = self.tokenizer(images)
+        return found.losses | self.asked(self.tokenizer, images, texts, found)

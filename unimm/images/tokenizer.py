@@ -17,31 +17,44 @@ from typing import Annotated, Protocol, assert_never
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unimm.config import images as config
+from unimm.config.model import PretrainedVision
 from unimm.disk import replace_file
 from unimm.images.base import ImageTokenizer, TokenizerError
 from unimm.images.conv import ConvImageTokenizer
+from unimm.images.dual import DualImageTokenizer, LeveledImageTokenizer
 from unimm.images.released import fill
 from unimm.images.vit import ViTImageTokenizer
+from unimm.published import vision
 from unimm.sample import Content
 from unimm.weights import WEIGHTS, open_weights
 
 AT_ONCE, PIXELS_AT_ONCE = 256, 2**20
 """Images encoded or decoded in one pass, and their pixels: the widest maps of a VQGAN take 1 KB a pixel."""
 CONFIG = "config.json"
+FEATURES = "features"
+"""The folder that says, in transformers' config.json, what a dual tokenizer's feature network is."""
 ELSEWHERE = ("weights", "unpickle")
 """Fields of a configuration that say where weights came from, not what they are."""
 
 
-def build_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
-    """A tokenizer with fresh weights."""
+def build_tokenizer(wanted: config.ImageTokenizer, features: nn.Module | None = None) -> ImageTokenizer:
+    """A tokenizer with fresh weights; of a dual one `features`, a vision encoder, becomes a part, as a copy.
+
+    Raises TokenizerError where it needs one and has none.
+    """
     match wanted:
         case config.ConvTokenizer():
             return ConvImageTokenizer(wanted)
         case config.ViTTokenizer():
             return ViTImageTokenizer(wanted)
+        case config.DualTokenizer(index=index):
+            if features is None:
+                raise TokenizerError("a dual image tokenizer is built on features, and there are none; set features, "
+                                     "and a stage Contrast before where they are fresh")
+            return (DualImageTokenizer if index == "shared" else LeveledImageTokenizer)(wanted, features)
         case config.Emu3():
             from unimm.images.emu3 import Emu3Tokenizer  # late, both: transformers and diffusers take seconds to import
 
@@ -54,13 +67,14 @@ def build_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
             assert_never(wanted)
 
 
-def first_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
-    """The tokenizer that a run begins with: a release's where the configuration names its weights, else a fresh one.
+def first_tokenizer(wanted: config.ImageTokenizer, features: nn.Module | None = None) -> ImageTokenizer:
+    """The tokenizer that a run begins with: a release's where the configuration names its weights, else a fresh one,
+    built on `features` if it is dual.
 
     Raises StoredError where the weights can't be read, TokenizerError where they are another tokenizer's.
     """
     if not is_released(wanted):
-        return build_tokenizer(wanted)
+        return build_tokenizer(wanted, features)
     with torch.device("meta"):
         tokenizer = build_tokenizer(wanted)
     path = Path(wanted.weights)
@@ -149,6 +163,8 @@ def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
+    if isinstance(tokenizer, DualImageTokenizer):
+        tokenizer.features.config.save_pretrained(folder / FEATURES)
     replace_file(folder / WEIGHTS, save({name: t.contiguous() for name, t in tokenizer.state_dict().items()}))
     about = {"config": dataclasses.asdict(tokenizer.config), "fingerprint": fingerprint(tokenizer)}
     replace_file(folder / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
@@ -168,7 +184,9 @@ def load_tokenizer(folder: Path) -> ImageTokenizer:
     if _fingerprint(made, weights) != saved:
         raise TokenizerError(f"{folder} differs from what was saved: its fingerprint isn't that in {CONFIG}; copy the "
                              "folder again or train again")
-    tokenizer = build_tokenizer(made)
+    kept = PretrainedVision(path=str(folder / FEATURES))
+    dual = isinstance(made, config.DualTokenizer)
+    tokenizer = build_tokenizer(made, vision(kept, made.image, weights=False) if dual else None)
     tokenizer.load_state_dict(weights)
     return tokenizer.eval()
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from unimm.config.images import ViTTokenizer
 from unimm.images.base import ImageTokenizer, Reconstruction, TokenizerError
-from unimm.images.conv import pixel_errors
+from unimm.images.conv import weighted_errors
 from unimm.images.quantize import build_quantizer
 from unimm.sample import Codes, Content, Latents, Level
 
@@ -59,7 +59,7 @@ def homes(n: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 class ViTImageTokenizer(ImageTokenizer):
-    """Square images of one size; `positions` tokens at most. `expand` is MingTok's semantic half."""
+    """Square images of one size; `positions` tokens at most. `expand` is MingTok's semantic decoder."""
 
     def __init__(self, config: ViTTokenizer):
         super().__init__(config)
@@ -124,9 +124,17 @@ class ViTImageTokenizer(ImageTokenizer):
     def latents(self, images):
         return self.tokens(images)[0].transpose(1, 2)[:, :, None]
 
-    def expand(self, vectors: Tensor, present: Tensor | None = None) -> Tensor:
-        """Vectors (B, n, dim), n up to `positions` -> features (B, n, width); the first k of them depend on the first k
-        vectors only. present (B, n): 0 where a vector counts as absent."""
+    def expand(self, latents):
+        """With an expander (B, n, dim) -> (B, n, width), n up to `positions`: the first k depend on no later latent."""
+        return self.features(latents) if self.config.expander else latents
+
+    @property
+    def vector_dim(self):
+        return self.config.width if self.config.expander else self.dim
+
+    def features(self, vectors: Tensor, present: Tensor | None = None) -> Tensor:
+        """What the decoder reads: quantized vectors (B, n, dim) -> (B, n, width). present (B, n): 0 where one counts as
+        absent."""
         x = self.enter(vectors)
         if present is not None:
             x = self.absent + present[..., None] * (x - self.absent)
@@ -150,7 +158,7 @@ class ViTImageTokenizer(ImageTokenizer):
         b, _, _, n = vectors.shape
         missing = self.positions - n
         present = F.pad(vectors.new_ones(b, n), (0, missing))
-        features = self.expand(F.pad(vectors[:, :, 0].transpose(1, 2), (0, 0, 0, missing)), present)
+        features = self.features(F.pad(vectors[:, :, 0].transpose(1, 2), (0, 0, 0, missing)), present)
         return self._painted(self._patches_of(features))
 
     def vectors_of(self, ids):
@@ -189,7 +197,7 @@ class ViTImageTokenizer(ImageTokenizer):
         rows, present = torch.from_numpy(rows).to(self.device), torch.from_numpy(present).to(self.device)
         vectors = rows if self.continuous else self.quantizer.codes_to_vectors(rows.long().squeeze(-1) // self.wheres)
         dtype = next(self.parameters()).dtype
-        patches = self._patches_of(self.expand(vectors.to(dtype), present.to(dtype)))
+        patches = self._patches_of(self.features(vectors.to(dtype), present.to(dtype)))
         return patches.transpose(1, 2).unflatten(2, self.grid)
 
     def pictures(self, contents):
@@ -213,11 +221,10 @@ class ViTImageTokenizer(ImageTokenizer):
         return self.config.image, self.config.image
 
     def pixel_losses(self, again, images):
-        return pixel_errors(again, images, self.config.foreground_weight, self.config.l1)
+        return weighted_errors(self.config, again, images)
 
     def forward(self, images):
-        """Where patches are dropped their ids are -1 and their vectors 0; with an expander `vectors` are the expanded
-        features."""
+        """Where patches are dropped their ids are -1 and their vectors 0."""
         z, keep = self.tokens(self._checked(images), sample=self.training)
         chosen = keep > 0.5
         quantized = self.quantizer(z[chosen].T[None, :, None])  # only what is kept
@@ -228,14 +235,14 @@ class ViTImageTokenizer(ImageTokenizer):
             ids[chosen] = quantized.ids[0] * self.wheres
             ids = torch.where(ids < 0, ids, ids + places.view(-1, *[1] * (ids.ndim - 2)))
         vectors = z.masked_scatter(chosen[..., None], quantized.vectors[0, :, 0].T)
-        features = self.expand(vectors, keep * self._prefixes(keep) if self.training else keep)
+        features = self.features(vectors, keep * self._prefixes(keep) if self.training else keep)
         again = self._painted(self._patches_of(features)).float()
         losses = self.pixel_losses(again, images.float()) | {"quantizer": quantized.loss}
         if self.varies:
             losses["rate"] = self.config.keep_weight * (keep.float().mean() - self.config.keep).square()
             where = torch.eye(self.wheres, device=z.device, dtype=z.dtype).expand(len(z), -1, -1)
             vectors = torch.cat([vectors, where], -1) * keep[..., None]
-        return Reconstruction(again, ids, losses, features if self.config.expander else vectors)
+        return Reconstruction(again, ids, losses, vectors)
 
     def _prefixes(self, keep: Tensor) -> Tensor:
         """1 (B, n) for what is left of each picture's tokens, of a share `drop_tail` of them a random prefix."""

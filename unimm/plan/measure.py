@@ -16,18 +16,18 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from unimm.config.check import ConfigError
-from unimm.config.images import ImageTokenizer
 from unimm.config.model import Backbone, PretrainedBackbone, SharedTable
 from unimm.config.recipe import Recipe
-from unimm.config.stages import Muon, NextToken, Reconstruct, Stage
+from unimm.config.stages import Contrast, Muon, NextToken, PictureStage, Stage
 from unimm.hardware import Multiplied
-from unimm.images.conv import ConvImageTokenizer
+from unimm.images.quantizer import Quantizer
 from unimm.images.tokenizer import build_tokenizer
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone, recompute_layers
 from unimm.model.cross_entropy import chunk_of
 from unimm.model.multiplied import has_experts, multiplied
 from unimm.plan.memory import Counts, Head
+from unimm.published import vision
 from unimm.system import around, new_rows
 from unimm.train.footprint import PERSIST
 from unimm.train.optimizer import block_matrices
@@ -98,7 +98,7 @@ class Saved(saved_tensors_hooks):
         return self
 
 
-def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | Reconstruct, name: str,
+def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | PictureStage, name: str,
             device: Literal["cpu", "cuda"] = "cuda") -> Measured:
     """The stage's model, measured. `name` is the stage's, for messages; `device` decides how many logits exist at once;
     an image tokenizer has no layout.
@@ -108,8 +108,8 @@ def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | Reconstruc
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         match stage:
-            case Reconstruct():
-                return _tokenizer(recipe, stage, name)
+            case PictureStage():
+                return _pictures(recipe, stage, name)
             case NextToken():
                 return _language(recipe, layout, stage, name, device)
             case _:
@@ -129,7 +129,7 @@ def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, devic
     found = multiplied(model)
     layer = (plain - inputs) // found.layers
     counts = _counts(model, stage, once, plain, inputs + layer, head=_head(model, device),
-                     tokenizer=4 * tokenizer_size(recipe.image_tokenizer))
+                     tokenizer=4 * tokenizer_size(recipe))
     return Measured(model, trained, counts, found)
 
 
@@ -139,10 +139,14 @@ def _head(model: "UnifiedModel", device: str) -> Head:
                 capped=model.cap is not None, chunk=chunk_of(head.out_features, device))
 
 
-def tokenizer_size(wanted: ImageTokenizer) -> int:
+def tokenizer_size(recipe: Recipe) -> int:
     """Elements of an image tokenizer, its codebook among them; used in fp32, it takes four bytes for each."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        return sum(tensor.numel() for tensor in build_tokenizer(wanted).state_dict().values())
+        return sum(t.numel() for t in build_tokenizer(recipe.image_tokenizer, _features(recipe)).state_dict().values())
+
+
+def _features(recipe: Recipe) -> nn.Module | None:
+    return recipe.features and vision(recipe.features, recipe.image_tokenizer.image, weights=False)
 
 
 def _row(model: "UnifiedModel", stage: NextToken) -> tuple[int, int]:
@@ -168,26 +172,32 @@ def _row(model: "UnifiedModel", stage: NextToken) -> tuple[int, int]:
     return 2 * one - two, two - one
 
 
-def _tokenizer(recipe: Recipe, stage: Reconstruct, name: str) -> Measured:
-    tokenizer = build_tokenizer(recipe.image_tokenizer).train()
-    trained = apply(tokenizer, stage.train, {}, {}, f"stages.{name}.train")
-    _settle(tokenizer, stage)
+def _pictures(recipe: Recipe, stage: PictureStage, name: str) -> Measured:
+    """Of an image tokenizer what it learns by its pixels: without the losses that its configuration asks for beside."""
+    if isinstance(stage, Contrast):
+        if recipe.features is None:
+            raise ConfigError(f"stage {name!r} trains the recipe's features, and there are none; set features")
+        module = _features(recipe).train()
+    else:
+        module = build_tokenizer(recipe.image_tokenizer, _features(recipe)).train()
+    trained = apply(module, stage.train, {}, {}, f"stages.{name}.train")
+    _settle(module, stage)
+    for part in module.modules():
+        if isinstance(part, Quantizer):
+            part.eval()  # in training they look at numbers, which are not there
     side = recipe.image_tokenizer.image
 
     def passed(images: int) -> tuple[int, float]:
-        pixels = torch.zeros(images, 3, side, side, dtype=next(tokenizer.parameters()).dtype)
-        with (FlopCounterMode(display=False) as flops, Saved(tokenizer) as saved,
+        pixels = torch.zeros(images, 3, side, side, dtype=next(module.parameters()).dtype)
+        with (FlopCounterMode(display=False) as flops, Saved(module) as saved,
               torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16")):
-            if isinstance(tokenizer, ConvImageTokenizer):  # its quantizers look at numbers, which are not there
-                tokenizer.decoder(tokenizer.encoder(pixels))
-            else:
-                tokenizer(pixels)
+            module(pixels)
         return saved.bytes, flops.get_total_flops()
 
     (one, flops), (two, _) = passed(1), passed(2)
-    counts = _counts(tokenizer, stage, 2 * one - two, two - one, two - one)
+    counts = _counts(module, stage, 2 * one - two, two - one, two - one)
     # A convolution multiplies one weight at many places: what counts is how often, two FLOPs each time.
-    return Measured(tokenizer, trained, counts, Multiplied(body=flops // 2, head=0, layers=0, width=0))
+    return Measured(module, trained, counts, Multiplied(body=flops // 2, head=0, layers=0, width=0))
 
 
 def _settle(module: nn.Module, stage: Stage) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from unimm.config.stages import NextToken, Reconstruct
+from unimm.config.stages import NextToken, PictureStage
 from unimm.model.lora import is_adapter
 from unimm.train.footprint import PERSIST, Footprint, footprint
 from unimm.train.optimizer import build_optimizer
@@ -31,7 +31,7 @@ class Row:
     held: Footprint
 
 
-def rows(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, world: int) -> list[Row]:
+def rows(module: nn.Module, stage: NextToken | PictureStage, trained: Trained, world: int) -> list[Row]:
     """The table's rows, in the module's order."""
     optimizer = build_optimizer(module, stage.optimizer, trained)
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
@@ -49,7 +49,7 @@ def rows(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, wo
     return found
 
 
-def _held(members: dict[str, nn.Parameter], groups: dict[nn.Parameter, dict], stage: NextToken | Reconstruct,
+def _held(members: dict[str, nn.Parameter], groups: dict[nn.Parameter, dict], stage: NextToken | PictureStage,
           world: int) -> Footprint:
     sizes = {p: p.numel() for p in members.values()}
     moved = sum(size for p, size in sizes.items() if p in groups)
@@ -59,7 +59,7 @@ def _held(members: dict[str, nn.Parameter], groups: dict[nn.Parameter, dict], st
                      accumulated=shares(stage, world).accumulated, offload=stage.offload)
 
 
-def lines(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, world: int) -> list[str]:
+def lines(module: nn.Module, stage: NextToken | PictureStage, trained: Trained, world: int) -> list[str]:
     """The table as text, with its totals."""
     found = rows(module, stage, trained, world)
     whole, moved = sum(r.parameters for r in found), sum(r.trained for r in found)

@@ -1,0 +1,130 @@
+"""Tokenizers of two views: meaning, from a feature network, and pixels, from convolutions.
+
+    images --features--> (B, width, s, s) --meant--> semantic code --recall---> the features again
+           --encoder---> (B, dim, h, w)   --------> pixel code ----+
+                                          semantic code ----------+--decoder--> images
+
+The feature network is part of the tokenizer: what it is stands in its config.json, beside the saved tokenizer. The
+semantic code learns to give back the features of the network as it was at the start, which is kept where it is tuned
+(TokenFlow's distillation, arXiv:2412.03069, 3.2).
+"""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unimm.config.images import DualTokenizer
+from unimm.images.base import ImageTokenizer, Reconstruction
+from unimm.images.conv import Block, Decoder, Encoder, PositionNorm, weighted_errors
+from unimm.images.losses import resized
+from unimm.images.quantize import VectorQuantizer
+from unimm.sample import Codes, Content, Level
+
+
+class DualImageTokenizer(ImageTokenizer):
+    """One index for both views (TokenFlow, arXiv:2412.03069): semantic_weight * d_semantic + d_pixel is least.
+
+    That sum is the squared distance of both vectors side by side, the semantic one times sqrt(semantic_weight): one
+    codebook of such rows is the two codebooks, and nothing can tell their indices apart.
+    """
+
+    def __init__(self, config: DualTokenizer, features: nn.Module):
+        super().__init__(config)
+        self.features = deepcopy(features).requires_grad_(config.tune)
+        self.taught = deepcopy(features).requires_grad_(False) if config.tune else None
+        self.side = features.config.image_size // features.config.patch_size
+        width, meaning = features.config.hidden_size, config.semantic.dim
+        self.meant = nn.Conv2d(width, meaning, 1)
+        self.recall = nn.Sequential(nn.Conv2d(meaning, config.width, 1), Block(config.width, 3),
+                                    PositionNorm(config.width), nn.SiLU(), nn.Conv2d(config.width, width, 1))
+        self.encoder = Encoder(config.downsample, config.width, config.blocks, 3, config.pixel.dim)
+        self.decoder = Decoder(config.downsample, config.width, config.blocks, meaning + config.pixel.dim)
+        self._quantizers()
+
+    def _quantizers(self) -> None:
+        kind = self.config.pixel
+        self.quantizer = VectorQuantizer(replace(kind, dim=kind.dim + self.config.semantic.dim))
+
+    def _seen(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
+        """(B, width, side, side)"""
+        with torch.set_grad_enabled(network is None and self.config.tune and torch.is_grad_enabled()):
+            found = (network or self.features)(images).last_hidden_state
+        return found.mT.unflatten(2, (self.side, self.side))
+
+    def latents(self, images: Tensor) -> Tensor:
+        return self._beside(self._seen(images), images)
+
+    def _beside(self, seen: Tensor, images: Tensor) -> Tensor:
+        """What the shared index is chosen for, (B, dim, h, w)."""
+        meant = resized(self.meant(seen), self.grid) * self.config.semantic_weight ** 0.5
+        return torch.cat([meant, self.encoder(images)], 1)
+
+    def codebooks(self) -> tuple[Tensor, Tensor]:
+        """float32 (size, semantic.dim), (size, pixel.dim): the vectors of every code, or of the codes of each level."""
+        return self.quantizer.codebook.tensor_split([self.config.semantic.dim], dim=1)
+
+    def _coded(self, seen: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Semantic vectors on their own grid, all vectors on that of pixels, ids, loss."""
+        vectors, ids, loss = self.quantizer(self._beside(seen, images))
+        return vectors[:, :self.config.semantic.dim], vectors, ids, loss
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        inputs = self._checked(images)
+        seen = self._seen(inputs)
+        meaning, vectors, ids, loss = self._coded(seen, inputs)
+        again = self.drawn(vectors).float()
+        target = self._seen(inputs, self.taught) if self.taught else seen
+        recalled = resized(self.recall(meaning), self.side)
+        semantic = (1 - F.cosine_similarity(recalled, target, dim=1)).mean()
+        losses = self.pixel_losses(again, images.float()) | {
+            "quantizer": loss, "semantic": self.config.semantic_weight * semantic}
+        return Reconstruction(again, ids, losses, vectors.flatten(2).mT)
+
+    def pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
+        return weighted_errors(self.config, again, images)
+
+
+class LeveledImageTokenizer(DualImageTokenizer):
+    """Two levels of codes with codebooks of their own, meaning before pixels (ILLUME+, arXiv:2504.01934, 3.1)."""
+
+    def _quantizers(self) -> None:
+        self.semantic, self.quantizer = VectorQuantizer(self.config.semantic), VectorQuantizer(self.config.pixel)
+
+    def codebooks(self):
+        return self.semantic.codebook, self.quantizer.codebook
+
+    @property
+    def books(self):
+        return {self.config.semantic_codebook: (self.semantic.size, 1)} | super().books
+
+    @property
+    def vector_dim(self) -> int:
+        return self.semantic.dim + self.dim
+
+    def latents(self, images: Tensor) -> Tensor:
+        return self.encoder(images)
+
+    def _grids(self, content):
+        return [(self.side, self.side), self.grid]
+
+    def _coded(self, seen, images):
+        (meaning, _, lost), (pixels, ids, loss) = self.semantic(self.meant(seen)), self.quantizer(self.encoder(images))
+        return meaning, self._joined(meaning, pixels), ids, self.config.semantic_weight * lost + loss
+
+    def _joined(self, meaning: Tensor, pixels: Tensor) -> Tensor:
+        return torch.cat([resized(meaning, self.grid), pixels], 1)
+
+    @torch.no_grad()
+    def contents(self, images: Tensor) -> list[Content]:
+        meant = self.semantic.ids_of(self.meant(self._seen(self._checked(images)))).cpu().numpy()
+        return [Codes((Level(each[:, None], (self.side, self.side)), *pixels.levels))
+                for each, pixels in zip(meant, super().contents(images))]
+
+    def conditions(self, contents: list[Content]) -> Tensor:
+        meaning, pixels = (
+            book.codes_to_vectors(self._ids_of(contents, level)).unflatten(1, grid).permute(0, 3, 1, 2)
+            for level, (book, grid) in enumerate(zip((self.semantic, self.quantizer), self._grids(contents[0]))))
+        return self._joined(meaning, pixels)

@@ -1,0 +1,164 @@
+"""What a tokenizer of one's own may be asked for beside the pixels, by `config.losses`.
+
+The modules here learn beside the tokenizer and are no part of it, so that a saved tokenizer has none of them. The
+feature network is no part of either: it is frozen, and whoever builds this has it.
+"""
+
+from typing import NamedTuple, assert_never
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from unimm.config import tokenizer_losses as config
+from unimm.config.images import OwnTokenizer
+from unimm.images.base import ImageTokenizer, Reconstruction, TokenizerError
+from unimm.images.captions import Captions
+
+Hidden = tuple[Tensor, ...]
+"""What a feature network says of pictures: (B, positions, width) after each of its layers."""
+
+
+class Seen(NamedTuple):
+    """One forward: pictures float32 (B, 3, H, W) with captions, what the tokenizer made of them, the vectors
+    (B, P, dim) that a language model reads, and the features of pictures and of what came back, where asked for."""
+
+    images: Tensor
+    texts: tuple[str, ...]
+    found: Reconstruction
+    read: Tensor
+    target: Hidden = ()
+    again: Hidden = ()
+
+
+def perceptual(ours: Hidden, theirs: Hidden) -> Tensor:
+    """Squared distance of vectors scaled to length 1, its mean over places and layers (LPIPS, arXiv:1801.03924, eq. 1,
+    whose learned channel weights are 1 here)."""
+    far = [(F.normalize(a, dim=-1) - F.normalize(b, dim=-1)).square().sum(-1).mean() for a, b in zip(ours, theirs)]
+    return sum(far) / len(far)
+
+
+def gram(ours: Hidden, theirs: Hidden) -> Tensor:
+    """Mean squared difference of Gram matrices, which say what occurs together and not where (Gatys et al. 2016,
+    eq. 3 and 4, divided by the places)."""
+    far = [(a.mT @ a / a.shape[1] - b.mT @ b / b.shape[1]).square().mean() for a, b in zip(ours, theirs)]
+    return sum(far) / len(far)
+
+
+class PatchDiscriminator(nn.Sequential):
+    """(B, 3, H, W) -> (B, 1, H / 4, W / 4): above 0 where it looks real (Isola et al. 2017, at two strides)."""
+
+    def __init__(self, width: int = 32):
+        super().__init__(
+            nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 4, 2, 1), nn.GroupNorm(4, 2 * width), nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * width, 1, 3, 1, 1))
+
+
+class AdversarialLoss(nn.Module):
+    """Both sides of the game, with one optimizer: the discriminator's hinge loss has pictures without a graph, the
+    tokenizer's term the discriminator's weights without one."""
+
+    def __init__(self, wanted: config.Adversarial):
+        super().__init__()
+        self.after = wanted.after
+        self.judge = PatchDiscriminator()
+        self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, seen: Seen) -> dict[str, Tensor]:
+        again, fixed = seen.found.images, {name: p.detach() for name, p in self.judge.named_parameters()}
+        shown = (self.forwards >= self.after).float()
+        if self.training:
+            self.forwards += 1
+        hinge = F.relu(1 - self.judge(seen.images)).mean() + F.relu(1 + self.judge(again.detach())).mean()
+        return {"discriminator": hinge / 2, "adversarial": -shown * functional_call(self.judge, fixed, (again,)).mean()}
+
+
+class DistillLoss(nn.Module):
+    """1 - cosine of a linear function of the vectors to the features' last layer, on the features' grid."""
+
+    def __init__(self, dim: int, width: int, grid: tuple[int, int]):
+        super().__init__()
+        self.grid = grid
+        self.linear = nn.Linear(dim, width)
+
+    def forward(self, seen: Seen) -> Tensor:
+        ours, target = self.linear(seen.read), seen.target[-1]
+        if ours.shape[1] != target.shape[1]:
+            if ours.shape[1] != self.grid[0] * self.grid[1]:
+                raise TokenizerError(f"distill compares grids, but an image has {ours.shape[1]} tokens and "
+                                     f"{target.shape[1]} features; take that loss out, or as many tokens")
+            ours = resized(ours.mT.unflatten(2, self.grid), round(target.shape[1] ** 0.5)).flatten(2).mT
+        return 1 - F.cosine_similarity(ours, target, dim=-1).mean()
+
+
+def resized(maps: Tensor, side: int | tuple[int, int]) -> Tensor:
+    """(B, C, h, w) on another grid, bilinearly."""
+    return F.interpolate(maps, side, mode="bilinear", antialias=True)
+
+
+class TokenizerLosses(nn.Module):
+    """forward(tokenizer, images, texts, its Reconstruction) -> losses by name, weighted.
+
+    `features` is a JanusVisionModel or None. Raises TokenizerError where it is None and some loss asks for it.
+    """
+
+    def __init__(self, tokenizer: ImageTokenizer, features: nn.Module | None = None):
+        super().__init__()
+        self.wanted = tokenizer.config.losses if isinstance(tokenizer.config, OwnTokenizer) else ()
+        kinds = [each.kind for each in self.wanted]
+        if len(set(kinds)) < len(kinds):
+            raise TokenizerError(f"the image tokenizer's losses are {', '.join(kinds)}; name each once")
+        asking = [kind for kind in kinds if kind in ("perceptual", "gram", "distill")]
+        if asking and features is None:
+            raise TokenizerError(f"the image tokenizer's losses {', '.join(asking)} ask for features, and there are "
+                                 "none; set features, and a stage Contrast before where they are fresh")
+        self.sees = bool(asking)
+        self.looks_again = "perceptual" in kinds or "gram" in kinds
+        # In a tuple, where torch does not find it.
+        self.features = (features.eval().requires_grad_(False),) if asking else ()
+        self.learned = nn.ModuleDict()
+        for each in self.wanted:
+            match each:
+                case config.Adversarial():
+                    self.learned[each.kind] = AdversarialLoss(each)
+                case config.Contrastive():
+                    self.learned[each.kind] = Captions(tokenizer.vector_dim)
+                case config.Distill():
+                    width = features.config.hidden_size
+                    self.learned[each.kind] = DistillLoss(tokenizer.vector_dim, width, tokenizer.grid)
+
+    def _hidden(self, images: Tensor) -> Hidden:
+        network = self.features[0].to(images.device)
+        hidden = network(images, output_hidden_states=True)
+        return *hidden.hidden_states[1:-1], hidden.last_hidden_state
+
+    def forward(self, tokenizer: ImageTokenizer, images: Tensor, texts: tuple[str, ...],
+                found: Reconstruction) -> dict[str, Tensor]:
+        if not self.wanted:
+            return {}
+        with torch.no_grad():
+            target = self._hidden(images) if self.sees else ()
+        again = self._hidden(found.images) if self.looks_again else ()
+        seen = Seen(images, texts, found, tokenizer.expand(found.vectors), target, again)
+        losses = {}
+        for each in self.wanted:
+            losses |= {name: loss if name == "discriminator" else each.weight * loss
+                       for name, loss in self._one(each, seen).items()}
+        return losses
+
+    def _one(self, wanted: config.TokenizerLoss, seen: Seen) -> dict[str, Tensor]:
+        match wanted:
+            case config.Perceptual():
+                return {wanted.kind: perceptual(seen.again, seen.target)}
+            case config.Gram():
+                return {wanted.kind: gram(seen.again, seen.target)}
+            case config.Adversarial():
+                return self.learned[wanted.kind](seen)
+            case config.Contrastive():
+                return {wanted.kind: self.learned[wanted.kind](seen.read.mean(1), seen.texts)}
+            case config.Distill():
+                return {wanted.kind: self.learned[wanted.kind](seen)}
+            case _:
+                assert_never(wanted)

@@ -1,0 +1,119 @@
+"""The stages that train on pictures: the feature network, the image tokenizer.
+
+Each leaves a folder in the run's and is skipped where that is there.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from unimm import system
+from unimm.checkpoint.read import load_weights
+from unimm.config.check import ConfigError
+from unimm.config.recipe import Recipe
+from unimm.config.stages import Contrast, Detokenize, PictureStage, Reconstruct
+from unimm.config.tokenizer_losses import Contrastive
+from unimm.images import tokenizer as codec
+from unimm.images.base import ImageTokenizer
+from unimm.images.features import Contrast as Contrasting
+from unimm.images.reconstruct import OfPictures, Reconstruction
+from unimm.plan.measure import measure
+from unimm.previews import Preview, preview_reconstructions
+from unimm.published import vision
+from unimm.recipe import recipe_to_json
+from unimm.sample import Pictures
+from unimm.status import Status
+from unimm.stream.pixel_batches import PixelBatches, images_of
+from unimm.stream.sources import open_source
+from unimm.train import ranks
+from unimm.train.loop import Work, run_stage
+
+
+def train_pictures(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status: Status) -> None:
+    """Bring one stage to its end and its result into the run's folder. Every rank calls this together."""
+    match stage:
+        case Contrast():
+            made, train = system.FEATURES_FOLDER, _train_features
+        case Reconstruct():
+            made, train = system.TOKENIZER_FOLDER, _train_tokenizer
+        case Detokenize():
+            raise ConfigError(f"{name}: this version trains no diffusion decoder yet; leave the stage out")
+    if (folder / made / codec.CONFIG).is_file():
+        ranks.say(f"{name}: already done, {folder / made}")
+    else:
+        torch.manual_seed(stage.seed)
+        train(recipe, folder, name, stage, status)
+    ranks.barrier()
+
+
+def _pictures(recipe: Recipe, name: str, stage: PictureStage, captions: bool) -> list[Pictures]:
+    """The stage's datasets. Raises ConfigError where `captions` are needed and one has none."""
+    datasets = []
+    for use in stage.mix:
+        images, skipped = images_of(open_source(recipe.data[use.data]), recipe.image_tokenizer.image)
+        ranks.say(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
+        if captions and not any(images.texts):
+            raise ConfigError(f"stage {name!r} learns from captions, and {use.data!r} has none: a row has one where it "
+                              "is one picture and one text; use data of pairs")
+        datasets.append(images)
+    return datasets
+
+
+def _train(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status: Status, module: OfPictures,
+           datasets: list[Pictures], preview: Preview | None = None) -> Path:
+    """The final checkpoint of a module trained on pictures."""
+    batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
+                           ranks.world())
+    work = Work(module.train(), batches, preview, recipe=json.loads(recipe_to_json(recipe)),
+                flops=lambda: measure(recipe, None, stage, name).multiplied.flops)
+    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
+
+
+def _train_features(recipe: Recipe, folder: Path, name: str, stage: Contrast, status: Status) -> None:
+    """Train the feature network and keep it as transformers does."""
+    if recipe.features is None:
+        raise ConfigError(f"stage {name!r} trains the recipe's features, and there are none; set features, or leave "
+                          "the stage out")
+    size = recipe.image_tokenizer.image
+    module = Contrasting(vision(recipe.features, size))
+    trained = _train(recipe, folder, name, stage, status, module, _pictures(recipe, name, stage, captions=True))
+    if ranks.rank() == 0:
+        module = Contrasting(vision(recipe.features, size, weights=False))
+        load_weights(trained, module)
+        aside, target = folder / name / system.FEATURES_FOLDER, folder / system.FEATURES_FOLDER
+        module.vision.save_pretrained(aside)
+        aside.rename(target)
+        ranks.say(f"{name}: feature network -> {target}")
+
+
+def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct, status: Status) -> None:
+    """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
+    features = system.features_of(recipe, folder)
+    tokenizer = codec.first_tokenizer(recipe.image_tokenizer, features).train()
+    check_books(recipe, tokenizer)
+    module = Reconstruction(tokenizer, features)
+    captions = any(isinstance(each, Contrastive) for each in module.asked.wanted)
+    datasets = _pictures(recipe, name, stage, captions)
+    preview = preview_reconstructions(tokenizer, datasets[0].pixels[:64], folder / name)
+    trained = _train(recipe, folder, name, stage, status, module, datasets, preview)
+    if ranks.rank() == 0:
+        tokenizer = codec.build_tokenizer(recipe.image_tokenizer, features)
+        load_weights(trained, Reconstruction(tokenizer, features))
+        codec.save_tokenizer(tokenizer, folder / system.TOKENIZER_FOLDER)
+        ranks.say(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {folder / system.TOKENIZER_FOLDER}")
+
+
+def check_books(recipe: Recipe, tokenizer: ImageTokenizer) -> None:
+    """Refuse a recipe whose codebooks, or continuous spaces, are not those that its tokenizer makes."""
+    stated = {book.name: (book.size, book.depth) for book in recipe.codebooks}
+    for name, (size, depth) in tokenizer.books.items():
+        if stated.get(name) != (size, depth):
+            found = "has {} codes, {} a position".format(*stated[name]) if name in stated else "is missing"
+            raise ConfigError(f"codebook {name!r} {found}, but the image tokenizer's quantizer makes {size}, {depth} a "
+                              "position; state size and depth of those")
+    known = {space.name: space.channels for space in recipe.continuous}
+    for name, channels in tokenizer.channels.items():
+        if known.get(name) != channels:
+            raise ConfigError(f"the image tokenizer makes latents {name!r} of {channels} channels; state them as a "
+                              "continuous space of the recipe")
