@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import numpy as np
 
 from unimm.config.data import ChatJsonl, Emoji, Shapes, Source, Use
-from unimm.config.images import ConvTokenizer
+from unimm.config.images import ConvTokenizer, ViTTokenizer
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, PictureStage, Stage
 from unimm.layout import Layout
@@ -72,7 +72,7 @@ def axes(recipe: Recipe, layout: Layout) -> dict[str, str]:
     codes = ", ".join(f"{r.name} {r.codes:,}" + (f" x {r.depth}" if r.depth > 1 else "") + f" from id {r.start:,}"
                       for r in layout.vocab.ranges.values())
     side = f"{tokenizer.image} x {tokenizer.image} px, {(tokenizer.image // tokenizer.downsample) ** 2} codes"
-    if isinstance(tokenizer, ConvTokenizer):
+    if isinstance(tokenizer, ConvTokenizer | ViTTokenizer):
         quantizer = described(tokenizer.quantizer)
     else:
         quantizer = f"{tokenizer.size:,} codes of {tokenizer.dim}, published: {tokenizer.weights or 'no weights'}"
