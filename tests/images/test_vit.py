@@ -192,6 +192,7 @@ def test_training_and_eval_mode_encode_alike_and_a_saved_tokenizer_comes_back(ki
     again = load_tokenizer(tmp_path / "it")
     assert fingerprint(again) == fingerprint(tokenizer) and to_codes(again, images) == codes
     assert tokenizer.conditions(codes).shape == (4, 32, 4, 4)
+    assert tokenizer.bfloat16().pictures(to_codes(tokenizer, images)).dtype == torch.float32
     assert prepare(tokenizer.config, np.zeros((50, 70, 3), np.uint8)).shape == (32, 32, 3)
 
 

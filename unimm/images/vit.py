@@ -116,7 +116,7 @@ class ViTImageTokenizer(ImageTokenizer):
         scores = self.selector(x)  # (B, P, 2): to keep, to drop
         keep = F.gumbel_softmax(scores, hard=True)[..., 0] if sample else (scores[..., 0] > scores[..., 1]).to(x.dtype)
         first = F.one_hot((scores[..., 0] - scores[..., 1]).argmax(1), patches)
-        keep = torch.where((keep.sum(1, keepdim=True) > 0), keep, keep + first)
+        keep = torch.where(keep.sum(1, keepdim=True) > 0, keep, keep + first)
         own = torch.eye(patches, dtype=torch.bool, device=x.device)
         absorbed = (own | (keep < 0.5)[:, None]).log().to(x.dtype)[:, None]  # itself and the dropped: 0, else -inf
         return self.latent(self.merger(x, self.see + absorbed)), keep
@@ -179,12 +179,12 @@ class ViTImageTokenizer(ImageTokenizer):
     @torch.no_grad()
     def contents(self, images):
         z, keep = self.tokens(self._checked(images))
+        kept = (keep > 0.5).cpu().numpy()
         if self.continuous:
-            rows = self.quantizer.settled(z.float()).cpu().numpy()
-            return [Latents(row[kept]) for row, kept in zip(rows, keep.cpu().numpy() > 0.5)]
+            return [Latents(row) for row in self.quantizer.settled(z.float()).cpu().numpy()]
         ids = self.quantizer.ids_of(z.transpose(1, 2)[:, :, None]).reshape(len(z), self.positions, -1)
         ids = ids * self.wheres + torch.arange(self.positions, device=ids.device)[:, None] % self.wheres
-        return [Codes((Level(row[kept]),)) for row, kept in zip(ids.cpu().numpy(), keep.cpu().numpy() > 0.5)]
+        return [Codes((Level(row[some]),)) for row, some in zip(ids.cpu().numpy(), kept)]
 
     def conditions(self, contents):
         """The patches that the pixels are painted from, (B, width, h, w)."""
