@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from unimm.config.check import check, fraction, positive, zero_or_more
-from unimm.config.quantizers import FSQ, VQ, Quantizer
+from unimm.config.quantizers import FSQ, LFQ, VQ, IndexBackprop, Quantizer
 from unimm.config.tokenizer_losses import TokenizerLoss
 
 
@@ -86,6 +86,8 @@ class ViTTokenizer:
         rest = self.queries or self.expander or self.drop_tail
         check(self, self.keep == 1 or not rest, "keep", "1 where there are queries, an expander or drop_tail")
         check(self, self.queries or not self.causal, "causal", "False without queries")
+        single = isinstance(self.quantizer, FSQ | VQ | LFQ | IndexBackprop)
+        check(self, self.keep == 1 or single, "quantizer", "of one code a position where patches are dropped")
 
 
 @dataclass(frozen=True, kw_only=True)

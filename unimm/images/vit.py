@@ -6,11 +6,14 @@
 One class, three published ways to the n tokens:
 
     queries    n learned queries read the patches; causal, each sees those before it (SEED, arXiv:2307.08041, 3.2)
-    keep       a selector keeps patches, n varies, a merger gives them what is dropped (LaVIT, arXiv:2309.04669, 3.1)
+    keep       a selector keeps patches, n varies, a merger lets them absorb the others (LaVIT, arXiv:2309.04669, 3.1)
     neither    the patches are the tokens, continuous ones mostly (MingTok, arXiv:2510.06590)
 
 A token that isn't there, cut off or dropped, is one learned vector to the decoder, so any number of them decodes
 in one batch as it does alone (One-D-Piece, arXiv:2501.10064).
+
+Kept patches are written one after the other, so a code has to say where its patch was. LaVIT leaves that to 16,384
+codes to learn; here a code is one of quantizer.size * P, `what * P + where`: only what is learned, and where is exact.
 """
 
 import numpy as np
@@ -19,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.config.images import ViTTokenizer
-from unimm.config.quantizers import Unquantized
 from unimm.images.base import ImageTokenizer, Reconstruction, TokenizerError
 from unimm.images.quantize import build_quantizer
 from unimm.losses import pixel_errors
@@ -57,14 +59,15 @@ def homes(n: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 class ViTImageTokenizer(ImageTokenizer):
-    """Square images of one size; `positions` tokens at most. `expand` is MingTok's semantic half."""
+    """Square images of one size; `positions` tokens at most. `expand` is MingTok's semantic decoder."""
 
     def __init__(self, config: ViTTokenizer):
         super().__init__(config)
         rows, columns = self.grid
         width, patches, self.positions = config.width, rows * columns, config.queries or rows * columns
-        self.varies, self.continuous = config.keep < 1, isinstance(config.quantizer, Unquantized)
         self.quantizer = build_quantizer(config.quantizer)
+        self.varies, self.continuous = config.keep < 1, self.quantizer.depth == 0
+        self.wheres = patches if self.varies else 1
 
         def blocks(n: int) -> nn.ModuleList:
             return nn.ModuleList(Block(width, config.heads) for _ in range(n))
@@ -77,13 +80,10 @@ class ViTImageTokenizer(ImageTokenizer):
         self.queries = vectors(config.queries) if config.queries else None
         self.selector = nn.Linear(width, 2) if self.varies else None
         self.merger = Block(width, config.heads) if self.varies else None
-        self.latent = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.dim))
-        self.enter, self.absent = nn.Linear(self.dim, width), vectors(1)
-        # Kept patches are written without a number, so that their codes have to say where they were.
-        self.numbers = None if self.varies else vectors(self.positions)
-        self.expander, self.canvas, self.decoder = blocks(config.expander), vectors(patches), blocks(
-            config.decoder_layers)
-        self.memory = nn.LayerNorm(width)
+        self.latent = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.quantizer.dim))
+        self.enter, self.absent = nn.Linear(self.quantizer.dim, width), vectors(1)
+        self.numbers, self.canvas, self.memory = vectors(self.positions), vectors(patches), nn.LayerNorm(width)
+        self.expander, self.decoder = blocks(config.expander), blocks(config.decoder_layers)
         self.paint = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 3 * self.patch**2), nn.Unflatten(1, self.grid))
         self._lay_out(rows, columns)
@@ -98,9 +98,8 @@ class ViTImageTokenizer(ImageTokenizer):
         to_queries = near[3] + torch.full((n, n), never).triu(1) if self.config.causal and n else near[3]
         see = near[0] if not n else torch.cat([
             torch.cat([near[0], torch.full((patches, n), never)], 1), torch.cat([near[2], to_queries], 1)])
-        drawn = torch.zeros(patches, self.positions) if self.varies else near[1]
         self.register_buffer("see", see, persistent=False)
-        self.register_buffer("draw", torch.cat([drawn, near[0]], 1), persistent=False)
+        self.register_buffer("draw", torch.cat([near[1], near[0]], 1), persistent=False)
         self.register_buffer("before", torch.full((self.positions,) * 2, never).triu(1), persistent=False)
 
     def tokens(self, images: Tensor, sample: bool = False) -> tuple[Tensor, Tensor]:
@@ -117,7 +116,7 @@ class ViTImageTokenizer(ImageTokenizer):
         scores = self.selector(x)  # (B, P, 2): to keep, to drop
         keep = F.gumbel_softmax(scores, hard=True)[..., 0] if sample else (scores[..., 0] > scores[..., 1]).to(x.dtype)
         first = F.one_hot((scores[..., 0] - scores[..., 1]).argmax(1), patches)
-        keep = torch.where((keep.sum(1, keepdim=True) > 0), keep, keep + first)
+        keep = torch.where(keep.sum(1, keepdim=True) > 0, keep, keep + first)
         own = torch.eye(patches, dtype=torch.bool, device=x.device)
         absorbed = (own | (keep < 0.5)[:, None]).log().to(x.dtype)[:, None]  # itself and the dropped: 0, else -inf
         return self.latent(self.merger(x, self.see + absorbed)), keep
@@ -125,13 +124,21 @@ class ViTImageTokenizer(ImageTokenizer):
     def latents(self, images):
         return self.tokens(images)[0].transpose(1, 2)[:, :, None]
 
-    def expand(self, vectors: Tensor, present: Tensor | None = None) -> Tensor:
-        """Vectors (B, n, dim), n up to `positions` -> features (B, n, width); the first k of them depend on the first k
-        vectors only. present (B, n): 0 where a vector counts as absent."""
+    def expand(self, latents):
+        """With an expander (B, n, dim) -> (B, n, width), n up to `positions`: the first k depend on no later latent."""
+        return self.features(latents) if self.config.expander else latents
+
+    @property
+    def vector_dim(self):
+        return self.config.width if self.config.expander else self.dim
+
+    def features(self, vectors: Tensor, present: Tensor | None = None) -> Tensor:
+        """What the decoder reads: quantized vectors (B, n, dim) -> (B, n, width). present (B, n): 0 where one counts as
+        absent."""
         x = self.enter(vectors)
         if present is not None:
             x = self.absent + present[..., None] * (x - self.absent)
-        x = x if self.varies else x + self.numbers[: x.shape[1]]
+        x = x + self.numbers[: x.shape[1]]
         for block in self.expander:
             x = block(x, self.before[: x.shape[1], : x.shape[1]])
         return x
@@ -151,8 +158,20 @@ class ViTImageTokenizer(ImageTokenizer):
         b, _, _, n = vectors.shape
         missing = self.positions - n
         present = F.pad(vectors.new_ones(b, n), (0, missing))
-        features = self.expand(F.pad(vectors[:, :, 0].transpose(1, 2), (0, 0, 0, missing)), present)
+        features = self.features(F.pad(vectors[:, :, 0].transpose(1, 2), (0, 0, 0, missing)), present)
         return self._painted(self._patches_of(features))
+
+    def vectors_of(self, ids):
+        what = self.quantizer.codes_to_vectors(ids // self.wheres)
+        return torch.cat([what, F.one_hot(ids % self.wheres, self.wheres)], -1) if self.varies else what
+
+    @property
+    def size(self):
+        return self.quantizer.size * self.wheres
+
+    @property
+    def dim(self):
+        return self.quantizer.dim + (self.wheres if self.varies else 0)
 
     def _on_grid(self, ids, grid=None):
         return self.vectors_of(ids).transpose(1, 2)[:, :, None]
@@ -160,22 +179,25 @@ class ViTImageTokenizer(ImageTokenizer):
     @torch.no_grad()
     def contents(self, images):
         z, keep = self.tokens(self._checked(images))
+        kept = (keep > 0.5).cpu().numpy()
         if self.continuous:
-            rows = self.quantizer.settled(z.float()).cpu().numpy()
-            return [Latents(row[kept]) for row, kept in zip(rows, keep.cpu().numpy() > 0.5)]
-        ids = self.quantizer.ids_of(z.transpose(1, 2)[:, :, None]).unflatten(1, (self.positions, -1))
-        return [Codes((Level(row[kept]),)) for row, kept in zip(ids.cpu().numpy(), keep.cpu().numpy() > 0.5)]
+            return [Latents(row) for row in self.quantizer.settled(z.float()).cpu().numpy()]
+        ids = self.quantizer.ids_of(z.transpose(1, 2)[:, :, None]).reshape(len(z), self.positions, -1)
+        ids = ids * self.wheres + torch.arange(self.positions, device=ids.device)[:, None] % self.wheres
+        return [Codes((Level(row[some]),)) for row, some in zip(ids.cpu().numpy(), kept)]
 
     def conditions(self, contents):
         """The patches that the pixels are painted from, (B, width, h, w)."""
         given = [c.array if self.continuous else c.levels[0].ids for c in contents]
-        rows = torch.from_numpy(np.stack([np.pad(g, ((0, self.positions - len(g)), (0, 0))) for g in given]))
-        rows = rows.to(self.device)
-        vectors = rows if self.continuous else self.vectors_of(rows.long().squeeze(-1))
-        counts = torch.tensor([len(g) for g in given], device=self.device)
-        present = torch.arange(self.positions, device=self.device) < counts[:, None]
+        rows = np.zeros((len(given), self.positions, given[0].shape[1]), given[0].dtype)
+        present = np.zeros(rows.shape[:2], bool)
+        for i, codes in enumerate(given):
+            slots = codes[:, 0] % self.wheres if self.varies else np.arange(len(codes))
+            rows[i, slots], present[i, slots] = codes, True
+        rows, present = torch.from_numpy(rows).to(self.device), torch.from_numpy(present).to(self.device)
+        vectors = rows if self.continuous else self.quantizer.codes_to_vectors(rows.long().squeeze(-1) // self.wheres)
         dtype = next(self.parameters()).dtype
-        patches = self._patches_of(self.expand(vectors.to(dtype), present.to(dtype)))
+        patches = self._patches_of(self.features(vectors.to(dtype), present.to(dtype)))
         return patches.transpose(1, 2).unflatten(2, self.grid)
 
     def pictures(self, contents):
@@ -198,32 +220,29 @@ class ViTImageTokenizer(ImageTokenizer):
                                  f"draws {wanted}")
         return self.config.image, self.config.image
 
-    @property
-    def books(self):
-        return {} if self.continuous else super().books
-
-    @property
-    def channels(self):
-        return {self.config.codebook: self.dim} if self.continuous else {}
-
     def pixel_losses(self, again, images):
         return pixel_errors(again, images, self.config.foreground_weight, self.config.l1)
 
     def forward(self, images):
-        """Where patches are dropped their ids are -1 and their vectors unquantized; with an expander `vectors` are the
-        expanded features."""
+        """Where patches are dropped their ids are -1 and their vectors 0."""
         z, keep = self.tokens(self._checked(images), sample=self.training)
         chosen = keep > 0.5
         quantized = self.quantizer(z[chosen].T[None, :, None])  # only what is kept
-        ids = torch.full((*keep.shape, *quantized.ids.shape[2:]), -1, device=z.device)
-        ids[chosen] = quantized.ids[0]
+        ids = quantized.ids
+        if ids is not None:
+            places = torch.arange(keep.shape[1], device=z.device) % self.wheres
+            ids = torch.full((*keep.shape, *ids.shape[2:]), -1, device=z.device)
+            ids[chosen] = quantized.ids[0] * self.wheres
+            ids = torch.where(ids < 0, ids, ids + places.view(-1, *[1] * (ids.ndim - 2)))
         vectors = z.masked_scatter(chosen[..., None], quantized.vectors[0, :, 0].T)
-        features = self.expand(vectors, keep * self._prefixes(keep) if self.training else keep)
+        features = self.features(vectors, keep * self._prefixes(keep) if self.training else keep)
         again = self._painted(self._patches_of(features)).float()
         losses = self.pixel_losses(again, images.float()) | {"quantizer": quantized.loss}
         if self.varies:
             losses["rate"] = self.config.keep_weight * (keep.float().mean() - self.config.keep).square()
-        return Reconstruction(again, ids, losses, features if self.config.expander else vectors)
+            where = torch.eye(self.wheres, device=z.device, dtype=z.dtype).expand(len(z), -1, -1)
+            vectors = torch.cat([vectors, where], -1) * keep[..., None]
+        return Reconstruction(again, ids, losses, vectors)
 
     def _prefixes(self, keep: Tensor) -> Tensor:
         """1 (B, n) for what is left of each picture's tokens, of a share `drop_tail` of them a random prefix."""
