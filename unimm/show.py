@@ -6,7 +6,6 @@ from dataclasses import fields, is_dataclass, replace
 import numpy as np
 
 from unimm.config.data import ChatJsonl, Emoji, Shapes, Source, Use
-from unimm.config.decoder import FlowDecoder
 from unimm.config.images import ConvTokenizer, DualTokenizer, OwnTokenizer, ViTTokenizer
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, PictureStage, Stage
@@ -93,7 +92,6 @@ def axes(recipe: Recipe, layout: Layout) -> dict[str, str]:
             quantizer = described(kind)
         case _:
             quantizer = f"{tokenizer.size:,} codes of {tokenizer.dim}, published: {tokenizer.weights or 'no weights'}"
-    decoder = described(recipe.decoder) if isinstance(recipe.decoder, FlowDecoder) else "the image tokenizer's own"
     features = {"features": described(recipe.features)} if recipe.features else {}
     return {
         "image tokenizer": f"{name}, {side}",
@@ -103,7 +101,7 @@ def axes(recipe: Recipe, layout: Layout) -> dict[str, str]:
         "image out": described(recipe.image_out),
         "layout": f"{c.write.begin} {levels} {c.write.end}, ends by {c.write.stop}, unconditional: {c.unconditional}",
         "sizes": sizes(recipe, layout),
-        "decoder": decoder,
+        "decoder": described(recipe.decoder),
         "backbone": described(recipe.backbone),
         "text": described(recipe.text),
         "sampling": " ".join(f"{name}={value!r}".replace("Choice", "") for name, value in vars(recipe.sampling).items()

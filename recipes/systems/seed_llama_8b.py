@@ -24,11 +24,11 @@ recipe = Recipe(
     name="seed_llama_8b", about="SEED-LLaMA 8B: 32 causal tokens an image, drawn by a diffusion model.",
     text=PretrainedText(path="AILab-CVC/seed-tokenizer-2", size=32000),  # Vicuna's; those below stand behind them
     # Published: a causal Q-Former (12 layers of 768) on a frozen EVA-CLIP, trained by contrast, then its codebook by
-    # 2 (1 - cosine), without moving averages: T/models/blip2_models/. Here one ViT of the Q-Former's size reads pixels
-    # and gives them back, and a SigLIP with EVA's grid teaches it.
+    # 5 VQ (commitment 1, no moving averages) + 2 (1 - cosine): T/models/blip2_models/. Here one ViT of the Q-Former's
+    # size reads pixels and gives them back, and a SigLIP with EVA's grid teaches it.
     image_tokenizer=ViTTokenizer(
         image=224, downsample=14, width=768, layers=12, heads=12, decoder_layers=4, queries=32, causal=True,
-        quantizer=VQ(size=8192, dim=32, commitment=0.25), losses=(Contrastive(), Distill(weight=2.0))),
+        quantizer=VQ(size=8192, dim=32, commitment=5.0), losses=(Contrastive(), Distill(weight=2.0))),
     features=PretrainedVision(path="google/siglip-so400m-patch14-224"),
     # Published: Stable Diffusion 2.1 unCLIP, frozen, 768 px (models/seed_llama_tokenizer.py). Here one of our size.
     decoder=FlowDecoder(scale=3, patch=8, width=320, layers=2, steps=20),

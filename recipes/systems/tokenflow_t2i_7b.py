@@ -27,7 +27,7 @@ recipe = Recipe(
         losses=(Perceptual(), Adversarial(weight=0.5, after=20_000))),
     # Published: CLIP ViT-B/16, LPIPS of VGG. Here a SigLIP of its width and patch for both.
     features=PretrainedVision(path="google/siglip-base-patch16-256"),
-    codebooks=(Codebook(name="visual", size=32768, token="<vq_token_{code}>"),),  # t2i/model/llava_arch.py
+    codebooks=(Codebook(name="visual", size=32768),),  # <vq_token_0> ..: t2i/model/llava_arch.py; first id: not stated
     layout=Layout(  # t2i/dataset/process.py; <img> and </img> are text there, and 128 places are kept for a caption
         write=ImageLayout(begin="<img>", levels=(LevelLayout(space="visual"),), end="</img>", stop="count"),
         sizes=((16, 16),), unconditional="drop", learn="codes"),  # 3.3; --ignore_text_loss True
