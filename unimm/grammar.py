@@ -76,7 +76,7 @@ def _level(number: int, level: LevelLayout, size, row_end: tuple[int, ...]):
         case UpTo(longest=n, shortest=k):
             return None, [Run(number, level.space, 0, n, k)]
         case Grid(scale=s):
-            h, w = size[0] * s, size[1] * s
+            h, w = round(size[0] * s), round(size[1] * s)
     if level.row_ends == "none":
         return (h, w), [Run(number, level.space, 0, h * w, h * w)]
     rows = [piece for y in range(h) for piece in (Run(number, level.space, y * w, w, w), Fixed(row_end))]
