@@ -170,15 +170,22 @@ class Chat:
 
 @dataclass(frozen=True)
 class Eval:
-    """Score a trained run and write report.html and report.json into its folder."""
+    """Score a trained run, or its image tokenizer where that is all there is; write report.html and report.json."""
 
     run: Positional[Path]
-    """The run's folder."""
+    """The run's folder, or that of an image tokenizer: runs/demo/image_tokenizer."""
     count: int = 200
     """Prompts, questions and scenes of each kind."""
     seed: int = 0
+    features: Path | None = None
+    """The folder of a vision encoder to compare reconstructions by; the run's own, if it has one, by default."""
 
     def execute(self) -> None:
-        from unimm.api import Model
+        from unimm.evaluate.run import evaluate, evaluate_tokenizer
+        from unimm.system import RECIPE_FILE, open_run
+        from unimm.train import ranks
 
-        Model.load(self.run).evaluate(self.count, self.seed)
+        if (self.run / "config.json").is_file() and not (self.run / RECIPE_FILE).is_file():
+            evaluate_tokenizer(self.run, self.count, self.seed, self.features)
+        else:
+            evaluate(open_run(self.run, ranks.device(), early=True), self.count, self.seed, self.features)
