@@ -1,7 +1,6 @@
 """A model in Python gives what the commands give, with their names and defaults, and refuses what they refuse."""
 
 import inspect
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +56,10 @@ def test_a_picture_may_be_an_array_a_pillow_image_or_a_path(model, picture, tmp_
 
 
 def test_defaults_are_the_commands_own():
-    drawing = {f.name: f.default for f in fields(commands.Drawing)}
-    for method, theirs in ((Model.draw, drawing), (Model.edit, drawing),
-                           *((method, {f.name: f.default for f in fields(command)}) for method, command in (
-                               (Model.ask, commands.Ask), (Model.chat, commands.Chat), (Model.go_on, commands.Continue),
-                               (Model.evaluate, commands.Eval)))):
+    for method, command in ((Model.draw, commands.Drawing), (Model.edit, commands.Drawing), (Model.ask, commands.ask),
+                            (Model.chat, commands.chat), (Model.go_on, commands.go_on),
+                            (Model.evaluate, commands.evaluate)):
+        theirs = {name: p.default for name, p in inspect.signature(command).parameters.items()}
         given = inspect.signature(method).parameters
         ours = {name: p.default for name, p in given.items() if p.default is not p.empty}
         assert ours and ours == {name: theirs[name] for name in ours}

@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from tools.readme import BEGIN, END, table
-from unimm.cli.commands import Train
+from unimm.cli.commands import train
 from unimm.cli.main import parse
 from unimm.config import data, images, model, tokens
 from unimm.recipe import apply_overrides, load_recipe
@@ -46,8 +46,8 @@ def test_the_scores_are_those_of_the_run_they_came_from():
 def test_commands_of_the_readme_and_the_docs_are_commands(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     parsed, rest = parse(command[1:])
-    if isinstance(parsed, Train) and parsed.recipe.parts[0] == "recipes":
-        assert bool(apply_overrides(load_recipe(parsed.recipe), rest, "x") != load_recipe(parsed.recipe)) == bool(rest)
+    if parsed.func is train and (recipe := parsed.keywords["recipe"]).parts[0] == "recipes":
+        assert bool(apply_overrides(load_recipe(recipe), rest, "x") != load_recipe(recipe)) == bool(rest)
     else:
         assert rest == []
 

@@ -1,14 +1,29 @@
 """Command-line arguments through tyro, its refusals shortened to one line."""
 
 import contextlib
+import functools
 import io
+import operator
 import re
+from collections.abc import Callable
+from typing import Annotated
 
 from unimm.errors import UserError
 
 
 class ArgumentError(UserError):
     """An option that does not exist, or a value that it can't take."""
+
+
+def one_of(commands: dict[str, Callable]):
+    """A type for tyro: one of these functions by name, as the call, still to be made, that was asked for."""
+    from tyro.conf import subcommand
+
+    def later(command: Callable) -> Callable:
+        return functools.wraps(command)(lambda *given, **named: functools.partial(command, *given, **named))
+
+    kinds = (Annotated[later(command), subcommand(name)] for name, command in commands.items())
+    return functools.reduce(operator.or_, kinds)
 
 
 def read_arguments(kind, arguments: list[str], prog: str, **options):

@@ -10,14 +10,13 @@ import json
 from pathlib import Path
 
 from unimm import system
-from unimm.checkpoint.folders import final_of
-from unimm.checkpoint.manifest import CheckpointError, verify, write_manifest
+from unimm.checkpoint.folders import CheckpointError, final_of, verify, write_manifest
 from unimm.checkpoint.read import newest, read_state, read_weights
-from unimm.checkpoint.tensors import write_weights
 from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe
 from unimm.disk import Digest, copy_file, new_folder, write_file
 from unimm.recipe import load_recipe
+from unimm.weights import write_weights
 
 
 def export_run(run: Path, out: Path, stage: str | None = None, step: int | None = None,

@@ -4,6 +4,9 @@
       recipe.json        the resolved recipe
       text.model         the text tokenizer, where the run trained it
       image_tokenizer/   the trained image tokenizer, its fingerprint in codes' manifests
+      image_tokenizer-STAGE/, codes-STAGE/
+                         what a stage of the language model made of it, for the stages behind that one
+      features/          the vision encoder that a stage trained
       backbone/, vision/ the small files of published parts (config.json, tokenizer), so that the run needs their
                          releases no more
       converted/         where `unimm convert` began the run: the release's weights as a checkpoint of step 0
@@ -14,13 +17,13 @@ A run that was exported has the model's weights beside its recipe instead of sta
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from unimm.config.check import ConfigError
-from unimm.config.model import PretrainedBackbone, PretrainedVision, VisionFeatures
+from unimm.config.model import FreshVision, PretrainedBackbone, PretrainedVision, RecipeVision, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Stage
 from unimm.config.tokens import PretrainedText, SentencePieceText
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from unimm.model.unified import UnifiedModel
 
 TEXT_FILE, TOKENIZER_FOLDER, RECIPE_FILE, EXPORT_FILE = "text.model", "image_tokenizer", "recipe.json", "export.json"
+CODES_FOLDER, FEATURES_FOLDER = "codes", "features"
 BACKBONE_FOLDER, VISION_FOLDER, CONVERTED = "backbone", "vision", "converted"
 
 
@@ -94,12 +98,29 @@ def layout_of(recipe: Recipe, text: TextTokenizer) -> Layout:
     return layout
 
 
+def tokenizer_of(recipe: Recipe, folder: Path, stage: str | None = None) -> Path:
+    """Where the image tokenizer lies that a stage begins with, or the run as it is: a stage that let it learn has left
+    another one behind."""
+    made = [name for name, each in recipe.language.items() if each.reconstruction]
+    if stage is not None:
+        before = list(recipe.language)[:list(recipe.language).index(stage)]
+        made = [name for name in made if name in before]
+    there = (folder / f"{TOKENIZER_FOLDER}-{name}" for name in reversed(made))
+    return next((path for path in there if (path / "config.json").is_file()), folder / TOKENIZER_FOLDER)
+
+
+def codes_of(recipe: Recipe, folder: Path, stage: str) -> Path:
+    """Where the codes lie that this tokenizer makes of the data."""
+    return folder / tokenizer_of(recipe, folder, stage).name.replace(TOKENIZER_FOLDER, CODES_FOLDER)
+
+
 def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image_weight: float = 1.0,
-              z_loss: float = 0.0, shapes: Path | None = None) -> "UnifiedModel":
+              z_loss: float = 0.0, shapes: Path | None = None, run: Path | None = None) -> "UnifiedModel":
     """The language model as the recipe starts it, its new rows initialised. Draws from torch's random state.
 
     With `shapes`, a run's folder, only the shape of what was published, which a checkpoint then fills in: from the
-    run's folder where that kept it, so that the release may be gone.
+    run's folder where that kept it, so that the release may be gone. `run` is the folder where what it has trained
+    before is taken from.
     """
     from unimm.model.axes import released_parts, take
     from unimm.model.backbone import build_backbone
@@ -108,9 +129,9 @@ def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image
     weights, found, read = shapes is None, None, cache(published)  # each release once, whatever is taken of it
     if isinstance(recipe.backbone, PretrainedBackbone):
         found = read(str(_kept(shapes, BACKBONE_FOLDER) or recipe.backbone.path), weights)
-    vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
-    backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors, recipe.image_out, found, weights)
-    model = around(backbone, recipe, layout, image_weight, z_loss, shapes, weights)
+    backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, tokenizer.code_vectors(),
+                              recipe.image_out, found, weights)
+    model = around(backbone, recipe, layout, image_weight, z_loss, shapes, weights, tokenizer, run)
     for own, (path, name) in released_parts(recipe.image_in, recipe.image_out).items() if weights else ():
         take(model.get_submodule(own), path, read(path, weights).whole, name)
     return model
@@ -122,8 +143,9 @@ def _kept(run: Path | None, folder: str) -> Path | None:
 
 
 def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0, z_loss: float = 0.0,
-           shapes: Path | None = None, weights: bool = True) -> "UnifiedModel":
-    """The language model that has this backbone, with the recipe's ways to read and write images; `shapes` as above.
+           shapes: Path | None = None, weights: bool = True, tokenizer: "ImageTokenizer | None" = None,
+           run: Path | None = None) -> "UnifiedModel":
+    """The language model that has this backbone, with the recipe's ways to read and write images; the rest as above.
 
     Without `weights` nothing published is read but shapes.
     """
@@ -131,7 +153,11 @@ def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0, 
     from unimm.model.unified import UnifiedModel
 
     width = backbone.get_input_embeddings().weight.shape[1]
-    reads = image_input(recipe.image_in, layout, width, _kept(shapes, VISION_FOLDER), weights)
+    how = recipe.image_in
+    if isinstance(how, VisionFeatures) and isinstance(how.encoder, RecipeVision):
+        trained = _kept(run, FEATURES_FOLDER)
+        how = replace(how, encoder=PretrainedVision(path=str(trained)) if trained else recipe.features)
+    reads = image_input(how, layout, width, _kept(shapes, VISION_FOLDER), weights, tokenizer)
     writes = image_output(recipe.image_out, layout, width)
     return UnifiedModel(backbone, layout.vocab, reads, image_weight, z_loss, writes)
 
@@ -158,7 +184,7 @@ def language_of(recipe: Recipe, folder: Path, early: bool = False) -> Path | Non
 
     Raises ConfigError where there is none, CheckpointError where what there is is damaged.
     """
-    from unimm.checkpoint.manifest import MANIFEST, verify
+    from unimm.checkpoint.folders import MANIFEST, verify
     from unimm.checkpoint.read import newest
 
     if (folder / MANIFEST).is_file():
@@ -187,8 +213,8 @@ def new_rows(recipe: Recipe, layout: Layout, model: "UnifiedModel") -> dict[str,
     known = model.backbone.rows_known
     for name in [*parts["embeddings"], *parts["head"]] if known < layout.vocab.rows else ():
         found[name] = range(known, layout.vocab.rows)
-    published = list(released_parts(recipe.image_in, recipe.image_out))
-    if isinstance(recipe.image_in, VisionFeatures) and isinstance(recipe.image_in.encoder, PretrainedVision):
+    published = [*released_parts(recipe.image_in, recipe.image_out), "image_input.tokenizer"]
+    if isinstance(recipe.image_in, VisionFeatures) and not isinstance(recipe.image_in.encoder, FreshVision):
         published.append("image_input.vision")
     fresh = {name: p for name, p in model.named_parameters() if name.startswith(("image_input.", "image_output."))
              and not name.startswith(tuple(f"{part}." for part in published))}
@@ -215,7 +241,7 @@ def load_converted(path: Path, model: "UnifiedModel", recipe: Recipe, layout: La
 
     Raises CheckpointError where they are of another model.
     """
-    from unimm.checkpoint.manifest import CheckpointError
+    from unimm.checkpoint.folders import CheckpointError
     from unimm.model.rows import start_rows
     from unimm.weights import open_weights
 
@@ -226,8 +252,8 @@ def load_converted(path: Path, model: "UnifiedModel", recipe: Recipe, layout: La
             raise CheckpointError(f"{path} is of another model: {name} has shape {stored.shape}, this model {shape}")
         t = stored.read()
         (own[name][:len(t)] if shape else own[name]).copy_(t)
-    vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
-    start_rows(model.backbone, layout.vocab, model.backbone.rows_known, recipe.image_in, recipe.image_out, vectors)
+    start_rows(model.backbone, layout.vocab, model.backbone.rows_known, recipe.image_in, recipe.image_out,
+               tokenizer.code_vectors())
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -253,7 +279,7 @@ def open_run(folder: str | Path, device: "torch.device | None" = None, early: bo
     recipe = recipe_of(folder)
     found = language_of(recipe, folder, early)
     layout = layout_of(recipe, text_of(recipe, folder))
-    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    tokenizer = load_tokenizer(tokenizer_of(recipe, folder))
     if found is None:
         return System(recipe, folder, layout, tokenizer.eval().to(device), None, folder / TOKENIZER_FOLDER)
     model = new_model(recipe, layout, tokenizer, shapes=folder)

@@ -1,6 +1,7 @@
-"""Numbers as people say them: spans of time, counts, bytes; and tables of words."""
+"""Numbers as people say them: spans of time, counts, bytes; tables of words; and templates that such words go into."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 
 def span(seconds: float) -> str:
@@ -37,3 +38,12 @@ def columns(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
             for row in rows]
+
+
+def templates(folder: Path, markup: bool = False, **filters: Callable):
+    """The Jinja templates of a folder, with `filters` beside those for numbers; with `markup`, values are escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(loader=FileSystemLoader(folder), autoescape=markup, undefined=StrictUndefined, trim_blocks=True)
+    made.filters |= {"count": count, "size": size, "span": span} | filters
+    return made

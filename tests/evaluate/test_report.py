@@ -13,7 +13,7 @@ from PIL import Image as Picture
 from tiny import TINY
 
 from unimm.evaluate import charts
-from unimm.evaluate.report import pick, templates
+from unimm.evaluate.report import parts, pick
 from unimm.evaluate.run import evaluate
 from unimm.evaluate.scores import EvaluationError, Shown, look_up
 from unimm.images.tokenizer import build_tokenizer
@@ -152,18 +152,18 @@ def test_what_is_shown_is_the_first_but_for_the_next_failures():
 
 
 def test_a_page_calls_wrong_pictures_wrong_and_says_why():
-    parts = templates().get_template("parts.html").module
+    shown = parts().get_template("parts.html").module
     wrong = Shown("two", "a <b> & c", False, BLACK, why="it shows nothing")
-    text = parts.drawing(wrong)
+    text = shown.drawing(wrong)
     assert 'class="mark no"' in text and "a &lt;b&gt; &amp; c" in text and "it shows nothing" in text
-    assert 'class="mark no"' not in parts.drawing(replace(wrong, ok=True))
-    assert parts.edit(replace(wrong, given=BLACK, truth=BLACK)).count("<img") == 3
-    assert "maybe" in parts.question(replace(wrong, given=BLACK, got="maybe", truth="yes"))
-    assert parts.hero([]).strip() == ""
+    assert 'class="mark no"' not in shown.drawing(replace(wrong, ok=True))
+    assert shown.edit(replace(wrong, given=BLACK, truth=BLACK)).count("<img") == 3
+    assert "maybe" in shown.question(replace(wrong, given=BLACK, got="maybe", truth="yes"))
+    assert shown.hero([]).strip() == ""
 
 
 def test_curves_stay_in_their_frame_whatever_the_losses_are():
-    plot = templates().get_template("parts.html").module.plot
+    plot = parts().get_template("parts.html").module.plot
     for values in ([5.0], [0.0, 0.0], [3.0, 3.0, 3.0], list(np.geomspace(1e3, 1e-6, 2000))):
         chart = plot("loss", charts.curves([("c1", range(1, len(values) + 1), values)]))
         Page(chart)
@@ -173,7 +173,7 @@ def test_curves_stay_in_their_frame_whatever_the_losses_are():
 
 
 def test_the_codes_chart_is_as_wide_as_the_codebook_and_leaves_unused_codes_blank():
-    chart = templates().get_template("parts.html").module.plot("codes", charts.ranked(np.array([0, 7, 0, 1000])))
+    chart = parts().get_template("parts.html").module.plot("codes", charts.ranked(np.array([0, 7, 0, 1000])))
     Page(chart)
     area = re.search(r'class="area"[^>]* d="([^"]*)"', chart)[1]
     assert re.findall(r"H([\d.]+)", area) == ["25.000", "50.000"]

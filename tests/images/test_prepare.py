@@ -96,3 +96,10 @@ def test_cropping_never_leaves_a_border():
     for shape in ((511, 300), (1, 2), (300, 511), (17, 17)):
         assert (cropped(np.full((*shape, 3), 9, np.uint8), (32, 48)) == 9).all()
     assert size_within(10, 10, (64, 100), 8) == (8, 8)
+
+
+def test_our_own_of_any_size_take_the_nearest_of_the_layouts_sizes():
+    picture = np.zeros((100, 210, 3), np.uint8)
+    config, grids = ConvTokenizer(image=32, downsample=8, any_size=True), ((4, 4), (2, 4), (4, 2))
+    assert prepare(config, picture, grids).shape == (16, 32, 3)
+    assert prepare(ConvTokenizer(image=32, downsample=8), picture, grids).shape == (32, 32, 3)

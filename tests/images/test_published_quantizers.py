@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from images.published import TINY, photographs, tensor, tiny
 
 from unimm.config.images import Chameleon
-from unimm.images.ibq import IndexBackpropagation
-from unimm.images.llamagen import UnitCodebook
+from unimm.images.codebooks import Codebook, IndexBackpropagation, UnitCodebook
 from unimm.images.tokenizer import TokenizerError, build_tokenizer, to_codes, to_pixels
-from unimm.images.vqgan import Codebook, SpatialNorm
 from unimm.sample import Codes, Level
 
 
@@ -44,7 +42,7 @@ def test_codes_are_those_of_the_definition(kind, monkeypatch):
     want = chosen(kind, rows, made.embedding.weight)
     assert made.ids_of(z).flatten().tolist() == want
     assert len(set(want)) > 10
-    monkeypatch.setattr("unimm.images.quantize.DISTANCES", 100)  # a few rows at a time
+    monkeypatch.setattr("unimm.images.quantizer.DISTANCES", 100)  # a few rows at a time
     assert made.ids_of(z).flatten().tolist() == want
     found = made(z)
     assert torch.equal(found.vectors, made.codes_to_vectors(found.ids).view(2, 7, 6, 5).permute(0, 3, 1, 2))
@@ -96,8 +94,8 @@ def test_a_codebook_learns_from_its_own_loss_alone():
 def test_the_spatial_norm_is_that_of_enlarged_codes():
     """MoVQ's own order: enlarge the codes' vectors, then convolve them at every pixel."""
     torch.manual_seed(0)
-    layer = SpatialNorm(64, 4)
-    x, codes = torch.randn(2, 64, 6, 9), torch.randn(2, 4, 2, 3)
+    layer = build_tokenizer(TINY["movq"]).decoder.conv_norm_out
+    x, codes = torch.randn(2, 32, 6, 9), torch.randn(2, 4, 2, 3)
     got = layer(x, codes)
     groups = x.double().view(2, 32, -1)
     flat = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, unbiased=False, keepdim=True) + 1e-6).sqrt()
@@ -110,7 +108,7 @@ def test_the_spatial_norm_is_that_of_enlarged_codes():
 @pytest.mark.parametrize("kind", sorted(TINY))
 def test_each_kind_codes_and_draws_grids_of_several_shapes(kind):
     tokenizer = tiny(kind)
-    assert tokenizer.code_vectors().shape == (tokenizer.size, tokenizer.dim)
+    assert tokenizer.code_vectors()["visual"].shape == (tokenizer.size, tokenizer.dim)
     pictures = [photographs()[0][:h, :w] for h, w in ((64, 64), (32, 80), (64, 64))]
     codes = to_codes(tokenizer, pictures)
     assert [c.levels[0].grid for c in codes] == [(8, 8), (4, 10), (8, 8)]

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from unimm.config.images import ConvTokenizer
-from unimm.config.quantizers import FSQ, LFQ, VQ
+from unimm.config.quantizers import FSQ, LFQ, VQ, IndexBackprop, Product, Residual, Unquantized
 from unimm.errors import UserError
+from unimm.images.measure import measure
 from unimm.images.tokenizer import (
     TokenizerError,
     build_tokenizer,
@@ -19,7 +20,7 @@ from unimm.images.tokenizer import (
     to_pixels,
     to_tensor,
 )
-from unimm.sample import Codes
+from unimm.sample import Codes, Latents
 from unimm.weights import StoredError
 
 SMALL = ConvTokenizer(image=16, downsample=4, width=16)
@@ -40,7 +41,11 @@ def squares(count, seed=0, side=16):
     return list(images)
 
 
-@pytest.mark.parametrize("quantizer", [FSQ(levels=(4, 4)), VQ(size=20, dim=4), LFQ(bits=4)], ids=lambda q: q.kind)
+SINGLE = [FSQ(levels=(4, 4)), VQ(size=20, dim=4), LFQ(bits=4), IndexBackprop(size=20, dim=4)]
+SEVERAL = [Residual(of=VQ(size=20, dim=4), depth=3), Product(of=VQ(size=20, dim=4))]
+
+
+@pytest.mark.parametrize("quantizer", SINGLE, ids=lambda q: q.kind)
 def test_codes_to_pixels_to_codes_keep_their_shapes(quantizer):
     tokenizer = small(quantizer=quantizer)
     images = squares(3)
@@ -50,10 +55,49 @@ def test_codes_to_pixels_to_codes_keep_their_shapes(quantizer):
     assert all(i.dtype == np.uint8 and i.shape == (16, 16, 3) for i in again)
     assert len(to_codes(tokenizer, again)) == 3
     assert to_codes(tokenizer, []) == [] and to_pixels(tokenizer, []) == []
-    assert tokenizer.code_vectors().shape == (tokenizer.size, tokenizer.dim)
+    assert tokenizer.code_vectors()["visual"].shape == (tokenizer.size, tokenizer.dim)
 
 
-@pytest.mark.parametrize("quantizer", [FSQ(levels=(4, 4)), VQ(size=20, dim=4), LFQ(bits=4)], ids=lambda q: q.kind)
+@pytest.mark.parametrize("quantizer", SEVERAL, ids=lambda q: q.kind)
+def test_several_codes_a_position_go_the_same_way(quantizer):
+    tokenizer = small(quantizer=quantizer)
+    codes = to_codes(tokenizer, squares(3))
+    depth = tokenizer.quantizer.depth
+    assert [c.levels[0].ids.shape for c in codes] == [(16, depth)] * 3
+    assert tokenizer.books == {"visual": (20, depth)} and tokenizer.channels == {}
+    drawn = tokenizer.decode(tokenizer.encode(to_tensor(squares(3))))
+    assert torch.equal(tokenizer.pictures(codes), drawn)
+    with pytest.raises(TokenizerError, match=rf"1 level.s. of \(16, 1\), 0 to 0.*one of \(16, {depth}\) below 20"):
+        to_pixels(tokenizer, [Codes.of_grid(np.zeros((4, 4), int))])
+
+
+def test_without_a_quantizer_there_are_latents(tmp_path):
+    tokenizer = small(quantizer=Unquantized(dim=5)).train()
+    found = to_codes(tokenizer, squares(3))
+    assert all(isinstance(c, Latents) and c.array.shape == (16, 5) and c.grid == (4, 4) for c in found)
+    assert tokenizer.books == {} and tokenizer.channels == {"visual": 5}
+    assert found == to_codes(tokenizer, squares(3)), "noise is for training's forward alone"
+    again = tokenizer.eval()(to_tensor(squares(3)))
+    assert torch.allclose(again.images, tokenizer.pictures(found), atol=1e-5) and again.ids is None
+    assert {"psnr", "ssim"} == set(measure(tokenizer, squares(3)).values)
+    for wrong in (Codes.of_grid(np.zeros((4, 4), int)), Latents(np.zeros((16, 4), np.float32))):
+        with pytest.raises(TokenizerError, match=r"no latents \(16, 5\)"):
+            to_pixels(tokenizer, [wrong])
+    with pytest.raises(TokenizerError, match="nothing; this image tokenizer has one of"):
+        to_pixels(small(), found)
+
+
+def test_a_tokenizer_of_any_size_takes_and_gives_every_multiple_of_its_patch():
+    tokenizer = small(quantizer=FSQ(levels=(4, 4)), any_size=True)
+    wide = [np.random.default_rng(0).integers(0, 256, (8, 20, 3), dtype=np.uint8)]
+    codes = to_codes(tokenizer, [*wide, *squares(1)])
+    assert [c.levels[0].grid for c in codes] == [(2, 5), (4, 4)]
+    assert [i.shape for i in to_pixels(tokenizer, codes)] == [(8, 20, 3), (16, 16, 3)]
+    with pytest.raises(TokenizerError, match="multiples of 4"):
+        to_codes(tokenizer, [wide[0][:6]])
+
+
+@pytest.mark.parametrize("quantizer", SINGLE + SEVERAL, ids=lambda q: q.kind)
 def test_the_reconstruction_is_what_its_ids_decode_to(quantizer):
     tokenizer = small(quantizer=quantizer).eval()
     found = tokenizer(to_tensor(squares(3)))

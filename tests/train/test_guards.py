@@ -16,10 +16,9 @@ from unimm.config.stages import Schedule
 from unimm.disk import read_sealed
 from unimm.losses import Losses
 from unimm.sample import Batch, Slot
-from unimm.train.guards import Guards, Spikes
-from unimm.train.inspection import save_batch
+from unimm.train.engine import NotFinite
+from unimm.train.guards import Guards, Spikes, save_batch
 from unimm.train.loop import Work, run_stage
-from unimm.train.update import NotFinite
 
 OFF = Limits(spike=0)
 

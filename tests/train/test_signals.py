@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from unimm.checkpoint.manifest import verify
+from unimm.checkpoint.folders import verify
 from unimm.train.signals import Interrupted, exit_code, verdict, votes
 
 

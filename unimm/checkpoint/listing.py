@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from unimm.checkpoint.folders import NAME, step_of
-from unimm.checkpoint.manifest import MANIFEST, CheckpointError, faults, read_manifest
+from unimm.checkpoint.folders import MANIFEST, NAME, CheckpointError, faults, read_manifest, step_of
 from unimm.checkpoint.read import read_state
 from unimm.words import columns, size
 

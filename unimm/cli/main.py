@@ -2,15 +2,17 @@
 
 import os
 import sys
+from functools import partial
 
-from unimm.arguments import read_arguments
+from unimm.arguments import one_of, read_arguments
 from unimm.cli import commands, use
 from unimm.config.check import ConfigError
 from unimm.errors import UserError
 
-Command = (  # in the order of `unimm --help`: a run from its recipe to its use
-    commands.Show | commands.Plan | commands.Train | commands.Status | commands.Checkpoint | commands.Encode
-    | use.Sample | use.Edit | use.Ask | use.Continue | use.Chat | use.Eval | commands.Convert)
+COMMAND = one_of({  # in the order of `unimm --help`: a run from its recipe to its use
+    "show": commands.show, "plan": commands.plan, "train": commands.train, "status": commands.status,
+    "checkpoint": commands.checkpoint, "encode": commands.encode, "sample": use.sample, "edit": use.edit,
+    "ask": use.ask, "continue": use.go_on, "chat": use.chat, "eval": use.evaluate, "convert": commands.convert})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,14 +43,14 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Do one command; the exit code."""
     command, rest = parse(arguments)
-    if isinstance(command, commands.Show | commands.Plan | commands.Train):
-        return command.execute(rest) or 0
+    if "overrides" in command.keywords:
+        return command(overrides=rest) or 0
     if rest:
         raise ConfigError(f"unknown option {rest[0]}; see --help for what this command takes")
-    return command.execute() or 0
+    return command() or 0
 
 
-def parse(arguments: list[str]) -> tuple[Command, list[str]]:
-    """The command, and the options that it does not know: overrides of the recipe."""
-    return read_arguments(Command, arguments or ["--help"], "unimm", return_unknown_args=True,
+def parse(arguments: list[str]) -> tuple[partial, list[str]]:
+    """The command's call, and the options that it does not know: overrides of the recipe."""
+    return read_arguments(COMMAND, arguments or ["--help"], "unimm", return_unknown_args=True,
                           description="Train and run language models that read and write images as tokens.")

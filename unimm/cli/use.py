@@ -59,133 +59,104 @@ def _apart(words: tuple[str, ...], what: str) -> tuple[tuple[str, ...], str]:
     return tuple(images), said
 
 
-@dataclass(frozen=True)
-class Sample:
+def sample(run: Positional[Path], prompts: Positional[tuple[str, ...]] = (), file: Path | None = None,
+           out: Path | None = None, layout: Literal["files", "geneval"] = "files",
+           drawing: OmitArgPrefixes[Drawing] = Drawing()) -> None:
     """Draw pictures: single PNGs that say how they were drawn, and labelled grids. Started again, it draws what is not
-    yet there; under torchrun, deepspeed or srun, each process draws its share."""
+    yet there; under torchrun, deepspeed or srun, each process draws its share.
 
-    run: Positional[Path]
-    """The run's folder."""
-    prompts: Positional[tuple[str, ...]]
-    """What to draw, each in quotes; - reads standard input, one prompt a line."""
-    file: Path | None = None
-    """Prompts one a line, as text or as {"prompt": ..., "seed": ..., "n": ..., "size": [H, W], "negative": ...}."""
-    out: Path | None = None
-    """Where to write; RUN/samples by default, RUN/geneval in GenEval's layout."""
-    layout: Literal["files", "geneval"] = "files"
-    """geneval: OUT/00000/samples/0000.png beside metadata.jsonl, as its evaluation reads them."""
-    drawing: OmitArgPrefixes[Drawing] = Drawing()
+    Args:
+        run: The run's folder.
+        prompts: What to draw, each in quotes; - reads standard input, one prompt a line.
+        file: Prompts one a line, as text or as {"prompt": ..., "seed": ..., "n": ..., "size": [H, W],
+            "negative": ...}.
+        out: Where to write; RUN/samples by default, RUN/geneval in GenEval's layout.
+        layout: geneval: OUT/00000/samples/0000.png beside metadata.jsonl, as its evaluation reads them.
+    """
+    from unimm.serve.files import draw_to_files
+    from unimm.serve.prompts import read_orders
 
-    def execute(self) -> None:
-        from unimm.serve.files import draw_to_files
-        from unimm.serve.prompts import read_orders
-
-        orders = read_orders(self.prompts, self.file, self.drawing.said())
-        out = self.out or self.run / ("geneval" if self.layout == "geneval" else "samples")
-        draw_to_files(self.run, orders, out, self.drawing.sampling.said(), self.drawing.batch, self.layout)
+    out = out or run / ("geneval" if layout == "geneval" else "samples")
+    draw_to_files(run, read_orders(prompts, file, drawing.said()), out, drawing.sampling.said(), drawing.batch, layout)
 
 
-@dataclass(frozen=True)
-class Edit:
-    """Change a picture as told; where it is written, and what is known of it there, is as with `sample`."""
+def edit(run: Positional[Path], words: Positional[tuple[str, ...]], out: Path | None = None,
+         drawing: OmitArgPrefixes[Drawing] = Drawing()) -> None:
+    """Change a picture as told; where it is written, and what is known of it there, is as with `sample`.
 
-    run: Positional[Path]
-    """The run's folder."""
-    words: Positional[tuple[str, ...]]
-    """The picture's file, or several, and then the instruction in quotes."""
-    out: Path | None = None
-    """Where to write; RUN/edits by default."""
-    drawing: OmitArgPrefixes[Drawing] = Drawing()
+    Args:
+        run: The run's folder.
+        words: The picture's file, or several, and then the instruction in quotes.
+        out: Where to write; RUN/edits by default.
+    """
+    from unimm.serve.files import draw_to_files
+    from unimm.serve.prompts import Order
 
-    def execute(self) -> None:
-        from unimm.serve.files import draw_to_files
-        from unimm.serve.prompts import Order
-
-        images, instruction = _apart(self.words, "instruction")
-        orders = [Order(prompt=instruction, images=images, **self.drawing.said())]
-        draw_to_files(self.run, orders, self.out or self.run / "edits", self.drawing.sampling.said(),
-                      self.drawing.batch)
+    images, instruction = _apart(words, "instruction")
+    orders = [Order(prompt=instruction, images=images, **drawing.said())]
+    draw_to_files(run, orders, out or run / "edits", drawing.sampling.said(), drawing.batch)
 
 
-@dataclass(frozen=True)
-class Ask:
-    """Print the answer to a question about a picture."""
+def ask(run: Positional[Path], words: Positional[tuple[str, ...]], seed: int = 0,
+        sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()) -> None:
+    """Print the answer to a question about a picture.
 
-    run: Positional[Path]
-    """The run's folder."""
-    words: Positional[tuple[str, ...]]
-    """The picture's file, or several, and then the question in quotes."""
-    seed: int = 0
-    sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()
+    Args:
+        run: The run's folder.
+        words: The picture's file, or several, and then the question in quotes.
+    """
+    from unimm.api import Model
+    from unimm.stream.pixels import load_pixels
+    from unimm.system import recipe_of
 
-    def execute(self) -> None:
-        from unimm.api import Model
-        from unimm.stream.pixels import load_pixels
-        from unimm.system import recipe_of
-
-        images, question = _apart(self.words, "question")
-        shown, said = [load_pixels(file, file) for file in images], self.sampling.said()
-        recipe_of(self.run).sampling.changed(**said)  # refused now, not once weights are read
-        print(Model.load(self.run).ask(shown, question, self.seed, **said))
+    images, question = _apart(words, "question")
+    shown = [load_pixels(file, file) for file in images]
+    recipe_of(run).sampling.changed(**sampling.said())  # refused now, not once weights are read
+    print(Model.load(run).ask(shown, question, seed, **sampling.said()))
 
 
-@dataclass(frozen=True)
-class Continue:
-    """Go on with a document of text and pictures, or with a chat: what the model writes behind it, pictures and all."""
+def go_on(run: Positional[Path], document: Positional[Path], images: int = 4, seed: int = 0, out: Path | None = None,
+          sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()) -> None:
+    """Go on with a document of text and pictures, or with a chat: what the model writes behind it, pictures and all.
 
-    run: Positional[Path]
-    """The run's folder."""
-    document: Positional[Path]
-    """JSON: {"messages": [{"role": ..., "content": ...}]}, or {"parts": [{"type": "text", "text": ...}, {"type":
-    "image", "image": PATH}]} without speakers."""
-    images: int = 4
-    """The most pictures that it may draw."""
-    seed: int = 0
-    out: Path | None = None
-    """A folder for document.json and its pictures; DOCUMENT-continued by default."""
-    sampling: OmitArgPrefixes[SamplingChange] = SamplingChange()
+    Args:
+        run: The run's folder.
+        document: JSON: {"messages": [{"role": ..., "content": ...}]}, or {"parts": [{"type": "text", "text": ...},
+            {"type": "image", "image": PATH}]} without speakers.
+        images: The most pictures that it may draw.
+        out: A folder for document.json and its pictures; DOCUMENT-continued by default.
+    """
+    from unimm.serve.documents import continue_file
 
-    def execute(self) -> None:
-        from unimm.serve.documents import continue_file
-
-        out = self.out or self.document.with_name(f"{self.document.stem}-continued")
-        print(continue_file(self.run, self.document, out, self.images, self.seed, self.sampling.said()))
+    out = out or document.with_name(f"{document.stem}-continued")
+    print(continue_file(run, document, out, images, seed, sampling.said()))
 
 
-@dataclass(frozen=True)
-class Chat:
-    """Talk with a trained run in the terminal; name image files in what you say, and it writes image files."""
+def chat(run: Positional[Path], seed: int = 0, out: Path | None = None) -> None:
+    """Talk with a trained run in the terminal; name image files in what you say, and it writes image files.
 
-    run: Positional[Path]
-    """The run's folder."""
-    seed: int = 0
-    out: Path | None = None
-    """Where its pictures go; RUN/chat by default."""
+    Args:
+        run: The run's folder.
+        out: Where its pictures go; RUN/chat by default.
+    """
+    from unimm.serve.terminal import chat_in_terminal
 
-    def execute(self) -> None:
-        from unimm.serve.terminal import chat_in_terminal
-
-        chat_in_terminal(self.run, self.seed, self.out)
+    chat_in_terminal(run, seed, out)
 
 
-@dataclass(frozen=True)
-class Eval:
-    """Score a trained run, or its image tokenizer where that is all there is; write report.html and report.json."""
+def evaluate(run: Positional[Path], count: int = 200, seed: int = 0, features: Path | None = None) -> None:
+    """Score a trained run, or its image tokenizer where that is all there is; write report.html and report.json.
 
-    run: Positional[Path]
-    """The run's folder, or that of an image tokenizer: runs/demo/image_tokenizer."""
-    count: int = 200
-    """Prompts, questions and scenes of each kind."""
-    seed: int = 0
-    features: Path | None = None
-    """The folder of a vision encoder to compare reconstructions by; the run's own, if it has one, by default."""
+    Args:
+        run: The run's folder, or that of an image tokenizer: runs/demo/image_tokenizer.
+        count: Prompts, questions and scenes of each kind.
+        features: The folder of a vision encoder to compare reconstructions by; the run's own, if any, by default.
+    """
+    from unimm.evaluate import run as scoring
+    from unimm.system import RECIPE_FILE, open_run
+    from unimm.train import ranks
 
-    def execute(self) -> None:
-        from unimm.evaluate.run import evaluate, evaluate_tokenizer
-        from unimm.system import RECIPE_FILE, open_run
-        from unimm.train import ranks
-
-        if (self.run / "config.json").is_file() and not (self.run / RECIPE_FILE).is_file():
-            evaluate_tokenizer(self.run, self.count, self.seed, self.features)
-        else:
-            evaluate(open_run(self.run, ranks.device(), early=True), self.count, self.seed, self.features)
+    if (run / "config.json").is_file() and not (run / RECIPE_FILE).is_file():
+        scoring.evaluate_tokenizer(run, count, seed, features)
+    else:
+        scoring.evaluate(open_run(run, ranks.device(), early=True), count, seed, features)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from unimm.config.check import check, fraction, positive
+from unimm.config.check import check, fraction, positive, zero_or_more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Residual:
     kind: Literal["residual"] = "residual"
 
     def __post_init__(self):
-        positive(self, "depth")
+        check(self, self.depth > 1, "depth", "2 or more; one code a position is VQ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,8 @@ class Product:
     kind: Literal["product"] = "product"
 
     def __post_init__(self):
-        positive(self, "parts")
+        check(self, self.parts > 1, "parts", "2 or more; one codebook is VQ")
+        zero_or_more(self, "disentangle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,7 @@ class Unquantized:
 
     def __post_init__(self):
         positive(self, "dim")
+        zero_or_more(self, "noise")
 
 
 Quantizer = FSQ | VQ | LFQ | IndexBackprop | Residual | Product | Unquantized

@@ -18,9 +18,7 @@ from pathlib import Path
 
 from torch import nn
 
-from unimm.checkpoint.folders import final_of
-from unimm.checkpoint.manifest import write_manifest
-from unimm.checkpoint.tensors import size_of
+from unimm.checkpoint.folders import final_of, write_manifest
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.tokens import PretrainedText
@@ -37,6 +35,7 @@ from unimm.published import small_files
 from unimm.recipe import load_recipe, recipe_to_json
 from unimm.system import BACKBONE_FOLDER, CONVERTED, RECIPE_FILE, TOKENIZER_FOLDER, VISION_FOLDER, layout_of
 from unimm.text import PretrainedTokenizer
+from unimm.weights import size_of
 
 OTHER, MAP = "other.safetensors", "tensors.json"
 
@@ -106,7 +105,7 @@ def image_tokenizer(release: Release, model: nn.Module,
         filled = fill(tokenizer, release.tensors, release.folder)
     else:
         return None, {}, recipe
-    check_codebook(recipe, tokenizer.size)
+    check_codebook(recipe, tokenizer)
     return tokenizer, {theirs: ours for ours, theirs in filled.items()}, recipe
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from unimm import system
-from unimm.checkpoint.tensors import size_of
 from unimm.config.model import FreshBackbone
 from unimm.config.recipe import Recipe
 from unimm.config.trains import Lora
@@ -26,12 +25,13 @@ from unimm.convert.tokenizer import write_tokenizer
 from unimm.convert.write import ALL, aside, bytes_of, write_stored
 from unimm.disk import copy_file, write_file
 from unimm.images.base import ImageTokenizer
+from unimm.images.released import spellings
 from unimm.images.tokenizer import load_tokenizer
 from unimm.layout import Layout
 from unimm.model.backbone import fresh_backbone
 from unimm.model.lora import is_adapter, plain_name
 from unimm.recipe import load_recipe, recipe_to_json
-from unimm.weights import TYPES, Stored, open_weights, read_json
+from unimm.weights import TYPES, Stored, open_weights, read_json, size_of
 
 Adapters = Literal["merged", "kept"]
 Types = Literal["as_is", "float32", "bfloat16", "float16"]
@@ -102,8 +102,7 @@ def _places(model: nn.Module, tokenizer: ImageTokenizer | None) -> dict[str, Pla
     """Where a run keeps every tensor of a class, for runs whose release was read without a conversion."""
     kind, drawn = model.config.model_type, {}
     if kind in UNIFIED:
-        spell = tokenizer.spellings()[-1]
-        drawn = {TOKENIZER + spell(name): name for name in tokenizer.state_dict()}
+        drawn = {TOKENIZER + theirs: ours for ours, theirs in spellings(tokenizer)[-1].items()}
     places = places_of(kind, model.state_dict(), drawn)
     if lost := [name for name, place in places.items() if place.part == "other"]:
         raise ConvertError(f"a {type(model).__name__} has {lost[0]}, which the run left out when it took the language "

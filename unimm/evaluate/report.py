@@ -11,23 +11,20 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
 from unimm.evaluate.charts import Chart, curves, ranked
 from unimm.evaluate.scores import Bar, Metrics, Scores, Shown, interval, look_up
 from unimm.pictures import to_png
-from unimm.words import count, span
+from unimm.words import templates
 
 COLOURS = ("c1", "c2", "c3", "c4", "c6", "c5")
 
 
-def templates() -> Environment:
+def parts() -> Environment:
     """The page and its parts, with what they ask of values."""
-    made = Environment(loader=FileSystemLoader(Path(__file__).with_name("page")), autoescape=True,
-                       undefined=StrictUndefined, trim_blocks=True)
-    made.filters |= {"by_kind": by_kind, "count": count, "interval": interval, "json": partial(json.dumps, indent=2),
-                     "look_up": look_up, "pick": pick, "png": png, "span": span}
-    return made
+    return templates(Path(__file__).with_name("page"), markup=True, by_kind=by_kind, interval=interval,
+                     json=partial(json.dumps, indent=2), look_up=look_up, pick=pick, png=png)
 
 
 def page(report: dict, bars: tuple[Bar, ...], scores: Scores, metrics: Metrics) -> str:
@@ -37,7 +34,7 @@ def page(report: dict, bars: tuple[Bar, ...], scores: Scores, metrics: Metrics) 
     losses   title, note, last values (name, colour, value) and Chart for each kind of stage
     codes    Chart of how often each code occurred, by codebook
     """
-    return templates().get_template("report.html").render(
+    return parts().get_template("report.html").render(
         report=report, scores=scores,
         found=[(bar, value) for bar in bars if (value := look_up(report, bar.key)) is not None],
         missed=[key for key, bar in report["bars"].items() if not bar["met"]],

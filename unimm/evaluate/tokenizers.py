@@ -22,7 +22,7 @@ from unimm.images.measure import AT_ONCE, RandomFeatures, frechet, measure, pool
 from unimm.images.prepare import prepare
 from unimm.images.tokenizer import Drawer, to_codes, to_pixels, to_tensor
 from unimm.resize import resized
-from unimm.system import System
+from unimm.system import FEATURES_FOLDER, System
 
 
 class Labelled(NamedTuple):
@@ -45,7 +45,7 @@ class Subject(NamedTuple):
     @classmethod
     def of(cls, system: System, features: Path | None = None) -> "Subject":
         """A run's; compared by its own features where no others are given."""
-        own = system.folder / "features"
+        own = system.folder / FEATURES_FOLDER
         return cls(system.tokenizer, system.recipe.layout.sizes, None, features or (own if own.is_dir() else None))
 
     def prepared(self, pictures: list[np.ndarray]) -> list[np.ndarray]:

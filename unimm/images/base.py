@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from unimm.config.images import ImageTokenizer as Config
 from unimm.errors import UserError
-from unimm.images.quantize import Quantizer
-from unimm.sample import Codes, Content, Level
+from unimm.images.quantizer import Quantizer
+from unimm.sample import Codes, Content, Latents, Level
 
 
 class TokenizerError(UserError):
@@ -18,11 +18,12 @@ class TokenizerError(UserError):
 
 
 class Reconstruction(NamedTuple):
-    """images float32 (B, 3, H, W); ids int64 (B, P) or (B, P, depth); losses float32 () by name, already weighted: add
-    them up; vectors (B, P, dim), what the ids stand for, with the gradient of what they were made from."""
+    """images float32 (B, 3, H, W); ids int64 (B, P) or (B, P, depth), None of latents; losses float32 () by name,
+    already weighted: add them up; vectors (B, P, dim), what the ids stand for, with the gradient of what they were made
+    from."""
 
     images: Tensor
-    ids: Tensor
+    ids: Tensor | None
     losses: dict[str, Tensor]
     vectors: Tensor
 
@@ -43,7 +44,7 @@ class ImageTokenizer(nn.Module):
 
         images           --encode--> ids int64 (B, P) or (B, P, depth), P = rows * columns, row by row
         ids, grid        --decode--> float32 (B, 3, H, W)
-        code_vectors()               float32 (size, dim): every code's vector, where a position has one code
+        code_vectors()               codebook -> float32 (size, dim): every code's vector, where a position has one
 
     An architecture has an `encoder`, a `quantizer` and a `decoder`; `latents` and `drawn` are the ways to the quantizer
     and from it:
@@ -94,37 +95,78 @@ class ImageTokenizer(nn.Module):
     def vectors_of(self, ids: Tensor) -> Tensor:
         return self.quantizer.codes_to_vectors(ids)
 
+    def expand(self, latents: Tensor) -> Tensor:
+        """Latents (B, n, channels) as the vectors that they are read as, (B, n, vector_dim)."""
+        return latents
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the configuration's own image."""
+        return self.grid[0] * self.patch, self.grid[1] * self.patch
+
+    @property
+    def vector_dim(self) -> int:
+        return self.dim
+
+    @torch.no_grad()
     def contents(self, images: Tensor) -> list[Content]:
         grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
-        return [Codes((Level(row.reshape(len(row), -1), grid),)) for row in self.encode(images).cpu().numpy()]
+        if self.quantizer.depth:
+            return [Codes((Level(row.reshape(len(row), -1), grid),)) for row in self.encode(images).cpu().numpy()]
+        found = self.latents(self._checked(images)).flatten(2).transpose(1, 2)
+        return [Latents(row, grid) for row in self.quantizer.settled(found.float()).cpu().numpy()]
 
     def conditions(self, contents: list[Content]) -> Tensor:
         """What the decoder draws such contents from, (B, C, h, w); all of one grid."""
-        ids = torch.from_numpy(np.stack([c.levels[0].ids for c in contents])).long().to(self.device)
-        return self._on_grid(ids.squeeze(-1), self.any_size and contents[0].levels[0].grid or self.grid)
+        grid = self._grids(contents[0])[0]
+        if self.quantizer.depth:
+            return self._on_grid(self._ids_of(contents), grid)
+        arrays = torch.from_numpy(np.stack([c.array for c in contents])).to(self.device)
+        return arrays.unflatten(1, grid).permute(0, 3, 1, 2)
+
+    def _ids_of(self, contents: list[Content], level: int = 0) -> Tensor:
+        """(B, P) or (B, P, depth)"""
+        ids = torch.from_numpy(np.stack([c.levels[level].ids for c in contents])).long().to(self.device)
+        return ids.squeeze(-1)
 
     def pictures(self, contents: list[Content]) -> Tensor:
         return self.drawn(self.conditions(contents).to(next(self.parameters()).dtype)).float()
 
+    def _grids(self, content: Content) -> list[tuple[int, int]]:
+        """The grid of each level that a content of this tokenizer would have."""
+        own = content.levels[0] if isinstance(content, Codes) else content
+        return [(self.any_size and own.grid) or self.grid]
+
     def check(self, number: int, content: Content) -> tuple[int, int]:
         """The pixels (height, width) of a content. Raises TokenizerError where it is none of this tokenizer's."""
-        (size, depth), = self.books.values()
-        ids = content.levels[0].ids
-        grid = (self.any_size and content.levels[0].grid) or self.grid
-        positions = grid[0] * grid[1]
-        if len(content.levels) != 1 or ids.shape != (positions, depth) or ids.min() < 0 or ids.max() >= size:
-            found = f"{len(content.levels)} level(s) of {ids.shape}, {ids.min()} to {ids.max()}"
-            raise TokenizerError(f"codes {number} are {found}; this image tokenizer has one of {(positions, depth)} "
-                                 f"below {size}")
-        return grid[0] * self.patch, grid[1] * self.patch
+        grids = self._grids(content)
+        if self.quantizer.depth == 0:
+            wanted = (grids[0][0] * grids[0][1], self.dim)
+            if not isinstance(content, Latents) or content.array.shape != wanted:
+                raise TokenizerError(f"contents {number} are no latents {wanted}; this image tokenizer draws from such")
+        elif fault := self._fault(content, grids):
+            raise TokenizerError(f"codes {number} are {fault}")
+        return grids[-1][0] * self.patch, grids[-1][1] * self.patch
+
+    def _fault(self, content: Content, grids: list[tuple[int, int]]) -> str:
+        """What is wrong with codes, or nothing."""
+        levels = content.levels if isinstance(content, Codes) else ()
+        wanted = [((h * w, depth), size) for (h, w), (size, depth) in zip(grids, self.books.values(), strict=True)]
+        if len(levels) == len(wanted) and all(
+                level.ids.shape == shape and level.ids.min() >= 0 and level.ids.max() < size
+                for level, (shape, size) in zip(levels, wanted)):
+            return ""
+        found = " and ".join(f"{level.ids.shape}, {level.ids.min()} to {level.ids.max()}" for level in levels)
+        ours = " and ".join(f"one of {shape} below {size}" for shape, size in wanted)
+        return f"{len(levels)} level(s) of {found or 'nothing'}; this image tokenizer has {ours}"
 
     @property
     def books(self) -> dict[str, tuple[int, int]]:
-        return {self.config.codebook: (self.quantizer.size, self.quantizer.depth)}
+        return {self.config.codebook: (self.size, self.quantizer.depth)} if self.quantizer.depth else {}
 
     @property
     def channels(self) -> dict[str, int]:
-        return {}
+        return {} if self.quantizer.depth else {self.config.codebook: self.dim}
 
     def forward(self, images: Tensor) -> Reconstruction:
         """The reconstruction and the loss; in training mode this also updates a moving-average codebook."""
@@ -135,8 +177,9 @@ class ImageTokenizer(nn.Module):
         return Reconstruction(again, quantized.ids, losses | {"quantizer": quantized.loss}, vectors)
 
     @torch.no_grad()
-    def code_vectors(self) -> Tensor:
-        return self.quantizer.codes_to_vectors(torch.arange(self.size, device=self.device))
+    def code_vectors(self) -> dict[str, Tensor]:
+        return {name: self.vectors_of(torch.arange(size, device=self.device))
+                for name, (size, depth) in self.books.items() if depth == 1}
 
     @property
     def size(self) -> int:
@@ -154,14 +197,14 @@ class ImageTokenizer(nn.Module):
         """Whether an image may have this many pixels."""
         if self.any_size:
             return height > 0 and width > 0 and height % self.patch == 0 and width % self.patch == 0
-        return (height, width) == (self.grid[0] * self.patch, self.grid[1] * self.patch)
+        return (height, width) == self.image_size
 
     @property
     def sizes_taken(self) -> str:
         """The sizes of images in words, for messages."""
         if self.any_size:
             return f"(height, width, 3), both sides multiples of {self.patch}"
-        return f"{(self.grid[0] * self.patch, self.grid[1] * self.patch, 3)}"
+        return f"{(*self.image_size, 3)}"
 
     def _checked(self, images: Tensor) -> Tensor:
         """The images as the weights' type. Raises TokenizerError for a size that isn't taken."""

@@ -64,22 +64,26 @@ class Decoder(nn.Sequential):
 
 
 class ConvImageTokenizer(ImageTokenizer):
-    """Encoder, quantizer, decoder for square images of one size."""
+    """Encoder, quantizer, decoder for square images of one size, or of any."""
 
     def __init__(self, config: ConvTokenizer):
         super().__init__(config)
+        self.any_size = config.any_size
         self.quantizer = build_quantizer(config.quantizer)
         self.encoder = Encoder(config.downsample, config.width, config.blocks, config.encoder_kernel, self.dim)
         self.decoder = Decoder(config.downsample, config.width, config.blocks, self.dim)
 
     def pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """Squared and absolute error: means over images of means over pixels, those off the border's colour
-        weighted by foreground_weight."""
-        border = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], dim=2)
-        background = border.median(dim=2).values[:, :, None, None]
-        foreground = (images - background).abs().amax(1, keepdim=True) > SAME_COLOUR
-        weight = 1 + (self.config.foreground_weight - 1) * foreground.float()  # (B, 1, H, W)
-        weight = weight / (3 * len(images) * weight.sum((1, 2, 3), keepdim=True))
-        difference = again - images
-        return {"mse": (weight * difference.square()).sum(),
-                "l1": self.config.l1 * (weight * difference.abs()).sum()}
+        return pixel_errors(again, images, self.config.foreground_weight, self.config.l1)
+
+
+def pixel_errors(again: Tensor, images: Tensor, foreground_weight: float, l1: float) -> dict[str, Tensor]:
+    """Squared and, times l1, absolute error: means over images of means over pixels, those off the border's colour
+    weighted by foreground_weight."""
+    border = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], dim=2)
+    background = border.median(dim=2).values[:, :, None, None]
+    foreground = (images - background).abs().amax(1, keepdim=True) > SAME_COLOUR
+    weight = 1 + (foreground_weight - 1) * foreground.float()  # (B, 1, H, W)
+    weight = weight / (3 * len(images) * weight.sum((1, 2, 3), keepdim=True))
+    difference = again - images
+    return {"mse": (weight * difference.square()).sum(), "l1": l1 * (weight * difference.abs()).sum()}

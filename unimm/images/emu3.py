@@ -5,12 +5,9 @@
 An image is a video of `frames` (4) equal frames, and what is decoded of it is the first of the four. Equal frames
 have equal grids, so each is computed once where the release computes four.
 
-Names: BAAI/Emu3-VisionTokenizer, modeling_emu3visionvq.py (read in copies; baaivision/Emu3 holds none).
-transformers' Emu3VQVAE has other names, and linear layers in its attention, under `model.vqmodel.`. Sizes:
-transformers' Emu3VQVAEConfig. BatchNorm's averages are the release's, also in training.
+BAAI/Emu3-VisionTokenizer, modeling_emu3visionvq.py (read in copies; baaivision/Emu3 holds none). Sizes: transformers'
+Emu3VQVAEConfig. BatchNorm's averages are the release's, also in training.
 """
-
-import re
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +15,7 @@ from torch import Tensor, nn
 from transformers.models.emu3 import modeling_emu3 as emu3
 
 from unimm.config.images import Emu3
-from unimm.images.vqgan import VQGAN, Decoder, Encoder, Spelling
+from unimm.images.vqgan import VQGAN
 
 
 class FrozenBatchNorm(nn.BatchNorm3d):
@@ -28,7 +25,7 @@ class FrozenBatchNorm(nn.BatchNorm3d):
         return super().train(False)
 
 
-def _add_time(part: Encoder | Decoder, config: Emu3, conv: type[nn.Module]) -> None:
+def _add_time(part: nn.Module, config: Emu3, conv: type[nn.Module]) -> None:
     """Layers over (time, rows, columns), each place seeing two earlier frames and none later."""
     part.time_conv = nn.ModuleList(conv(config.latent, config.latent) for _ in range(config.frames.bit_length() - 1))
     part.time_res_stack = nn.Sequential(*(emu3.Emu3VQVAETemporalResnetBlock(config.latent, config.latent)
@@ -39,22 +36,11 @@ def _add_time(part: Encoder | Decoder, config: Emu3, conv: type[nn.Module]) -> N
 
 class Emu3Tokenizer(VQGAN):
     def __init__(self, config: Emu3):
-        super().__init__(config, context=config.dim)
+        super().__init__(config)
         _add_time(self.encoder, config, emu3.Emu3VQVAETemporalDownsample)
         _add_time(self.decoder, config, emu3.Emu3VQVAETemporalUpsample)
         self.quant_conv = emu3.Emu3VQVAEConv3d(config.latent, config.dim, (3, 1, 1), (1, 1, 1))
         self.post_quant_conv = emu3.Emu3VQVAEConv3d(config.dim, config.latent, (3, 1, 1), (1, 1, 1))
-
-    def spellings(self) -> tuple[Spelling, ...]:
-        def transformers(name: str) -> str:
-            name = name.replace("encoder.down.", "encoder.down_block.down.")
-            name = name.replace("decoder.up.", "decoder.up_block.up.")
-            name = re.sub(r"attn\.(\d+)\.norm\.", r"attn_norms.\1.", name)
-            name = name.replace(".mid.attn_1.norm.", ".middle_block.attn_norm.").replace(".mid.", ".middle_block.")
-            return re.sub(r"(attn(?:_1|\.\d+))\.(q|k|v|proj_out)\.",
-                          lambda m: f"{m[1]}.{'out' if m[2] == 'proj_out' else m[2]}_proj.", name)
-
-        return str, transformers
 
     def latents(self, images: Tensor) -> Tensor:
         x = self.encoder(images)[:, :, None].expand(-1, -1, self.config.frames, -1, -1)

@@ -1,91 +1,21 @@
-"""Quantizers: feature maps to codes. One call and two inverses, the same for every kind.
+"""The kinds of quantizers; what they share stands in `unimm.images.quantizer`.
 
-    z (B, C, h, w) --forward--> Quantized(vectors (B, C, h, w), ids (B, P), loss)
-    z              --ids_of---> ids int64 (B, P), P = h * w, row by row; never trains anything
-    ids (..., P)   --codes_to_vectors--> float32 (..., P, C)
-
-`vectors` equals `codes_to_vectors(ids)` bit for bit, and its gradient goes straight through to z.
-Everything is computed in float32, whatever z is. vector-quantize-pytorch is the reference in the
-tests and not used here: it takes 2.5 s to import, its LFQ drops the result of its all-reduce, and
-whether its VQ synchronises ranks is decided once, when it is built.
+vector-quantize-pytorch is the reference in the tests and not used here: it takes 2.5 s to import, its LFQ drops the
+result of its all-reduce, and whether its VQ synchronises ranks is decided once, when it is built.
 """
 
 import math
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from unimm.config import quantizers as config
-
-DISTANCES = 2**26
-"""Distances to codes held at a time: 256 MB. 131,072 codes by the 4,096 positions of one image would take 2 GB."""
-
-
-class Quantized(NamedTuple):
-    """vectors (B, C, h, w) of z's dtype; ids int64 (B, P), or (B, P, depth) where a position has several; loss float32
-    () to be added to the training loss."""
-
-    vectors: Tensor
-    ids: Tensor
-    loss: Tensor
-
-
-class Quantizer(nn.Module):
-    """What the kinds share. Each has `size` codes of `dim` channels and defines the methods that raise here.
-
-    Rows are z as float32 (N, C), N = B * h * w, brought to where the codes are by `settled`.
-    """
-
-    size: int
-    dim: int
-    depth = 1
-    """Codes a position."""
-
-    def settled(self, rows: Tensor) -> Tensor:
-        """Rows as the kind compares them with its codes: squashed, or of length 1. Gradients pass through this."""
-        return rows
-
-    def _ids(self, rows: Tensor) -> Tensor:
-        """-> int64 (N,)"""
-        raise NotImplementedError
-
-    def codes_to_vectors(self, ids: Tensor) -> Tensor:
-        """int64 (...) -> float32 (..., C)"""
-        raise NotImplementedError
-
-    def _learn(self, rows: Tensor, ids: Tensor, vectors: Tensor) -> Tensor:
-        """In training: update averages from what was just coded, return the loss (), here nothing."""
-        return rows.new_zeros(())
-
-    def _through(self, rows: Tensor, vectors: Tensor) -> Tensor:
-        """The vectors, with the gradient of what they stand for."""
-        # Not rows + (vectors - rows): rounding would make training see other vectors than decoding does.
-        return vectors + (rows - rows.detach())
-
-    def _start(self, rows: Tensor) -> None:
-        """In training, before coding: initialise from data where the kind does."""
-
-    def ids_of(self, z: Tensor) -> Tensor:
-        return self._ids(self.settled(_rows(z))).view(z.shape[0], -1)
-
-    def forward(self, z: Tensor) -> Quantized:
-        rows = self.settled(_rows(z))
-        if self.training:
-            self._start(rows.detach())
-        ids = self._ids(rows.detach())
-        vectors = self.codes_to_vectors(ids)
-        loss = self._learn(rows, ids, vectors) if self.training else rows.new_zeros(())
-        vectors = self._through(rows, vectors)
-        b, c, h, w = z.shape
-        return Quantized(vectors.view(b, h, w, c).permute(0, 3, 1, 2).to(z.dtype), ids.view(b, -1), loss)
-
-
-def _rows(z: Tensor) -> Tensor:
-    """(B, C, h, w) -> float32 (B * h * w, C)"""
-    return z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()
+from unimm.images.codebooks import IndexBackpropagation
+from unimm.images.composed import ProductQuantizer, ResidualQuantizer
+from unimm.images.quantizer import Nearest, Quantized, Quantizer, rows_of
 
 
 class FiniteScalar(Quantizer):
@@ -174,33 +104,6 @@ def _of_all_ranks(rows: Tensor) -> Tensor:
     return torch.cat(found).to(rows.device)
 
 
-class Nearest(Quantizer):
-    """The nearest of the vectors of a table."""
-
-    def __init__(self, size: int, dim: int):
-        super().__init__()
-        self.size, self.dim = size, dim
-
-    def table(self) -> Tensor:
-        """Every code's vector, float32 (size, dim)."""
-        raise NotImplementedError
-
-    def _far(self, rows: Tensor, table: Tensor) -> Tensor:
-        """What is least for the code of each row, (N, size)."""
-        # |row - e|^2 without |row|^2, which is the same for every code
-        return table.square().sum(1) - 2 * rows @ table.T
-
-    @torch.no_grad()
-    def _ids(self, rows):
-        table = self.table()
-        with torch.autocast(rows.device.type, enabled=False):
-            some = rows.split(max(1, DISTANCES // self.size))
-            return torch.cat([self._far(part, table).argmin(1) for part in some])
-
-    def codes_to_vectors(self, ids):
-        return F.embedding(ids, self.table().detach())
-
-
 class VectorQuantizer(Nearest):
     """VQ whose codebook is a moving average of the vectors given to it (van den Oord et al. 2017, A.1).
 
@@ -266,6 +169,26 @@ class VectorQuantizer(Nearest):
         self.codebook[codes], self.sums[codes], self.counts[codes] = drawn, drawn * count, count
 
 
+class Continuous(Quantizer):
+    """Nothing is rounded: latents of length sqrt(dim), so that a channel's mean square is 1, with noise in training."""
+
+    size, depth = 0, 0
+
+    def __init__(self, kind: config.Unquantized):
+        super().__init__()
+        self.dim, self.noise = kind.dim, kind.noise
+
+    def settled(self, rows):
+        return F.rms_norm(rows, rows.shape[-1:])
+
+    def forward(self, z):
+        b, c, h, w = z.shape
+        rows = self.settled(rows_of(z))
+        if self.training:
+            rows = rows + self.noise * torch.randn_like(rows)
+        return Quantized(rows.view(b, h, w, c).permute(0, 3, 1, 2).to(z.dtype), None, rows.new_zeros(()))
+
+
 def build_quantizer(quantizer: config.Quantizer) -> Quantizer:
     match quantizer:
         case config.FSQ():
@@ -274,5 +197,13 @@ def build_quantizer(quantizer: config.Quantizer) -> Quantizer:
             return VectorQuantizer(quantizer)
         case config.LFQ():
             return LookupFree(quantizer)
+        case config.IndexBackprop(size=size, dim=dim, commitment=commitment, entropy_weight=entropy):
+            return IndexBackpropagation(size, dim, commitment, entropy)
+        case config.Residual(of=of, depth=depth):
+            return ResidualQuantizer(VectorQuantizer(of), depth)
+        case config.Product(of=of, parts=parts, disentangle=weight):
+            return ProductQuantizer([VectorQuantizer(of) for _ in range(parts)], weight)
+        case config.Unquantized():
+            return Continuous(quantizer)
         case _:
             assert_never(quantizer)

@@ -22,12 +22,9 @@ from torch import Tensor
 from unimm.config import images as config
 from unimm.disk import replace_file
 from unimm.images.base import ImageTokenizer, TokenizerError
-from unimm.images.chameleon import ChameleonTokenizer
 from unimm.images.conv import ConvImageTokenizer
-from unimm.images.ibq import IBQTokenizer
-from unimm.images.llamagen import LlamaGenTokenizer
-from unimm.images.movq import MoVQTokenizer
 from unimm.images.released import fill
+from unimm.images.vit import ViTImageTokenizer
 from unimm.sample import Content
 from unimm.weights import WEIGHTS, open_weights
 
@@ -43,18 +40,16 @@ def build_tokenizer(wanted: config.ImageTokenizer) -> ImageTokenizer:
     match wanted:
         case config.ConvTokenizer():
             return ConvImageTokenizer(wanted)
-        case config.Chameleon():
-            return ChameleonTokenizer(wanted)
+        case config.ViTTokenizer():
+            return ViTImageTokenizer(wanted)
         case config.Emu3():
-            from unimm.images.emu3 import Emu3Tokenizer  # late: transformers' model takes 2 s to import
+            from unimm.images.emu3 import Emu3Tokenizer  # late, both: transformers and diffusers take seconds to import
 
             return Emu3Tokenizer(wanted)
-        case config.LlamaGen():
-            return LlamaGenTokenizer(wanted)
-        case config.MoVQ():
-            return MoVQTokenizer(wanted)
-        case config.IBQ():
-            return IBQTokenizer(wanted)
+        case config.Published():
+            from unimm.images.vqgan import VQGAN
+
+            return VQGAN(wanted)
         case _:
             assert_never(wanted)
 

@@ -21,14 +21,16 @@ from unimm.config.model import Backbone, PretrainedBackbone, SharedTable
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Muon, NextToken, Reconstruct, Stage
 from unimm.hardware import Multiplied
+from unimm.images.conv import ConvImageTokenizer
+from unimm.images.tokenizer import build_tokenizer
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone, recompute_layers
 from unimm.model.cross_entropy import chunk_of
 from unimm.model.multiplied import has_experts, multiplied
 from unimm.plan.memory import Counts, Head
 from unimm.system import around, new_rows
-from unimm.train.footprint import PERSIST
 from unimm.train.optimizer import block_matrices
+from unimm.train.table import PERSIST
 from unimm.train.trains import Trained, apply
 from unimm.vocab import Vocab
 
@@ -115,7 +117,8 @@ def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | Reconstruc
 
 
 def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, device: str) -> Measured:
-    model = around(skeleton(recipe.backbone, layout.vocab), recipe, layout, weights=False)
+    model = around(skeleton(recipe.backbone, layout.vocab), recipe, layout, weights=False,
+                   tokenizer=build_tokenizer(recipe.image_tokenizer))
     new = new_rows(recipe, layout, model)
     # peft moves its adapters to where they are already; torch can't replace tensors without storage by themselves.
     with mock.patch.object(nn.Module, "_apply", lambda module, change, recurse=True: module):
@@ -139,8 +142,6 @@ def _head(model: "UnifiedModel", device: str) -> Head:
 
 def tokenizer_size(wanted: ImageTokenizer) -> int:
     """Elements of an image tokenizer, its codebook among them; used in fp32, it takes four bytes for each."""
-    from unimm.images.tokenizer import build_tokenizer
-
     with FakeTensorMode(allow_non_fake_inputs=True):
         return sum(tensor.numel() for tensor in build_tokenizer(wanted).state_dict().values())
 
@@ -169,9 +170,6 @@ def _row(model: "UnifiedModel", stage: NextToken) -> tuple[int, int]:
 
 
 def _tokenizer(recipe: Recipe, stage: Reconstruct, name: str) -> Measured:
-    from unimm.images.conv import ConvImageTokenizer
-    from unimm.images.tokenizer import build_tokenizer
-
     tokenizer = build_tokenizer(recipe.image_tokenizer).train()
     trained = apply(tokenizer, stage.train, {}, {}, f"stages.{name}.train")
     _settle(tokenizer, stage)

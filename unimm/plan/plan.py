@@ -1,16 +1,16 @@
 """A recipe on a cluster, on paper: does each stage fit, how long does it take, what does it write."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from unimm.config.check import ConfigError, check, nearest, positive
-from unimm.config.data import Shapes, Source
-from unimm.config.images import Published
+from unimm.config.data import Shapes
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, Reconstruct, Stage
 from unimm.config.tokens import SentencePieceText
 from unimm.grammar import Plan as ImagePlan
 from unimm.hardware import Gpu
+from unimm.images.tokenizer import is_released
 from unimm.layout import Layout
 from unimm.plan.measure import Measured, measure, tokenizer_size
 from unimm.plan.memory import Counts, memory, recomputes, remedy
@@ -18,7 +18,8 @@ from unimm.stream.shards import LEVEL, code_type
 from unimm.system import TEXT_FILE, layout_of, text_of
 from unimm.text import BytesTokenizer, TextTokenizer
 from unimm.train.shares import Shares, shares
-from unimm.train.table import Row, lines, rows
+from unimm.train.table import lines, rows
+from unimm.words import templates
 
 CAPTION = 64
 """Text tokens beside an image, where --document does not say how long documents are; ours."""
@@ -44,85 +45,9 @@ class Cluster:
         return -(-self.gpus // self.per_node)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StagePlan:
-    """One stage on the cluster. Bytes are of one rank (`memory`, `host`), of all (others)."""
-
-    name: str
-    unit: str
-    parts: tuple[Row, ...]
-    """What trains, and what a rank holds of it; `table` as training prints it before its first step."""
-    table: tuple[str, ...]
-    memory: dict[str, int]
-    host: int
-    """Bytes of host memory of one rank that offloading takes."""
-    fits: bool
-    without_recompute: int
-    """Bytes of activations of a rank without recompute, and with it."""
-    with_recompute: int
-    problems: tuple[str, ...]
-    """What keeps the stage from running as asked, each with the change that lets it."""
-    equation: str
-    steps: int
-    total: int
-    """Tokens (or images) over the stage."""
-    rate: float
-    """Tokens (or images) a second over all ranks."""
-    seconds: float
-    model_mfu: float
-    """The share of the peak without recomputed work: what papers call MFU."""
-    read_rate: float
-    """Bytes a second that all ranks read of codes (or pixels)."""
-    checkpoint: int
-    """Bytes of one checkpoint; `kept` of them stay."""
-    kept: int
-
-    @property
-    def peak(self) -> int:
-        return sum(self.memory.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataPlan:
-    """The codes of one dataset: bytes of typed integers with the table of their levels, without captions."""
-
-    name: str
-    images: int
-    known: bool
-    """Whether the recipe says how many images, or a round number stands in."""
-    bytes_per_image: int
-
-    @property
-    def bytes(self) -> int:
-        return self.images * self.bytes_per_image
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerPlan:
-    """The image tokenizer: one that a stage trains, or a release's."""
-
-    kind: str
-    elements: int
-    image: int
-    """Pixels each way, and codes."""
-    codes: int
-    source: str
-    """The stage that trains it, or the release's weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    recipe: str
-    cluster: Cluster
-    document: int
-    tokenizer: TokenizerPlan
-    stages: tuple[StagePlan, ...]
-    data: tuple[DataPlan, ...]
-
-
 def plan(recipe: Recipe, cluster: Cluster, folder: Path | None = None, document: int = 0,
-         images: int = 1_000_000) -> Plan:
-    """The recipe's plan; `folder` is its run, if there is one.
+         images: int = 1_000_000) -> dict:
+    """The recipe's plan, of plain values, as --json prints it; `folder` is its run, if there is one.
 
     document  tokens of a document on average; 0: the longest image with a caption, at most a row
     images    of a dataset whose size the recipe does not say
@@ -131,25 +56,35 @@ def plan(recipe: Recipe, cluster: Cluster, folder: Path | None = None, document:
     longest = max(sum(p.lengths(n)[1] for n in range(len(p.grids))) for p in layout.write_plans.values())
     document = document or longest + CAPTION
     device = "cpu" if cluster.gpu.name == "cpu" else "cuda"
-    measured = {}
-    stages = []
+    measured, stages = {}, []
     for name, stage in recipe.stages.items():
-        alike = replace(stage, steps=1, seed=0)
-        found = measured.get(repr(alike)) or measure(recipe, layout, stage, name, device)
-        measured[repr(alike)] = found
-        stages.append(_stage(name, stage, found, cluster, recipe, document))
-    return Plan(recipe=recipe.name, cluster=cluster, document=document, tokenizer=_image_tokenizer(recipe),
-                stages=tuple(stages), data=tuple(_data(recipe, layout, images)))
+        alike = repr(replace(stage, steps=1, seed=0))
+        measured[alike] = measured.get(alike) or measure(recipe, layout, stage, name, device)
+        stages.append(_stage(name, stage, measured[alike], cluster, recipe, document))
+    data = _data(recipe, layout, images)
+    return {"recipe": recipe.name, **asdict(cluster), "nodes": cluster.nodes, "document": document,
+            "tokenizer": _image_tokenizer(recipe), "stages": stages, "data": data,
+            **{total: sum(stage[total] for stage in stages) for total in ("seconds", "gpu_hours")},
+            "bytes": sum(stage["kept_bytes"] for stage in stages) + sum(each["bytes"] for each in data)}
 
 
-def _image_tokenizer(recipe: Recipe) -> TokenizerPlan:
+def text_of_plan(plan: dict) -> str:
+    """The plan for people."""
+    return templates(Path(__file__).parent, gib=gib).get_template("plan.txt.jinja").render(plan)
+
+
+def gib(number: float) -> str:
+    return f"{number / 2**30:,.2f} GiB" if number >= 2**30 / 10 else f"{number / 2**20:,.2f} MiB"
+
+
+def _image_tokenizer(recipe: Recipe) -> dict:
+    """The image tokenizer, which a stage trains, or a release's: `codes` each way, `source` of its weights."""
     wanted = recipe.image_tokenizer
     trained = [name for name, stage in recipe.stages.items() if isinstance(stage, Reconstruct)]
-    source = f"trained by {', '.join(trained)}" if trained else ""
-    if isinstance(wanted, Published) and wanted.weights:
-        source = f"weights of {wanted.weights}" + (f", {source}" if source else "")
-    return TokenizerPlan(kind=wanted.kind, elements=tokenizer_size(wanted), image=wanted.image,
-                         codes=wanted.image // wanted.downsample, source=source or "no weights named yet")
+    source = [f"weights of {wanted.weights}"] if is_released(wanted) else []
+    source += [f"trained by {', '.join(trained)}"] if trained else []
+    return {"kind": wanted.kind, "elements": tokenizer_size(wanted), "image": wanted.image,
+            "codes": wanted.image // wanted.downsample, "source": ", ".join(source) or "no weights named yet"}
 
 
 def _text(recipe: Recipe, folder: Path | None) -> TextTokenizer:
@@ -162,24 +97,37 @@ def _text(recipe: Recipe, folder: Path | None) -> TextTokenizer:
     return text_of(recipe, None)
 
 
-def _stage(name: str, stage: Stage, found: Measured, cluster: Cluster, recipe: Recipe, document: int) -> StagePlan:
+def _stage(name: str, stage: Stage, found: Measured, cluster: Cluster, recipe: Recipe, document: int) -> dict:
+    """One stage on the cluster. Bytes are of one rank but where they say otherwise.
+
+    unit, total, rate   tokens (or images) over the stage, and a second over all ranks
+    parts, table        what trains, and what a rank holds of it; as training prints it before its first step
+    problems            what keeps the stage from running as asked, each with the change that lets it
+    without_recompute   bytes of activations, and with_recompute
+    model_mfu           the share of the peak without recomputed work: what papers call MFU
+    read_rate           bytes a second that all ranks read of codes (or pixels)
+    checkpoint          bytes of one; `kept` of them stay
+    """
     stage, share, uneven = _shares(stage, cluster.gpus)
     gpu, limit = cluster.gpu.name != "cpu", cluster.gpu.memory
     parts, host = memory(found.counts, stage, share, gpu)
-    fits = sum(parts.values()) <= limit
-    problems = [uneven, "" if fits else _too_big(name, found.counts, stage, cluster.gpus, limit, gpu)]
+    peak = sum(parts.values())
+    problems = [uneven, "" if peak <= limit else _too_big(name, found.counts, stage, cluster.gpus, limit, gpu)]
     made = found.module, stage, found.trained, cluster.gpus
     length = min(document, share.tokens)
     model, hardware = (found.multiplied.flops(length, recompute=again) for again in (False, recomputes(stage)))
     rate = cluster.gpus * cluster.mfu * cluster.gpu.flops / hardware
-    return StagePlan(
-        name=name, unit="tokens" if share.tokens else "images", parts=tuple(rows(*made)), table=tuple(lines(*made)),
-        memory=parts, host=host, fits=fits,
-        problems=tuple(p for p in problems if p), without_recompute=found.counts.activations(share.rows, False),
-        with_recompute=found.counts.activations(share.rows, True),
-        equation=str(share), steps=stage.steps, total=stage.steps * share.total, rate=rate,
-        seconds=stage.steps * share.total / rate, model_mfu=cluster.mfu * model / hardware,
-        read_rate=rate * _bytes_read(stage, recipe), checkpoint=_checkpoint(found.counts, stage), kept=stage.keep)
+    seconds, checkpoint = stage.steps * share.total / rate, _checkpoint(found.counts, stage)
+    return {"name": name, "unit": "tokens" if share.tokens else "images", "equation": str(share),
+            "parts": [asdict(row) for row in rows(*made)], "table": lines(*made),
+            "memory": parts, "host": host, "peak": peak, "fits": peak <= limit,
+            "without_recompute": found.counts.activations(share.rows, False),
+            "with_recompute": found.counts.activations(share.rows, True),
+            "problems": [problem for problem in problems if problem],
+            "steps": stage.steps, "total": stage.steps * share.total, "rate": rate, "seconds": seconds,
+            "gpu_hours": seconds * cluster.gpus / 3600, "model_mfu": cluster.mfu * model / hardware,
+            "read_rate": rate * _bytes_read(stage, recipe), "checkpoint": checkpoint, "kept": stage.keep,
+            "kept_bytes": checkpoint * stage.keep}
 
 
 def _shares(stage: Stage, world: int) -> tuple[Stage, Shares, str]:
@@ -221,18 +169,17 @@ def _checkpoint(counts: Counts, stage: Stage) -> int:
     return weights + 4 * counts.moments + 4 * counts.trained * ((stage.zero > 0) + (stage.ema > 0))
 
 
-def _data(recipe: Recipe, layout: Layout, images: int) -> list[DataPlan]:
-    """Codes of the datasets that language stages read."""
-    used = dict.fromkeys(use.data for stage in recipe.language.values() for use in stage.mix)
-    each = max(_bytes_of_codes(layout, written) for written in layout.write_plans.values())
-    known = {name: _images(recipe.data[name]) for name in used}
-    return [DataPlan(name=name, images=known[name] or images, known=known[name] > 0, bytes_per_image=each)
-            for name in used]
+def _data(recipe: Recipe, layout: Layout, images: int) -> list[dict]:
+    """Codes of the datasets that language stages read: typed integers with the table of their levels, no captions.
 
-
-def _images(source: Source) -> int:
-    """How many images a source has, where the recipe says; else 0."""
-    return source.count * (2 if source.part == "edits" else 1) if isinstance(source, Shapes) else 0
+    `known` is whether the recipe says how many images, or `images` stands in.
+    """
+    each, found = max(_bytes_of_codes(layout, written) for written in layout.write_plans.values()), []
+    for name in dict.fromkeys(use.data for stage in recipe.language.values() for use in stage.mix):
+        source, known = recipe.data[name], isinstance(recipe.data[name], Shapes)
+        many = source.count * (2 if source.part == "edits" else 1) if known else images
+        found.append({"name": name, "images": many, "known": known, "bytes_per_image": each, "bytes": many * each})
+    return found
 
 
 def _bytes_of_codes(layout: Layout, written: ImagePlan) -> int:

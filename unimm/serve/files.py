@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from unimm.checkpoint.manifest import MANIFEST
+from unimm.checkpoint.folders import MANIFEST
 from unimm.disk import DiskError, replace_file, writing
 from unimm.errors import UserError
 from unimm.generate.request import Request, drawing

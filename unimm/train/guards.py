@@ -8,18 +8,23 @@ All ranks call these together and decide alike: on counts that move together, on
 each, and on what a gather tells all of them. Nothing here waits for a device.
 """
 
+import dataclasses
+import json
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from unimm.config.guards import Guards as Limits
-from unimm.disk import read_sealed, write_sealed
+from unimm.disk import read_sealed, replace_file, write_sealed, writing
 from unimm.losses import Losses
 from unimm.train import ranks
-from unimm.train.inspection import faults, save_batch
-from unimm.train.update import NotFinite
+from unimm.train.engine import NotFinite
 
 MOST_FILES = 20
 """So many skipped steps' batches are kept for inspection; the one that stops the run is kept in any case."""
@@ -87,7 +92,12 @@ class Guards:
         what = "; ".join(f"{', '.join(found)} on rank {rank}" for rank, found in enumerate(everyone) if found) or why
         # Where every loss is finite and the gradient is not, no rank can be told from another: all keep theirs.
         guilty = everyone[ranks.rank()] or not any(everyone)
-        kept = self._keep(step, what, batch, losses) if guilty and (stop or self.skipped <= MOST_FILES) else None
+        kept = None
+        if guilty and (stop or self.skipped <= MOST_FILES):
+            facts = {"stage": self.name, "step": step, "rank": ranks.rank(), "world": ranks.world(), "why": what,
+                     "batch": self.drawn - 1, **(self.show(batch) if self.show else {})}
+            stem = self.folder / "bad-batches" / f"step-{step:08d}-rank-{ranks.rank():05d}"
+            kept = save_batch(stem, batch, losses, facts)
         files = [str(path) for path in ranks.gather(kept) if path]
         where = f"; its batch: {files[0]}" + (f" and {len(files) - 1} more" if files[1:] else "") if files else ""
         text = f"{self.name}, step {step}: {what}; no weight was changed by it"
@@ -96,12 +106,6 @@ class Guards:
             allowed = f"guards.skips_in_row {self.limits.skips_in_row}, guards.skips {self.limits.skips}"
             raise NotFinite(f"{text}. {self.in_row} such steps in a row and {self.skipped} in all stop the run "
                             f"({allowed}){where}. Look at that batch, or lower optimizer.lr or optimizer.clip")
-
-    def _keep(self, step: int, what: str, batch, losses: Sequence[Losses]) -> Path:
-        facts = {"stage": self.name, "step": step, "rank": ranks.rank(), "world": ranks.world(), "why": what,
-                 "batch": self.drawn - 1}
-        stem = self.folder / "bad-batches" / f"step-{step:08d}-rank-{ranks.rank():05d}"
-        return save_batch(stem, batch, losses, facts | (self.show(batch) if self.show else {}))
 
     def judge(self, step: int, loss: float) -> None:
         """Judge the mean loss over all ranks of a step that was taken: the same number on each."""
@@ -143,3 +147,48 @@ class Guards:
         self.spikes.seen.clear()
         self.spikes.seen.extend(state["losses"])
         self.leapt = None
+
+
+def faults(losses: Sequence[Losses]) -> list[str]:
+    """What is not finite among this rank's losses, such as "loss/image is nan"; empty where all is well."""
+    named = [("loss", float(each.total.detach())) for each in losses]
+    named += [(f"loss/{part}", float(total)) for each in losses for part, (total, _) in each.parts.items()]
+    return list(dict.fromkeys(f"{name} is {value}" for name, value in named if not math.isfinite(value)))
+
+
+def save_batch(stem: Path, batch, losses: Sequence[Losses], facts: Mapping) -> Path:
+    """Write STEM.safetensors (every array of `batch`, named by its place in it) and STEM.json; returns the latter.
+
+    The JSON holds `facts`, the batch's plain values and the losses of each forward pass, part by part.
+    Raises DiskError.
+    """
+    from safetensors.torch import save_file
+
+    leaves = dict(_leaves(batch, ""))
+    arrays = {name: torch.as_tensor(value).detach().cpu().contiguous().clone()
+              for name, value in leaves.items() if isinstance(value, np.ndarray | Tensor)}
+    plain = {name: value for name, value in leaves.items() if name not in arrays}
+    passes = [{"loss": float(each.total.detach()),
+               "parts": {part: {"sum": float(total), "count": float(count)}
+                         for part, (total, count) in each.parts.items()}} for each in losses]
+    text = json.dumps({**facts, "losses": passes, "values": plain}, default=str)
+    # Python's JSON writes NaN as such, which jq and browsers refuse: as text it survives every reader.
+    text = json.dumps(json.loads(text, parse_constant=lambda name: str(float(name))), indent=1, ensure_ascii=False)
+    with writing(stem):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, stem.with_suffix(".safetensors"))
+    replace_file(stem.with_suffix(".json"), text.encode())
+    return stem.with_suffix(".json")
+
+
+def _leaves(value, name: str) -> Iterator[tuple[str, object]]:
+    """Everything in a batch that is no container, under names such as "ids", "1", "slots.0.1.payload"."""
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
+        yield name or "batch", value
+        return
+    for key, inner in value.items():
+        yield from _leaves(inner, f"{name}.{key}" if name else str(key))
