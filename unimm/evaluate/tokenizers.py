@@ -20,7 +20,7 @@ from unimm.evaluate.scores import Scores, Shown
 from unimm.images.base import ImageTokenizer
 from unimm.images.measure import AT_ONCE, RandomFeatures, frechet, measure, pooled_vectors, probe
 from unimm.images.prepare import prepare
-from unimm.images.tokenizer import Drawer, to_codes, to_pixels, to_tensor
+from unimm.images.tokenizer import to_codes, to_pixels, to_tensor
 from unimm.resize import resized
 from unimm.system import FEATURES_FOLDER, System
 
@@ -34,19 +34,18 @@ class Labelled(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A tokenizer, the sizes of its layout in codes, what draws its codes where that is not itself, and the folder of a
-    vision encoder to compare pictures by, where there is one."""
+    """A tokenizer, the sizes of its layout in codes, and the folder of a vision encoder to compare pictures by, where
+    there is one."""
 
     tokenizer: ImageTokenizer
     grids: Sequence[tuple[int, int]] = ()
-    drawer: Drawer | None = None
     features: Path | None = None
 
     @classmethod
     def of(cls, system: System, features: Path | None = None) -> "Subject":
         """A run's; compared by its own features where no others are given."""
         own = system.folder / FEATURES_FOLDER
-        return cls(system.tokenizer, system.recipe.layout.sizes, None, features or (own if own.is_dir() else None))
+        return cls(system.tokenizer, system.recipe.layout.sizes, features or (own if own.is_dir() else None))
 
     def prepared(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
         return [prepare(self.tokenizer.config, picture, self.grids) for picture in pictures]
@@ -58,7 +57,7 @@ def add_tokenizer(scores: Scores, subject: Subject, key: str, pictures: list[np.
     """Everything about uint8 (H, W, 3) pictures under `tokenizer.`: `measure`'s values, `KEY`, the share of
     reconstructions that `judge` finds right (it gives each one's (ok, why)), rfid, words, probe."""
     pictures = subject.prepared(pictures)
-    found = measure(subject.tokenizer, pictures, subject.drawer)
+    found = measure(subject.tokenizer, pictures)
     scores.reconstructions = [Shown("reconstruction", "", ok, got, given=picture, why=why)
                               for picture, got, (ok, why) in zip(pictures, found.back, judge(found.back))]
     scores.add_share(f"tokenizer.{key}", scores.reconstructions)
@@ -82,7 +81,7 @@ def _add_words(scores: Scores, subject: Subject) -> None:
     for size in words_world.SIZES:
         side = subject.tokenizer.config.image
         given = subject.prepared([words_world.render(word, size, side) for word in words_world.WORDS])
-        back = to_pixels(subject.drawer or subject.tokenizer, to_codes(subject.tokenizer, given))
+        back = to_pixels(subject.tokenizer, to_codes(subject.tokenizer, given))
         read = words_world.read([resized(picture, (side, side)) for picture in back], size)
         right[size] = float(np.mean([a == b for a, b in zip(read, words_world.WORDS)]))
         scores.add(f"tokenizer.words.{size}", right[size], len(read))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.images.base import ImageTokenizer
-from unimm.images.tokenizer import Drawer, to_codes, to_pixels, to_tensor
+from unimm.images.tokenizer import to_codes, to_pixels, to_tensor
 from unimm.sample import Codes, Content
 
 AT_ONCE = 64
@@ -27,9 +27,8 @@ class Measures(NamedTuple):
     counts: dict[str, np.ndarray]
 
 
-def measure(tokenizer: ImageTokenizer, images: list[np.ndarray], drawer: Drawer | None = None) -> Measures:
-    """Scores of reconstructing uint8 (H, W, 3) images through codes, or latents, and back to uint8 by `drawer`, the
-    tokenizer itself by default.
+def measure(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> Measures:
+    """Scores of reconstructing uint8 (H, W, 3) images through codes, or latents, and back to uint8.
 
     psnr                      decibels, from the mean squared error over all images
     ssim                      mean structural similarity, at most 1
@@ -41,10 +40,10 @@ def measure(tokenizer: ImageTokenizer, images: list[np.ndarray], drawer: Drawer 
                zipf           slope of log frequency over log rank, by least squares; 0 where all are equally frequent
     """
     contents = to_codes(tokenizer, images)
-    back = to_pixels(drawer or tokenizer, contents)
+    back = to_pixels(tokenizer, contents)
     lengths, counts = [_positions(content) for content in contents], code_counts(tokenizer, contents)
-    values = {"psnr": psnr(_unit(images), _unit(back)), "ssim": ssim(_unit(images), _unit(back)),
-              "tokens.mean": float(np.mean(lengths)), "tokens.least": min(lengths), "tokens.most": max(lengths)}
+    values = {**likeness(images, back), "tokens.mean": float(np.mean(lengths)),
+              "tokens.least": min(lengths), "tokens.most": max(lengths)}
     for name, found in counts.items():
         used = found[found > 0]
         values |= {f"codes.{name}.size": len(found), f"codes.{name}.used": len(used),
@@ -71,6 +70,11 @@ def code_counts(tokenizer: ImageTokenizer, contents: list[Content]) -> dict[str,
 def _unit(images: list[np.ndarray]) -> Tensor:
     """uint8 (H, W, 3) -> float32 (B, 3, H, W) in [0, 1]"""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def likeness(images: list[np.ndarray], back: list[np.ndarray]) -> dict[str, float]:
+    """PSNR and SSIM of two lists of uint8 (H, W, 3) images of one size."""
+    return {"psnr": psnr(_unit(images), _unit(back)), "ssim": ssim(_unit(images), _unit(back))}
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
