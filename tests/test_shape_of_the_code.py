@@ -55,6 +55,7 @@ RUN_NOT_IMPORTED = {"ruff", "pytest-xdist", "accelerate"}
 HEAVY = (
     "torch",
     "transformers",
+    "diffusers",
     "deepspeed",
     "peft",
     "datasets",

@@ -53,11 +53,8 @@ class BytesTokenizer(TextTokenizer):
     """
 
     def __init__(self, size: int = 256, taken: Iterable[int] = ()):
-        free = bytearray(b"\1") * size
-        for i in taken:
-            free[i:i + 1] = b"\0" * (i < size)
-        found = free.find(b"\1" * 256)
-        self.first = found if found >= 0 else size
+        edges = [-1, *sorted({i for i in taken if i < size}), size]
+        self.first = next((a + 1 for a, b in zip(edges, edges[1:]) if b - a > 256), size)
         self.size = max(size, self.first + 256)
         self.controls = frozenset(range(self.first)) | frozenset(range(self.first + 256, self.size))
 

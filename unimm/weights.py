@@ -8,7 +8,7 @@ executed. Written are safetensors, hashed while they are written, large sets spl
 
 import json
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from unimm.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SPLIT = 5_000_000_000  # bytes of weights in one file, as transformers wrote them for years
-CHUNK = 1 << 24
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 WRAPPERS = ("state_dict", "model")
 """Where a pickle of a training run keeps its weights: taming-transformers' and LlamaGen's way."""
@@ -206,9 +205,4 @@ def _encoded(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     text += b" " * (-len(text) % 8)  # so that every tensor lies at a multiple of its own width
     yield len(text).to_bytes(8, "little") + text
     for _, t in ordered:
-        yield from _bytes(t)
-
-
-def _bytes(t: Tensor) -> Iterable[memoryview]:
-    whole = memoryview(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return (whole[at:at + CHUNK] for at in range(0, len(whole), CHUNK))
+        yield memoryview(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

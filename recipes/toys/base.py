@@ -1,4 +1,4 @@
-"""What the toy scales of all systems share: coloured shapes on 32 x 32 pixels, a language model of a million parameters.
+"""What the toy scales of all systems share: coloured shapes on 32 x 32 pixels, a language model of a million weights.
 
 Every number is ours: each system trains through its published one's code path in minutes on one CPU core. Steps and
 data are the same for all, so that what differs between their scores is the system.

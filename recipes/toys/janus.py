@@ -1,4 +1,4 @@
-"""Janus at toy scale: pictures are read as features of an encoder and written as codes of a table and head of their own.
+"""Janus at toy scale: pictures are read as features of an encoder, written as codes of a table and head of their own.
 
 Differs from the paper: the encoder is fresh and small and learns from the first step, where SigLIP is a pretrained one;
 one stage stands for the paper's three.

@@ -35,13 +35,13 @@ def evaluate(system: System, count: int = 200, seed: int = 0, features: Path | N
     report = {**_about(system), **scores.values, "counts": scores.counts,
               "sampling": {**asdict(system.recipe.sampling), "guided": True, "count": count, "seed": seed}}
     metrics = {name: _lines(system.folder / name / "metrics.jsonl") for name in system.recipe.stages}
-    report |= _training(system, metrics)
-    report["reproduce"] = _commands(system.folder, count, seed)
-    report["recipe"] = json.loads(recipe_to_json(system.recipe))
-    seconds = _seconds(system.folder)
+    report |= _training(system, metrics) | {"reproduce": _commands(system.folder, count, seed),
+                                            "recipe": json.loads(recipe_to_json(system.recipe))}
+    kept = system.folder / "seconds.json"
+    seconds = json.loads(kept.read_text()) if kept.is_file() else {}
     # Writing the page is the last step and can't be in the page: a few tenths of a second.
-    seconds["evaluate"] = round(time.monotonic() - began, 2)
-    replace_file(system.folder / "seconds.json", json.dumps(seconds, indent=1).encode())
+    seconds = {name: round(value, 2) for name, value in (seconds | {"evaluate": time.monotonic() - began}).items()}
+    replace_file(kept, json.dumps(seconds, indent=1).encode())
     report["seconds"] = seconds | {"total": round(sum(seconds.values()), 2)}
     report["bars"] = {bar.key: {"bar": bar.bar, "sense": bar.sense, "met": bar.met(value)} for bar in bars
                       if bar.bar is not None and (value := look_up(report, bar.key)) is not None}
@@ -108,15 +108,8 @@ def _training(system: System, metrics: Metrics) -> dict:
 
 def _lines(path: Path) -> list[dict[str, float]]:
     """The whole lines of a JSONL file, none where there is no file."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _seconds(folder: Path) -> dict[str, float]:
-    path = folder / "seconds.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    return {name: round(value, 2) for name, value in found.items()}
+    whole = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in whole if line.endswith("\n")]
 
 
 def _commands(folder: Path, count: int, seed: int) -> list[str]:

@@ -34,7 +34,8 @@ class VectorInput(nn.Module):
 
     def forward(self, table: nn.Module, ids: Tensor, before: Tensor | None = None, slots: Slots = (),
                 written: Written | None = None):
-        embedded, own = table(ids), (ids >= self.start) & (ids < self.stop)
+        own = (ids >= self.start) & (ids < self.stop)
+        embedded = table(ids.masked_fill(own, 0))  # the ids of several codes are no rows of the table
         if self.plain:  # everywhere, and read where there is a code: no GPU is waited for
             vectors = self.tokenizer.vectors_of((ids - self.start).clamp(0, self.stop - self.start - 1))
             embedded = torch.where(own[..., None], self._aligned(vectors).to(embedded.dtype), embedded)

@@ -93,10 +93,6 @@ class Saved(saved_tensors_hooks):
     def bytes(self) -> int:
         return sum(storage.nbytes() for storage in self.kept.values())
 
-    def __enter__(self) -> "Saved":
-        super().__enter__()
-        return self
-
 
 def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | Reconstruct, name: str,
             device: Literal["cpu", "cuda"] = "cuda") -> Measured:
@@ -129,15 +125,11 @@ def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, devic
     _, inputs = _row(model, stage)
     found = multiplied(model)
     layer = (plain - inputs) // found.layers
-    counts = _counts(model, stage, once, plain, inputs + layer, head=_head(model, device),
-                     tokenizer=4 * tokenizer_size(recipe.image_tokenizer))
+    out = model.backbone.get_output_embeddings()
+    head = Head(ids=out.out_features, width=out.in_features, trained=out.weight.requires_grad,
+                capped=model.cap is not None, chunk=chunk_of(out.out_features, device))
+    counts = _counts(model, stage, once, plain, inputs + layer, head, 4 * tokenizer_size(recipe.image_tokenizer))
     return Measured(model, trained, counts, found)
-
-
-def _head(model: "UnifiedModel", device: str) -> Head:
-    head = model.backbone.get_output_embeddings()
-    return Head(ids=head.out_features, width=head.in_features, trained=head.weight.requires_grad,
-                capped=model.cap is not None, chunk=chunk_of(head.out_features, device))
 
 
 def tokenizer_size(wanted: ImageTokenizer) -> int:
@@ -160,7 +152,7 @@ def _row(model: "UnifiedModel", stage: NextToken) -> tuple[int, int]:
 
     def saved_by(rows: int) -> int:
         position = torch.arange(stage.seq_len).expand(rows, -1)
-        with Saved(model) as saved, torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16"):
+        with (saved := Saved(model)), torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16"):
             embedded, _ = model.image_input(backbone.get_input_embeddings(), torch.zeros_like(position))
             backbone.base_model(inputs_embeds=embedded, position_ids=position, use_cache=False)
         return saved.bytes
@@ -177,7 +169,7 @@ def _tokenizer(recipe: Recipe, stage: Reconstruct, name: str) -> Measured:
 
     def passed(images: int) -> tuple[int, float]:
         pixels = torch.zeros(images, 3, side, side, dtype=next(tokenizer.parameters()).dtype)
-        with (FlopCounterMode(display=False) as flops, Saved(tokenizer) as saved,
+        with (FlopCounterMode(display=False) as flops, (saved := Saved(tokenizer)),
               torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16")):
             if isinstance(tokenizer, ConvImageTokenizer):  # its quantizers look at numbers, which are not there
                 tokenizer.decoder(tokenizer.encoder(pixels))

@@ -85,14 +85,6 @@ class Batches:
                 "drop_context": self.stage.drop_context}
 
     def _draw(self, index: int) -> Sequence | None:
-        document = self._render(index)
-        self.missed = 0 if document is not None else self.missed + 1
-        if self.missed == GIVE_UP:
-            raise TooLong(f"{GIVE_UP} samples in a row were longer than {self.stage.seq_len} tokens, "
-                          f"the last of them {self.mixture[index][0]}; raise seq_len")
-        return document
-
-    def _render(self, index: int) -> Sequence | None:
         """The document at an index of the mixture; None if it is too long and such are dropped."""
         key, sample = self.mixture[index]
         if self.stage.reconstruction:
@@ -103,10 +95,15 @@ class Batches:
         except LayoutError as error:
             raise LayoutError(f"{key}: {error}") from None
         if len(document) <= self.stage.seq_len:
+            self.missed = 0
             return document
         if self.stage.too_long == "refuse":
             raise TooLong(f"{key} is {len(document)} tokens long, a row is {self.stage.seq_len}; "
                           f"raise seq_len, or set too_long to 'drop' to leave such samples out and count them")
+        self.missed += 1
+        if self.missed == GIVE_UP:
+            raise TooLong(f"{GIVE_UP} samples in a row were longer than {self.stage.seq_len} tokens, the last of them "
+                          f"{key}; raise seq_len")
         return None
 
 

@@ -167,18 +167,18 @@ def _pair(image: Any, text: Any, row: Row) -> Sample:
 def find_files(path: str, endings: tuple[str, ...]) -> list[Path]:
     """The files of a file, a folder (searched below) or a pattern, sorted. Raises SourceError where none is."""
     given = Path(path).expanduser()
-    kinds = " or ".join(endings)
     if given.is_file():
         return [given]
     if given.is_dir():
-        found = [file for file in given.rglob("*") if file.name.endswith(endings) and file.is_file()]
-        if not found:
-            raise SourceError(f"{path}: the folder holds no {kinds} file")
+        why = f"the folder holds no {' or '.join(endings)} file"
+        found = (file for file in given.rglob("*") if file.name.endswith(endings))
     else:
-        found = [Path(name) for name in glob(str(given), recursive=True) if Path(name).is_file()]
-        if not found:
-            raise SourceError(f"{path}: {'no file matches the pattern' if has_magic(path) else 'not found'}")
-    return sorted(found)
+        why = "no file matches the pattern" if has_magic(path) else "not found"
+        found = map(Path, glob(str(given), recursive=True))
+    files = sorted(file for file in found if file.is_file())
+    if not files:
+        raise SourceError(f"{path}: {why}")
+    return files
 
 
 def missing(name: str, present: Iterable[str], where: str, what: str = "column") -> MissingColumn:

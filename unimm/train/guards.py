@@ -30,25 +30,21 @@ MOST_FILES = 20
 """So many skipped steps' batches are kept for inspection; the one that stops the run is kept in any case."""
 
 
-class Spikes:
-    """Whether a loss stands out of those before it: median + `limit` robust deviations over the last `window`."""
+def spike(loss: float, seen: deque[float], limit: float) -> float | None:
+    """The highest loss that would have been ordinary, if this one is above it; it is added to those `seen`.
 
-    def __init__(self, limit: float, window: int):
-        self.limit = limit
-        self.seen: deque[float] = deque(maxlen=window)
-
-    def add(self, loss: float) -> float | None:
-        """The highest loss that would have been ordinary, if this one is above it. """
-        if not math.isfinite(loss):  # with a finite gradient, or the step had been refused
-            return max(self.seen, default=0.0) if self.limit else None
-        bound = None
-        if self.limit and len(self.seen) == self.seen.maxlen:
-            median = statistics.median(self.seen)
-            deviation = 1.4826 * statistics.median(abs(each - median) for each in self.seen)
-            # A loss that hardly moves has no deviation to speak of; a thousandth of it is noise.
-            bound = median + self.limit * max(deviation, 1e-3 * abs(median))
-        self.seen.append(loss)  # a spike too: where the level has changed for good, half a window gets used to it
-        return bound if bound is not None and loss > bound else None
+    Ordinary is up to the median + `limit` robust deviations of those before it, once there are as many as `seen` keeps.
+    """
+    if not math.isfinite(loss):  # with a finite gradient, or the step had been refused
+        return max(seen, default=0.0) if limit else None
+    bound = math.inf
+    if limit and len(seen) == seen.maxlen:
+        median = statistics.median(seen)
+        deviation = 1.4826 * statistics.median(abs(each - median) for each in seen)
+        # A loss that hardly moves has no deviation to speak of; a thousandth of it is noise.
+        bound = median + limit * max(deviation, 1e-3 * abs(median))
+    seen.append(loss)  # a spike too: where the level has changed for good, half a window gets used to it
+    return bound if loss > bound else None
 
 
 class Guards:
@@ -63,7 +59,7 @@ class Guards:
 
     def __init__(self, limits: Limits, folder: Path, name: str, show: Callable[[object], dict] | None = None):
         self.limits, self.folder, self.name, self.show = limits, folder, name, show
-        self.spikes = Spikes(limits.spike, limits.spike_window)
+        self.losses: deque[float] = deque(maxlen=limits.spike_window)
         self.skipped = self.in_row = self.drawn = 0
         self.leapt: int | None = None
         self.file = folder / "rollbacks.json"
@@ -110,7 +106,7 @@ class Guards:
     def judge(self, step: int, loss: float) -> None:
         """Judge the mean loss over all ranks of a step that was taken: the same number on each."""
         self.in_row = 0
-        bound = self.spikes.add(loss)
+        bound = spike(loss, self.losses, self.limits.spike)
         if bound is None:
             return
         self.spiked += 1
@@ -138,14 +134,14 @@ class Guards:
     def state(self) -> dict:
         """Small JSON, alike on all ranks; goes into every checkpoint."""
         return {"skipped": self.skipped, "in_row": self.in_row, "spikes": self.spiked, "drawn": self.drawn,
-                "losses": list(self.spikes.seen)}
+                "losses": list(self.losses)}
 
     def restore(self, state: dict) -> None:
         """Go on from a checkpoint's; spikes that were seen after it was saved stay counted."""
         self.skipped, self.in_row, self.drawn = state["skipped"], state["in_row"], state["drawn"]
         self.spiked = max(self.spiked, state["spikes"])
-        self.spikes.seen.clear()
-        self.spikes.seen.extend(state["losses"])
+        self.losses.clear()
+        self.losses.extend(state["losses"])
         self.leapt = None
 
 

@@ -119,10 +119,9 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
         while run.step < stage.steps:
             stop = run.one_step(signals)
             done = run.step == stage.steps
-            due = done or stop or run.step % stage.save_every == 0
             if run.guards.leapt is not None and run.roll_back():
                 continue  # a signal is still there at the next step
-            if due:
+            if done or stop or run.step % stage.save_every == 0:
                 run.save()
             if stop and not done:
                 raise Interrupted(stop, run.saver.wait(), again)
