@@ -25,8 +25,8 @@ LIBRARY = [path for path in TREES if path.parts[0] in ("unimm", "recipes", "data
 LAYERS = (
     "errors",
     "disk",
-    "sample, losses, arguments, words, weights, pictures, resize, config, hardware, status, published",
-    "text, vocab",
+    "sample, arguments, words, weights, pictures, resize, config, hardware, status, published",
+    "text, vocab, losses, kept",
     "grammar",
     "turns, form",
     "layout",
@@ -62,6 +62,7 @@ HEAVY = (
     "grain",
     "pyarrow",
     "sentencepiece",
+    "diffusers",
     "tensorboard",
     "matplotlib",
 )

@@ -16,16 +16,18 @@ from unimm.config.check import ConfigError
 from unimm.config.images import Published
 from unimm.config.model import VisionFeatures
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken, Reconstruct, learned
+from unimm.config.stages import Detokenize, NextToken, PictureStage, Reconstruct, learned
 from unimm.config.tokens import SentencePieceText
 from unimm.disk import replace_file, writing
 from unimm.images import tokenizer as codec
 from unimm.images.base import ImageTokenizer
 from unimm.images.prepare import as_seen, prepare
 from unimm.images.reconstruct import Reconstruction
+from unimm.kept import keep
+from unimm.losses import OfPictures
 from unimm.pictures import to_png
 from unimm.recipe import recipe_from_json, recipe_to_json
-from unimm.sample import Sample, Text
+from unimm.sample import Pictures, Sample, Text
 from unimm.show import batch_in_words
 from unimm.status import Status, told
 from unimm.stream.batches import Batches
@@ -69,6 +71,9 @@ def _train_stages(recipe: Recipe, folder: Path, last: str | None, status: Status
             case Reconstruct():
                 with timed(folder, name):
                     _train_tokenizer(recipe, folder, name, stage, status)
+            case Detokenize():
+                with timed(folder, name):
+                    _train_decoder(recipe, folder, name, stage, status)
             case NextToken():
                 with timed(folder, "encode"):
                     encode_run(recipe, folder, stages=[name])
@@ -140,7 +145,6 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
     import torch
 
-    from unimm.plan.measure import measure
     from unimm.previews import preview_reconstructions
 
     target = folder / system.TOKENIZER_FOLDER
@@ -150,22 +154,62 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     torch.manual_seed(stage.seed)
     tokenizer = codec.first_tokenizer(recipe.image_tokenizer).train()
     check_codebook(recipe, tokenizer)
-    datasets = []
-    for use in stage.mix:
-        images, skipped = images_of(open_source(recipe.data[use.data]), recipe.image_tokenizer.image)
-        ranks.say(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
-        datasets.append(images)
-    batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
-                           ranks.world())
+    datasets = _pictures(recipe, name, stage, recipe.image_tokenizer.image)
     preview = preview_reconstructions(tokenizer, datasets[0].pixels[:64], folder / name)
-    work = Work(Reconstruction(tokenizer), batches, preview, recipe=json.loads(recipe_to_json(recipe)),
-                flops=lambda: measure(recipe, None, stage, name).multiplied.flops)
-    trained = run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
+    trained = _train(recipe, folder, name, stage, status, Reconstruction(tokenizer), datasets, preview)
     if ranks.rank() == 0:
         tokenizer = codec.build_tokenizer(recipe.image_tokenizer)
         load_weights(trained, Reconstruction(tokenizer))
         codec.save_tokenizer(tokenizer, target)
         ranks.say(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {target}")
+    ranks.barrier()
+
+
+def _pictures(recipe: Recipe, name: str, stage: PictureStage, size: int) -> list[Pictures]:
+    """The stage's datasets, in squares of `size`."""
+    datasets = []
+    for use in stage.mix:
+        images, skipped = images_of(open_source(recipe.data[use.data]), size)
+        ranks.say(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
+        datasets.append(images)
+    return datasets
+
+
+def _train(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status: Status, module: OfPictures,
+           datasets: list[Pictures], preview) -> Path:
+    """The final checkpoint of a module trained on pictures."""
+    from unimm.plan.measure import measure
+
+    batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
+                           ranks.world())
+    work = Work(module, batches, preview, recipe=json.loads(recipe_to_json(recipe)),
+                flops=lambda: measure(recipe, None, stage, name).multiplied.flops)
+    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
+
+
+def _train_decoder(recipe: Recipe, folder: Path, name: str, stage: Detokenize, status: Status) -> None:
+    """Train what draws in the tokenizer's place, from the codes that it gives, and keep it beside it."""
+    import torch
+
+    from unimm.diffusion.detokenizer import Detokenization, FlowDetokenizer
+    from unimm.previews import preview_detokenized
+
+    target = folder / system.DECODER_FOLDER
+    if (target / codec.CONFIG).is_file():
+        ranks.say(f"{name}: already done, {target}")
+        return
+    _need_tokenizer(recipe, folder)
+    torch.manual_seed(stage.seed)
+    tokenizer = codec.load_tokenizer(system.tokenizer_of(recipe, folder, name)).to(ranks.device())
+    decoder = FlowDetokenizer(recipe.decoder, tokenizer).to(ranks.device())
+    datasets = _pictures(recipe, name, stage, recipe.decoder.scale * recipe.image_tokenizer.image)
+    preview = preview_detokenized(decoder, datasets[0].pixels[:64], folder / name)
+    trained = _train(recipe, folder, name, stage, status, Detokenization(decoder), datasets, preview)
+    if ranks.rank() == 0:
+        decoder = FlowDetokenizer(recipe.decoder, tokenizer)
+        load_weights(trained, Detokenization(decoder))
+        keep(decoder, target)
+        ranks.say(f"{name}: decoder {codec.fingerprint(decoder)[:12]} -> {target}")
     ranks.barrier()
 
 
@@ -194,15 +238,19 @@ def check_codebook(recipe: Recipe, tokenizer: ImageTokenizer) -> None:
             raise ConfigError(f"{name!r} has {has}, but the image tokenizer makes {makes}; state that")
 
 
+def _need_tokenizer(recipe: Recipe, folder: Path) -> None:
+    if not (folder / system.TOKENIZER_FOLDER / codec.CONFIG).is_file():
+        published = isinstance(recipe.image_tokenizer, Published)
+        remedy = "name a release's weights in image_tokenizer.weights, or train it" if published else "train it"
+        raise ConfigError(f"{folder}: no trained image tokenizer yet; {remedy} first: unimm train {folder}")
+
+
 def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: list[str] | None = None) -> None:
     """Encode the datasets that language stages read (all of them, those of some stages, or one), each by the image
     tokenizer that its stage begins with."""
     ranks.start()
     _adopt_tokenizer(recipe, folder)
-    if not (folder / system.TOKENIZER_FOLDER / codec.CONFIG).is_file():
-        published = isinstance(recipe.image_tokenizer, Published)
-        remedy = "name a release's weights in image_tokenizer.weights, or train it" if published else "train it"
-        raise ConfigError(f"{folder}: no trained image tokenizer yet; {remedy} first: unimm train {folder}")
+    _need_tokenizer(recipe, folder)
     if only is not None and only not in recipe.data:
         raise ConfigError(f"no data {only!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.data)}")
     needed: dict[tuple[Path, Path], list[str]] = {}
@@ -290,8 +338,10 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     shards = {use.data: open_shards(codes / use.data, made_by) for use in stage.mix}
     tokenizer.to(ranks.device())  # for previews; once its code vectors are in the model
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
-    around = system.System(recipe, folder, layout, tokenizer, model, folder)
-    preview = preview_drawings(around, _prompts(shards, stage), folder / name) if tokenizer.draws else None
+    done = (folder / system.DECODER_FOLDER / codec.CONFIG).is_file()
+    drawer = system.drawer_of(recipe, folder, tokenizer).to(ranks.device()) if done else tokenizer
+    around = system.System(recipe, folder, layout, tokenizer, drawer, model, folder)
+    preview = preview_drawings(around, _prompts(shards, stage), folder / name) if drawer.draws else None
     work = Work(model, batches, preview,
                 new_rows=system.new_rows(recipe, layout, model), parts=model.parts(),
                 recipe=json.loads(recipe_to_json(recipe)), show=lambda batch: {"rows": batch_in_words(layout, batch)},

@@ -8,7 +8,7 @@ import numpy as np
 from unimm.config.data import ChatJsonl, Emoji, Shapes, Source, Use
 from unimm.config.images import ConvTokenizer
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken, Reconstruct, Stage
+from unimm.config.stages import NextToken, PictureStage, Stage
 from unimm.layout import Layout
 from unimm.sample import Batch, Codes, Image, Latents, Level, Sample, Text, sample
 from unimm.stream.tasks import as_task
@@ -48,7 +48,7 @@ def show(recipe: Recipe, colour: bool) -> Iterator[str]:
 
 def _batch(stage: Stage) -> str:
     match stage:
-        case Reconstruct(batch=images):
+        case PictureStage(batch=images):
             return f"{images} images"
         case NextToken(rows=rows, seq_len=length, step_tokens=tokens):
             return f"{tokens:,} tokens = {rows} rows x {length}"
@@ -83,7 +83,7 @@ def axes(recipe: Recipe, layout: Layout) -> dict[str, str]:
         "image out": described(recipe.image_out),
         "layout": f"{c.write.begin} {levels} {c.write.end}, ends by {c.write.stop}, unconditional: {c.unconditional}",
         "sizes": sizes(recipe, layout),
-        "decoder": "the image tokenizer's own",
+        "decoder": described(recipe.decoder),
         "backbone": described(recipe.backbone),
         "text": described(recipe.text),
         "sampling": " ".join(f"{name}={value!r}".replace("Choice", "") for name, value in vars(recipe.sampling).items()

@@ -10,6 +10,7 @@
       backbone/, vision/ the small files of published parts (config.json, tokenizer), so that the run needs their
                          releases no more
       converted/         where `unimm convert` began the run: the release's weights as a checkpoint of step 0
+      image_decoder/     the trained decoder, where the recipe has one beside the tokenizer's own
       codes/NAME/        each dataset's images as codes
       STAGE/             checkpoints, metrics.jsonl, previews
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from unimm.config.check import ConfigError
+from unimm.config.decoder import Decoder, FlowDecoder, TokenizerDecoder
 from unimm.config.model import FreshVision, PretrainedBackbone, PretrainedVision, RecipeVision, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Stage
@@ -37,9 +39,11 @@ if TYPE_CHECKING:
     import torch
 
     from unimm.images.base import ImageTokenizer
+    from unimm.images.tokenizer import Drawer
     from unimm.model.unified import UnifiedModel
 
-TEXT_FILE, TOKENIZER_FOLDER, RECIPE_FILE, EXPORT_FILE = "text.model", "image_tokenizer", "recipe.json", "export.json"
+TEXT_FILE, RECIPE_FILE, EXPORT_FILE = "text.model", "recipe.json", "export.json"
+TOKENIZER_FOLDER, DECODER_FOLDER = "image_tokenizer", "image_decoder"
 CODES_FOLDER, FEATURES_FOLDER = "codes", "features"
 BACKBONE_FOLDER, VISION_FOLDER, CONVERTED = "backbone", "vision", "converted"
 
@@ -52,6 +56,8 @@ class System:
     folder: Path
     layout: Layout
     tokenizer: "ImageTokenizer"
+    drawer: "Drawer"
+    """What draws the pixels of codes: the tokenizer itself, or a diffusion decoder."""
     model: "UnifiedModel | None"
     """None where the run's language model is still to come; then `checkpoint` is the image tokenizer's folder."""
     checkpoint: Path
@@ -103,7 +109,7 @@ def tokenizer_of(recipe: Recipe, folder: Path, stage: str | None = None) -> Path
     another one behind."""
     made = [name for name, each in recipe.language.items() if each.reconstruction]
     if stage is not None:
-        before = list(recipe.language)[:list(recipe.language).index(stage)]
+        before = list(recipe.stages)[:list(recipe.stages).index(stage)]
         made = [name for name in made if name in before]
     there = (folder / f"{TOKENIZER_FOLDER}-{name}" for name in reversed(made))
     return next((path for path in there if (path / "config.json").is_file()), folder / TOKENIZER_FOLDER)
@@ -256,6 +262,22 @@ def load_converted(path: Path, model: "UnifiedModel", recipe: Recipe, layout: La
                tokenizer.code_vectors())
 
 
+def drawer_of(recipe: Recipe, folder: Path, tokenizer: "ImageTokenizer") -> "Drawer":
+    """What draws the run's pictures. Raises StoredError where the recipe has a decoder that isn't there, or is damaged.
+    """
+    match recipe.decoder:
+        case TokenizerDecoder():
+            return tokenizer
+        case FlowDecoder():
+            from unimm.diffusion.detokenizer import FlowDetokenizer
+            from unimm.kept import fetch
+
+            what = f"a trained decoder (unimm train {folder} trains it where the recipe has a stage Detokenize)"
+            return fetch(folder / DECODER_FOLDER, what, Decoder, lambda made: FlowDetokenizer(made, tokenizer))
+        case _:
+            assert_never(recipe.decoder)
+
+
 def recipe_of(folder: Path) -> Recipe:
     """The recipe of a run. Raises ConfigError where the folder is none."""
     if not (folder / RECIPE_FILE).is_file():
@@ -281,7 +303,7 @@ def open_run(folder: str | Path, device: "torch.device | None" = None, early: bo
     layout = layout_of(recipe, text_of(recipe, folder))
     tokenizer = load_tokenizer(tokenizer_of(recipe, folder))
     if found is None:
-        return System(recipe, folder, layout, tokenizer.eval().to(device), None, folder / TOKENIZER_FOLDER)
+        return System(recipe, folder, layout, tokenizer.to(device), tokenizer, None, folder / TOKENIZER_FOLDER)
     model = new_model(recipe, layout, tokenizer, shapes=folder)
     if stage_of(found) == CONVERTED:
         load_converted(found, model, recipe, layout, tokenizer)
@@ -290,7 +312,8 @@ def open_run(folder: str | Path, device: "torch.device | None" = None, early: bo
     if device is not None and device.type == "cuda" and _precision(recipe, found) == "bf16":
         model.bfloat16()
     model.eval().to(device)
-    return System(recipe, folder, layout, tokenizer.eval().to(device), model, found, model.hasten())
+    drawer = drawer_of(recipe, folder, tokenizer.eval().to(device)).to(device)
+    return System(recipe, folder, layout, tokenizer, drawer, model, found, model.hasten())
 
 
 def _precision(recipe: Recipe, found: Path) -> str:

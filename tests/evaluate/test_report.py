@@ -69,7 +69,7 @@ def system(tmp_path_factory) -> System:
     tokenizer = build_tokenizer(recipe.image_tokenizer).eval()
     layout = layout_of(recipe, BytesTokenizer())
     model = new_model(recipe, layout, tokenizer).eval()
-    return System(recipe, folder, layout, tokenizer, model, folder / "sft" / "step-00000003")
+    return System(recipe, folder, layout, tokenizer, tokenizer, model, folder / "sft" / "step-00000003")
 
 
 @pytest.fixture(scope="module")

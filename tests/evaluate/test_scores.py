@@ -31,7 +31,7 @@ def system(tmp_path_factory) -> System:
     layout = layout_of(TINY, BytesTokenizer())
     model = new_model(TINY, layout, tokenizer).eval()
     folder = tmp_path_factory.mktemp("run")
-    return System(TINY, folder, layout, tokenizer, model, folder / "sft" / "step-00000002")
+    return System(TINY, folder, layout, tokenizer, tokenizer, model, folder / "sft" / "step-00000002")
 
 
 def scene_of(prompt: str) -> Scene:

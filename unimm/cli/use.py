@@ -37,7 +37,7 @@ class Drawing:
     """Pictures per prompt, with seeds SEED, SEED + 1, ..."""
     seed: int = 0
     size: tuple[int, int] | None = None
-    """Height and width in pixels."""
+    """Height and width in pixels of the image tokenizer; a decoder that enlarges makes so many times that."""
     aspect: str | None = None
     """Or width:height, such as 16:9: the nearest of the sizes that the run draws."""
     batch: int = 32

@@ -9,11 +9,11 @@ from typing import Literal
 
 from unimm.config.check import ConfigError
 from unimm.config.data import Source
-from unimm.config.decoder import Decoder, TokenizerDecoder
+from unimm.config.decoder import Decoder, FlowDecoder, TokenizerDecoder
 from unimm.config.images import ConvTokenizer, ImageTokenizer
 from unimm.config.model import Backbone, FreshBackbone, ImageIn, ImageOut, SharedSoftmax, SharedTable, VisionEncoder
 from unimm.config.sampling import Sampling
-from unimm.config.stages import AnyStage, NextToken
+from unimm.config.stages import AnyStage, Detokenize, NextToken
 from unimm.config.tokens import Codebook, Continuous, Layout, SentencePieceText, TextTokenizer
 
 
@@ -53,6 +53,9 @@ class Recipe:
 
     def __post_init__(self):
         for name, stage in self.stages.items():
+            if isinstance(stage, Detokenize) and not isinstance(self.decoder, FlowDecoder):
+                raise ConfigError(f"stage {name!r} trains a diffusion decoder, but the recipe's decoder is the image "
+                                  "tokenizer's own; set decoder to FlowDecoder()")
             for use in stage.mix:
                 if use.data not in self.data:
                     known = ", ".join(sorted(self.data)) or "none"

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from unimm.config.images import ViTTokenizer
 from unimm.config.quantizers import Unquantized
 from unimm.images.base import ImageTokenizer, Reconstruction, TokenizerError
-from unimm.images.conv import pixel_errors
 from unimm.images.quantize import build_quantizer
+from unimm.losses import pixel_errors
 from unimm.sample import Codes, Content, Latents, Level
 
 

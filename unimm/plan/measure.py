@@ -19,7 +19,7 @@ from unimm.config.check import ConfigError
 from unimm.config.images import ImageTokenizer
 from unimm.config.model import Backbone, PretrainedBackbone, SharedTable
 from unimm.config.recipe import Recipe
-from unimm.config.stages import Muon, NextToken, Reconstruct, Stage
+from unimm.config.stages import Detokenize, Muon, NextToken, PictureStage, Reconstruct, Stage
 from unimm.hardware import Multiplied
 from unimm.images.conv import ConvImageTokenizer
 from unimm.images.tokenizer import build_tokenizer
@@ -94,7 +94,7 @@ class Saved(saved_tensors_hooks):
         return sum(storage.nbytes() for storage in self.kept.values())
 
 
-def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | Reconstruct, name: str,
+def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | PictureStage, name: str,
             device: Literal["cpu", "cuda"] = "cuda") -> Measured:
     """The stage's model, measured. `name` is the stage's, for messages; `device` decides how many logits exist at once;
     an image tokenizer has no layout.
@@ -104,8 +104,8 @@ def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | Reconstruc
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         match stage:
-            case Reconstruct():
-                return _tokenizer(recipe, stage, name)
+            case Reconstruct() | Detokenize():
+                return _pictures(recipe, stage, name)
             case NextToken():
                 return _language(recipe, layout, stage, name, device)
             case _:
@@ -161,26 +161,32 @@ def _row(model: "UnifiedModel", stage: NextToken) -> tuple[int, int]:
     return 2 * one - two, two - one
 
 
-def _tokenizer(recipe: Recipe, stage: Reconstruct, name: str) -> Measured:
-    tokenizer = build_tokenizer(recipe.image_tokenizer).train()
-    trained = apply(tokenizer, stage.train, {}, {}, f"stages.{name}.train")
-    _settle(tokenizer, stage)
-    side = recipe.image_tokenizer.image
+def _pictures(recipe: Recipe, stage: PictureStage, name: str) -> Measured:
+    from unimm.diffusion.detokenizer import FlowDetokenizer
+
+    module, side = build_tokenizer(recipe.image_tokenizer), recipe.image_tokenizer.image
+    if isinstance(stage, Detokenize):
+        grid, dim, side = module.grid, module.dim, side * recipe.decoder.scale
+        module = FlowDetokenizer(recipe.decoder, module, dim)
+    trained = apply(module.train(), stage.train, {}, {}, f"stages.{name}.train")
+    _settle(module, stage)
 
     def passed(images: int) -> tuple[int, float]:
-        pixels = torch.zeros(images, 3, side, side, dtype=next(tokenizer.parameters()).dtype)
-        with (FlopCounterMode(display=False) as flops, (saved := Saved(tokenizer)),
+        pixels = torch.zeros(images, 3, side, side, dtype=next(module.parameters()).dtype)
+        with (FlopCounterMode(display=False) as flops, (saved := Saved(module)),
               torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16")):
-            if isinstance(tokenizer, ConvImageTokenizer):  # its quantizers look at numbers, which are not there
-                tokenizer.decoder(tokenizer.encoder(pixels))
+            if isinstance(module, ConvImageTokenizer):  # its quantizers look at numbers, which are not there
+                module.decoder(module.encoder(pixels))
+            elif isinstance(module, FlowDetokenizer):
+                module(pixels, pixels[:, 0, 0, 0], pixels.new_zeros(images, dim, *grid))
             else:
-                tokenizer(pixels)
+                module(pixels)
         return saved.bytes, flops.get_total_flops()
 
     (one, flops), (two, _) = passed(1), passed(2)
-    counts = _counts(tokenizer, stage, 2 * one - two, two - one, two - one)
+    counts = _counts(module, stage, 2 * one - two, two - one, two - one)
     # A convolution multiplies one weight at many places: what counts is how often, two FLOPs each time.
-    return Measured(tokenizer, trained, counts, Multiplied(body=flops // 2, head=0, layers=0, width=0))
+    return Measured(module, trained, counts, Multiplied(body=flops // 2, head=0, layers=0, width=0))
 
 
 def _settle(module: nn.Module, stage: Stage) -> None:

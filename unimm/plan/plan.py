@@ -6,7 +6,7 @@ from pathlib import Path
 from unimm.config.check import ConfigError, check, nearest, positive
 from unimm.config.data import Shapes
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken, Reconstruct, Stage
+from unimm.config.stages import NextToken, PictureStage, Reconstruct, Stage
 from unimm.config.tokens import SentencePieceText
 from unimm.grammar import Plan as ImagePlan
 from unimm.hardware import Gpu
@@ -136,7 +136,7 @@ def _shares(stage: Stage, world: int) -> tuple[Stage, Shares, str]:
         return stage, shares(stage, world), ""
     except ConfigError as uneven:
         match stage:
-            case Reconstruct(batch=batch):
+            case PictureStage(batch=batch):
                 stage = replace(stage, batch=-(-batch // world) * world)
             case NextToken(step_tokens=tokens, seq_len=length):
                 stage = replace(stage, step_tokens=-(-tokens // (length * world)) * length * world)
@@ -158,7 +158,7 @@ def _too_big(name: str, counts: Counts, stage: Stage, world: int, limit: int, gp
 
 def _bytes_read(stage: Stage, recipe: Recipe) -> float:
     """Bytes that a rank reads per token (of codes, the most that a token can be) or per image (of pixels)."""
-    if isinstance(stage, Reconstruct):
+    if isinstance(stage, PictureStage):
         return 3 * recipe.image_tokenizer.image**2
     return max(code_type(book.size).itemsize for book in recipe.codebooks) if recipe.codebooks else 4
 

@@ -72,7 +72,7 @@ def draw_to_files(run: Path, orders: list[Order], out: Path, changes: Mapping[st
     late = ranks.own_group(hours=24 * 7)
     wishes = _checked(run, orders, out, changes, rows)
     system = open_run(run, ranks.device())
-    if not system.tokenizer.draws:
+    if not system.drawer.draws:
         raise PromptError(f"{run} can't draw: its image tokenizer came without its decoder")
     if system.slow and ranks.rank() == 0:
         print(f"decoding: {system.slow}", flush=True)

@@ -22,7 +22,7 @@ from unimm.checkpoint.folders import CheckpointError
 from unimm.checkpoint.pieces import Pieces
 from unimm.checkpoint.read import load_buffers, load_weights, read_recipe, read_state, take_up
 from unimm.checkpoint.write import Peers, Saver
-from unimm.config.stages import NextToken, Reconstruct
+from unimm.config.stages import NextToken, PictureStage
 from unimm.disk import writing
 from unimm.hardware import peak_flops
 from unimm.losses import Losses
@@ -79,7 +79,7 @@ class Work:
     flops: Callable[[], Flops | None] | None = None
 
 
-def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name: str = "train",
+def run_stage(work: Work, stage: NextToken | PictureStage, folder: Path, *, name: str = "train",
               again: str = "the same command", engine: Literal["auto", "deepspeed", "plain"] = "auto",
               status: Status | None = None) -> Path:
     """Train to the stage's last step; returns the final checkpoint, which has all that was learned.
@@ -133,7 +133,7 @@ def run_stage(work: Work, stage: NextToken | Reconstruct, folder: Path, *, name:
 class _Run:
     """A stage under way: the engine and everything that moves with the step."""
 
-    def __init__(self, work: Work, stage: NextToken | Reconstruct, cut: Shares, folder: Path, name: str, meter: Meter,
+    def __init__(self, work: Work, stage: NextToken | PictureStage, cut: Shares, folder: Path, name: str, meter: Meter,
                  engine: Engine, status: Status | None):
         self.work, self.stage, self.shares, self.folder, self.name = work, stage, cut, folder, name
         self.meter, self.engine, self.status = meter, engine, status

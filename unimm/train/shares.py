@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from unimm.config.check import ConfigError, nearest
-from unimm.config.stages import NextToken, Reconstruct
+from unimm.config.stages import NextToken, PictureStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,12 @@ class Shares:
         return {first + i: batch[i * self.rows:(i + 1) * self.rows] for i in range(self.accumulated)}
 
 
-def shares(stage: NextToken | Reconstruct, world: int) -> Shares:
+def shares(stage: NextToken | PictureStage, world: int) -> Shares:
     """Divide a step of `stage` among `world` ranks. Raises ConfigError naming the nearest numbers that can be."""
     match stage:
         case NextToken():
             count, field, unit = stage.rows, "step_tokens", stage.seq_len
-        case Reconstruct():
+        case PictureStage():
             count, field, unit = stage.batch, "batch", 1
         case _:
             assert_never(stage)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from unimm.config.stages import NextToken, Reconstruct, Stage
+from unimm.config.stages import NextToken, PictureStage, Stage
 from unimm.model.lora import is_adapter
 from unimm.train.optimizer import build_optimizer
 from unimm.train.shares import Shares, shares
@@ -69,7 +69,7 @@ class Row:
     held: Footprint
 
 
-def rows(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, world: int) -> list[Row]:
+def rows(module: nn.Module, stage: NextToken | PictureStage, trained: Trained, world: int) -> list[Row]:
     """The table's rows, in the module's order."""
     optimizer = build_optimizer(module, stage.optimizer, trained)
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
@@ -91,7 +91,7 @@ def rows(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, wo
     return found
 
 
-def lines(module: nn.Module, stage: NextToken | Reconstruct, trained: Trained, world: int) -> list[str]:
+def lines(module: nn.Module, stage: NextToken | PictureStage, trained: Trained, world: int) -> list[str]:
     """The table as text, with its totals."""
     found = rows(module, stage, trained, world)
     whole, moved = sum(r.parameters for r in found), sum(r.trained for r in found)
