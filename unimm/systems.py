@@ -6,8 +6,9 @@ from pathlib import Path
 from unimm.config.images import ConvTokenizer, DualTokenizer, ViTTokenizer
 from unimm.config.recipe import Recipe
 
-SCORES = ("t2i.single", "t2i.count", "t2i.relation", "t2i.two", "vqa.exact_match", "edit.exact_match",
-          "tokenizer.judge")
+SCORES = {"t2i.single": "one", "t2i.count": "count", "t2i.relation": "relation", "t2i.two": "two",
+          "vqa.exact_match": "answers", "edit.exact_match": "edits", "tokenizer.judge": "gives back"}
+"""The keys of report.json that the table shows, and what it calls them."""
 
 
 def axes(recipe: Recipe) -> dict[str, str]:
@@ -33,7 +34,7 @@ def score(system: dict, key: str) -> tuple[float, int] | None:
 
 def table(recipes: dict[str, Recipe], trained: dict[str, dict]) -> list[list[str]]:
     """Rows of text, the heading first: a system, its axes, tokens of an image, scores in percent, seconds."""
-    rows = [["system", *axes(next(iter(recipes.values()))), "tokens", *SCORES, "seconds"]]
+    rows = [["system", *axes(next(iter(recipes.values()))), "tokens", *SCORES.values(), "seconds"]]
     for name, recipe in recipes.items():
         found = trained.get(name, {})
         reached = [score(found, key) for key in SCORES]

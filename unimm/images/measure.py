@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.images.base import ImageTokenizer
-from unimm.images.tokenizer import to_codes, to_pixels, to_tensor
-from unimm.sample import Codes, Content
+from unimm.images.tokenizer import to_codes, to_pixels
+from unimm.sample import Codes, Content, Latents
 
 AT_ONCE = 64
 
@@ -123,9 +123,18 @@ def zipf(counts: np.ndarray) -> float:
 
 @torch.no_grad()
 def pooled_vectors(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> np.ndarray:
-    """What the codes of each image stand for, averaged over its positions: float64 (N, dim)."""
-    some = to_tensor(images).to(tokenizer.device).split(AT_ONCE)
-    return np.concatenate([tokenizer(x).vectors.mean(1).double().cpu().numpy() for x in some])
+    """What the codes of each image stand for, or its latents, averaged over its positions: float64 (N, dim)."""
+    def pooled(content: Content) -> Tensor:
+        match content:
+            case Latents(array=array):
+                return torch.from_numpy(array).mean(0)
+            case Codes(levels=(level,)):
+                ids = torch.from_numpy(level.ids).long().to(tokenizer.device)
+                return tokenizer.vectors_of(ids.squeeze(-1)[None])[0].mean(0)
+            case _:  # several levels lie side by side for the decoder
+                return tokenizer.conditions([content])[0].mean((1, 2))
+
+    return torch.stack([pooled(content) for content in to_codes(tokenizer, images)]).double().cpu().numpy()
 
 
 def probe(known: np.ndarray, names: list[str], asked: np.ndarray, right: list[str], ridge: float = 1e-3) -> float:
