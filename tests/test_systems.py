@@ -9,6 +9,7 @@ from tiny import TINY
 from unimm.cli.main import run
 from unimm.config.check import ConfigError
 from unimm.config.images import DualTokenizer
+from unimm.config.model import FreshVision
 from unimm.systems import axes, table
 
 FOUND = {"scores": {"t2i.single": [0.985, 200], "vqa.exact_match": [0.5, 70]}, "tokens": {"mean": 16.5},
@@ -19,7 +20,8 @@ def test_a_system_is_named_by_its_choice_on_every_axis():
     assert axes(TINY) == {
         "tokenizer": "conv", "quantizer": "vq", "image in": "shared_table", "image out": "shared_softmax",
         "decoder": "tokenizer", "layout": "visual:grid", "stages": "tokenizer pretrain sft"}
-    assert axes(replace(TINY, image_tokenizer=DualTokenizer(index="separate")))["quantizer"] == "vq, separate index"
+    dual = replace(TINY, image_tokenizer=DualTokenizer(index="separate"), features=FreshVision())
+    assert axes(dual)["quantizer"] == "vq, separate index"
 
 
 def test_the_table_says_what_was_reached_and_what_was_not_trained():

@@ -1,6 +1,6 @@
 """Every toy system and comparison trained and scored, one process each step, and the page of what came out.
 
-    python tools/run_systems.py --out runs/systems --jobs 2
+    python -m tools.run_systems --out runs/systems --jobs 2
 
     recipes/toys/NAME.py --> OUT/recipes/NAME.json --unimm train--> OUT/runs/NAME --unimm eval--> OUT/results/NAME.json
     all results --> docs/systems.json --> docs/systems.md

@@ -1,6 +1,6 @@
 """docs/systems.md from docs/systems.json and the docstrings of recipes: numbers are generated, prose is theirs.
 
-    python tools/systems_page.py
+    python -m tools.systems_page
 
 writes the page again, as after a change of a docstring. `tools/run_systems.py` writes both.
 """

@@ -1,4 +1,4 @@
-"""Systems trained in turn by processes: what is done is not done again, what failed says why, what was stopped goes on."""
+"""Systems trained in turn by processes: what is done stays, what failed says why, what was stopped saves."""
 
 import json
 import os
