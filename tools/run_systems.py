@@ -142,11 +142,11 @@ def run_all(works: list[Work], jobs: int, say=print, pause: float = 0.5) -> list
                     finished.append(spent)
                     say(f"{work.name}: done in {spent:.0f} s")
                 told = 0.0
-            if time.monotonic() - told > TELL_EVERY:
+            if running and time.monotonic() - told > TELL_EVERY:
                 told = time.monotonic()
                 seconds = left(finished, len(waiting), [told - w.began for w in running], jobs)
                 now = ", ".join(f"{w.name} {w.steps[0][0]} {told - w.began:.0f} s" for w in running)
-                say(f"{total - len(waiting) - len(running)} of {total} done; {now or 'nothing runs'}"
+                say(f"{total - len(waiting) - len(running)} of {total} done; {now}"
                     + (f"; about {seconds / 60:.0f} min left" if seconds is not None else ""))
     except KeyboardInterrupt:
         say("stopping; each saves where it is")
