@@ -34,7 +34,7 @@ LAYERS = (
     "checkpoint",
     "system",
     "train, generate",
-    "previews, show, plan",
+    "previews, show, plan, systems",
     "picture_stages",
     "pipeline, evaluate, serve, export",
     "api, convert",

@@ -86,8 +86,9 @@ def janus_part(path: str, whole: nn.Module, name: str) -> nn.Module:
     return getattr(whole.model, name)
 
 
-def vision(encoder: VisionEncoder, image: int, weights: bool = True):
-    """A JanusVisionModel: SigLIP without its pooling head. Raises ConfigError where it sees images of another size."""
+def vision(encoder: VisionEncoder, image: int | None = None, weights: bool = True):
+    """A JanusVisionModel: SigLIP without its pooling head. Raises ConfigError where it sees images of another size than
+    `image`, where that is said; a fresh one has to be told."""
     import transformers as tf
 
     match encoder:
@@ -114,7 +115,7 @@ def vision(encoder: VisionEncoder, image: int, weights: bool = True):
                           {r"^vision_model\.": "", r"\.out_proj\.": ".projection_layer."})
         case other:
             raise ConfigError(f"{path} is {other}; image_in.encoder is a SigLIP or the encoder of a released Janus")
-    if made.config.image_size != image:
+    if image and made.config.image_size != image:
         raise ConfigError(f"image_in.image is {image}, but the encoder of {path} sees {made.config.image_size}; state "
                           "that")
     return made

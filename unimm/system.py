@@ -60,7 +60,8 @@ class System:
     tokenizer: "ImageTokenizer"
     drawer: "Drawer"
     """What draws the pixels of codes: the tokenizer itself, or a diffusion decoder."""
-    model: "UnifiedModel"
+    model: "UnifiedModel | None"
+    """None where the run's language model is still to come; then `checkpoint` is the image tokenizer's folder."""
     checkpoint: Path
     slow: str | None = None
     """Why the model has no fast body, where it has been asked for one."""
@@ -200,9 +201,9 @@ def keep_shapes(recipe: Recipe, folder: Path, model: "UnifiedModel") -> None:
         model.image_input.vision.config.save_pretrained(folder / VISION_FOLDER)
 
 
-def language_of(recipe: Recipe, folder: Path) -> Path:
+def language_of(recipe: Recipe, folder: Path, early: bool = False) -> Path | None:
     """The newest whole checkpoint of a run's latest language stage, or what it was converted from, or the folder itself
-    if it was exported.
+    if it was exported. With `early` None where there is none yet, but an image tokenizer.
 
     Raises ConfigError where there is none, CheckpointError where what there is is damaged.
     """
@@ -215,6 +216,8 @@ def language_of(recipe: Recipe, folder: Path) -> Path:
     for name in reversed([CONVERTED, *recipe.language]):
         if found := newest(folder / name):
             return found
+    if early and (folder / TOKENIZER_FOLDER).is_dir():
+        return None
     raise ConfigError(f"{folder}: no language model yet; continue with: unimm train {folder}")
 
 
@@ -299,9 +302,10 @@ def recipe_of(folder: Path) -> Recipe:
     return load_recipe(folder)
 
 
-def open_run(folder: str | Path, device: "torch.device | None" = None) -> System:
+def open_run(folder: str | Path, device: "torch.device | None" = None, early: bool = False) -> System:
     """A trained run, with the newest whole checkpoint of its latest language stage, on `device`; the CPU by default.
 
+    `early`: also a run that has no language model yet.
     On a GPU weights have the precision that their stage was trained in. They are to stay as they are: a fast body holds
     them in another order.
 
@@ -312,9 +316,11 @@ def open_run(folder: str | Path, device: "torch.device | None" = None) -> System
 
     folder = Path(folder)
     recipe = recipe_of(folder)
-    found = language_of(recipe, folder)
+    found = language_of(recipe, folder, early)
     layout = layout_of(recipe, text_of(recipe, folder))
     tokenizer = load_tokenizer(tokenizer_of(recipe, folder))
+    if found is None:
+        return System(recipe, folder, layout, tokenizer.to(device), tokenizer, None, folder / TOKENIZER_FOLDER)
     model = new_model(recipe, layout, tokenizer, shapes=folder)
     if stage_of(found) == CONVERTED:
         load_converted(found, model, recipe, layout, tokenizer)

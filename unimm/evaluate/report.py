@@ -47,14 +47,14 @@ def page(report: dict, bars: tuple[Bar, ...], scores: Scores, metrics: Metrics) 
 
     found    the bars with their values; `missed` are the keys of those that were not reached
     losses   title, note, last values (name, colour, value) and Chart for each kind of stage
-    codes    Chart of how often each code occurred, or None
+    codes    Chart of how often each code occurred, by codebook
     """
     return parts().get_template("report.html").render(
         report=report, scores=scores,
         found=[(bar, value) for bar in bars if (value := look_up(report, bar.key)) is not None],
         missed=[key for key, bar in report["bars"].items() if not bar["met"]],
         losses=list(_losses(report, metrics)),
-        codes=None if scores.code_counts is None else ranked(scores.code_counts))
+        codes={name: ranked(counts) for name, counts in scores.code_counts.items()})
 
 
 def png(picture: np.ndarray) -> str:
