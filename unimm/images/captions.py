@@ -29,6 +29,7 @@ class Captions(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.words = nn.EmbeddingBag(ROWS, DIM, mode="mean")
+        nn.init.normal_(self.words.weight, std=0.1)  # so that a step of the optimizer is one in angle too
         self.project = nn.Linear(width, DIM)
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-5.0))  # the paper's -10 is for batches of thousands
