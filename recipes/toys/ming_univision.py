@@ -18,7 +18,8 @@ recipe = replace(
     ming_univision_16b.recipe, name="ming_univision", about="Ming-UniVision at toy scale: 16 latents an image.",
     text=base.TEXT, features=base.FEATURES, image_tokenizer=ViTTokenizer(
         image=32, downsample=8, width=96, layers=1, decoder_layers=2, expander=1,
-        quantizer=Unquantized(dim=16, noise=0.1), foreground_weight=4.0, losses=(Distill(weight=0.2),)),
+        quantizer=Unquantized(dim=16, noise=0.1), foreground_weight=4.0, losses=(Distill(weight=0.2),),
+        codebook="latent"),
     continuous=(Continuous(name="latent", channels=16, placeholder="<imagePatch>"),),
     layout=replace(
         ming_univision_16b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
