@@ -8,7 +8,8 @@ from random import Random
 import numpy as np
 
 from data import emoji
-from unimm.evaluate.scores import Bar, Scores, Shown, add_reconstructions, answer_all, draw_all
+from unimm.evaluate.scores import Bar, Scores, Shown, answer_all, draw_all
+from unimm.evaluate.tokenizers import Subject, add_tokenizer
 from unimm.sample import Image, Pixels, Text
 from unimm.system import System
 
@@ -18,7 +19,7 @@ BARS = (Bar("emoji.nearest", "Draws the emoji that is named", "pictures nearest 
         Bar("seconds.total", "In little time", "seconds in all", 1200, "at_most"))
 
 
-def score(system: System, count: int, seed: int) -> Scores:
+def score(system: System, subject: Subject, count: int, seed: int) -> Scores:
     """Scores on `count` emoji (all, where there are fewer), chosen by `seed`. Raises FontMissing."""
     scores = Scores()
     known = emoji.emoji(system.recipe.image_tokenizer.image)
@@ -29,6 +30,9 @@ def score(system: System, count: int, seed: int) -> Scores:
         near = [known[i][0] for i in emoji.nearest(np.stack(got))]
         return [(found == name, f"nearest to {found}") for name, found in zip(names, near)]
 
+    add_tokenizer(scores, subject, "nearest", pictures, judge)
+    if system.model is None:
+        return scores
     drawn = draw_all(system, "pictures", [(Text(name),) for name in names], seed)
     scores.pictures = [Shown("emoji", name, ok, got, truth=picture, why=why)
                        for (name, picture), got, (ok, why) in zip(chosen, drawn, judge(drawn))]
@@ -37,5 +41,4 @@ def score(system: System, count: int, seed: int) -> Scores:
                         for (name, picture), text in zip(chosen, said)]
     scores.add_share("emoji.nearest", scores.pictures)
     scores.add_share("emoji.caption", scores.questions)
-    add_reconstructions(scores, system, "nearest", pictures, judge)
     return scores

@@ -1,4 +1,4 @@
-"""Shapes, the datasets: captioned pictures, chats about a picture, edits, and what is held out.
+"""Shapes, the datasets: captioned pictures, chats about a picture, edits, rounds of them, sentences, what is held out.
 
     random scene --training?--> caption, questions or edit --training?--> Sample
 
@@ -6,21 +6,23 @@ A scene and a string are each either for training or for evaluation, decided by 
 they are, so the split needs no list, is the same in every process and can't drift with a seed:
   pictures from text   the string is held out (and unseen in any paraphrase the hash joins, below)
   questions            the scene is held out
-  edits                the scene before, the scene after and the instruction are held out
+  edits and rounds     the scene before, every scene after and every instruction are held out
+  sentences            the scene and its captions are held out
 Two colour-shape pairs (HELDOUT_PAIRS) occur in no training scene and no training text.
 
 Generated here; no files, no licence. Everything is deterministic in (count, seed).
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
 
 from data.shapes_words import ANSWERS, CAPTION_KINDS, QUESTION_TYPES, Edit, ask, caption, edit
-from data.shapes_world import HELDOUT_PAIRS, KINDS, LOOKS, Scene, draw, random_scene
+from data.shapes_world import HELDOUT_PAIRS, KINDS, LOOKS, Scene, draw, middle, random_scene, widened
 from unimm.sample import Image, Pixels, Sample, Text, sample
 
 EVALUATION_SCENES = 0.15
@@ -94,10 +96,10 @@ def _draws(name: str, seed: int, weights: dict[str, float], evaluation: bool | N
         yield rng, kind, _scene(kind, rng, evaluation)
 
 
-def pairs(count: int, seed: int) -> Iterator[Sample]:
+def pairs(count: int, seed: int, scale: int = 1) -> Iterator[Sample]:
     """Pictures with their captions: parts [Image, Text], each for training only."""
     for _, (scene, text) in zip(range(count), _captioned(seed)):
-        yield sample(Image(Pixels(draw(scene))), Text(text))
+        yield sample(Image(Pixels(draw(scene, scale))), Text(text))
 
 
 def _captioned(seed: int) -> Iterator[tuple[Scene, str]]:
@@ -121,11 +123,11 @@ class _Balance:
         self.seen[kind][answer] += 1
 
 
-def chats(count: int, seed: int) -> Iterator[Sample]:
+def chats(count: int, seed: int, scale: int = 1) -> Iterator[Sample]:
     """A picture and up to seven questions: parts [Image, Text question, Text answer, ...]."""
     for _, (scene, talk) in zip(range(count), _talks(seed)):
         turns = (part for q, a in talk for part in (Text(q, role="user"), Text(a, learn=True, role="assistant")))
-        yield sample(Image(Pixels(draw(scene)), role="user"), *turns)
+        yield sample(Image(Pixels(draw(scene, scale)), role="user"), *turns)
 
 
 def _talks(seed: int) -> Iterator[tuple[Scene, list[tuple[str, str]]]]:
@@ -143,15 +145,42 @@ def _talks(seed: int) -> Iterator[tuple[Scene, list[tuple[str, str]]]]:
             yield scene, list(talk.items())
 
 
-def edits(count: int, seed: int) -> Iterator[Sample]:
+def edits(count: int, seed: int, scale: int = 1) -> Iterator[Sample]:
     """A picture, an instruction, and the picture it asks for: parts [Image, Text, Image]."""
     for _, e in zip(range(count), _edits(seed, evaluation=False)):
-        before = Image(Pixels(draw(e.before)), role="user")
-        after = Image(Pixels(draw(e.after)), learn=True, role="assistant")
+        before = Image(Pixels(draw(e.before, scale)), role="user")
+        after = Image(Pixels(draw(e.after, scale)), learn=True, role="assistant")
         yield sample(before, Text(e.instruction, role="user"), after)
 
 
-PARTS = {"pairs": pairs, "chats": chats, "edits": edits}
+
+def rounds(count: int, seed: int, scale: int = 1) -> Iterator[Sample]:
+    """A picture and two or three edits in turn: parts [Image, Text, Image, Text, Image, ...]."""
+    for _, made in zip(range(count), _rounds(seed, (2, 3), evaluation=False)):
+        turns = (part for e in made for part in (Text(e.instruction, role="user"),
+                                                 Image(Pixels(draw(e.after, scale)), learn=True, role="assistant")))
+        yield sample(Image(Pixels(draw(made[0].before, scale)), role="user"), *turns)
+
+
+def sentences(count: int, seed: int, scale: int = 1) -> Iterator[Sample]:
+    """What is true of a scene that nobody shows: one learned Text each."""
+    for _, text in zip(range(count), _told(seed, evaluation=False)):
+        yield sample(Text(text, learn=True))
+
+
+PARTS = {"pairs": pairs, "chats": chats, "edits": edits, "rounds": rounds, "sentences": sentences}
+
+
+def dataset(part: str, count: int, seed: int, scale: int = 1, wide: float = 0.0) -> Iterator[Sample]:
+    """The samples of one of PARTS. A share `wide` of them has pictures of 32 x 48 or 48 x 32 (height x width, times
+    `scale`), which hold the world in their middle; all pictures of a sample have one size."""
+    for n, made in enumerate(PARTS[part](count, seed, scale)):
+        if _fraction(f"wide {seed} {n}") >= wide:
+            yield made
+            continue
+        size = (32 * scale, 48 * scale)[:: 1 if _fraction(f"lying {seed} {n}") < 0.5 else -1]
+        yield Sample(tuple(replace(p, content=Pixels(widened(p.content.array, *size))) if isinstance(p, Image) else p
+                           for p in made.parts))
 
 
 def _edits(seed: int, evaluation: bool) -> Iterator[Edit]:
@@ -160,6 +189,38 @@ def _edits(seed: int, evaluation: bool) -> Iterator[Edit]:
         made = edit(scene, rng)
         if made and is_evaluation_scene(made.after) == is_evaluation_prompt(made.instruction) == evaluation:
             yield made
+
+
+def _rounds(seed: int, lengths: tuple[int, ...], evaluation: bool) -> Iterator[tuple[Edit, ...]]:
+    """Edits of which each begins where the one before ended, no scene twice, all of one side."""
+    for rng, _, scene in _draws("rounds", seed, {"single": 0.1, "pair": 0.9}, evaluation):
+        length, found, seen = rng.choice(lengths), [], {scene}
+        for _ in range(_TRIES):
+            made = edit(scene, rng)
+            if made and made.after not in seen and (
+                    is_evaluation_scene(made.after) == is_evaluation_prompt(made.instruction) == evaluation):
+                scene = made.after
+                found.append(made)
+                seen.add(scene)
+            if len(found) == length:
+                yield tuple(found)
+                break
+
+
+# Draws of edits before a scene is given up; of those that may be held out about one in 33 is.
+_TRIES = 400
+
+
+def _told(seed: int, evaluation: bool) -> Iterator[str]:
+    """Two captions of a scene, or one that is all there is to say, and up to three questions with their answers:
+    "a red circle above a blue cross. what color is the cross? blue."."""
+    kinds, weights = tuple(QUESTION_WEIGHTS), tuple(QUESTION_WEIGHTS.values())
+    for rng, _, scene in _draws("sentences", seed, CHAT_WEIGHTS, evaluation):
+        said = dict.fromkeys(caption(scene, rng)[1] for _ in range(2))
+        if any(is_evaluation_prompt(text) != evaluation for text in said):
+            continue
+        talk = dict(filter(None, (ask(kind, scene, rng) for kind in rng.choices(kinds, weights, k=3))))
+        yield " ".join([*(f"{text}." for text in said), *(f"{q} {a}." for q, a in talk.items())])
 
 
 @dataclass(frozen=True)
@@ -248,15 +309,27 @@ def evaluation_edits(count: int, seed: int) -> list[Edit]:
     return _distinct(draws, count, lambda e: (e.before.key, e.instruction), "edits")
 
 
+def evaluation_rounds(count: int, seed: int) -> list[tuple[Edit, ...]]:
+    """Three edits in turn, all of whose scenes and instructions training never shows."""
+    draws = _rounds(seed, (3,), evaluation=True)
+    return _distinct(draws, count, lambda made: tuple((e.before.key, e.instruction) for e in made), "rounds of edits")
+
+
+def evaluation_sentences(count: int, seed: int) -> list[str]:
+    """Distinct texts about scenes that training never shows, in captions that it never says."""
+    return _distinct(_told(seed, evaluation=True), count, str, "sentences")
+
+
 def training_keys(samples: Iterable[Sample]) -> tuple[set[bytes], set[str]]:
-    """What the samples really contain: digests of their pictures, and their texts."""
+    """What the samples really contain: digests of the middles of their pictures, and their texts, also each
+    sentence of them."""
     pictures, texts = set(), set()
     for s in samples:
         for part in s.parts:
             if isinstance(part, Text):
-                texts.add(part.text)
+                texts |= {part.text, *re.split(r"\. |(?<=\?) |\.$", part.text)}
             else:
-                pictures.add(_digest(part.content.array))
+                pictures.add(_digest(middle(part.content.array)))
     return pictures, texts
 
 
@@ -265,14 +338,17 @@ def _digest(picture) -> bytes:
 
 
 def leakage(
-    keys: tuple[set[bytes], set[str]], scenes: Iterable[Scene] = (), texts: Iterable[str] = ()
+    keys: tuple[set[bytes], set[str]], scenes: Iterable[Scene] = (), texts: Iterable[str] = (),
+    scales: Iterable[int] = (1,),
 ) -> dict[str, int]:
     """How many of these evaluation scenes and strings occur in the training samples; 0 is expected.
 
-    Compared are pixels and strings as they were trained on, not the rule that split them.
+    Compared are pixels (at the scales of the pictures) and strings as they were trained on, not the rule that split
+    them.
     """
-    pictures, trained = keys
+    pictures, trained, scales = *keys, tuple(scales)
     return {
-        "scenes": sum(_digest(draw(scene)) in pictures for scene in {s.key: s for s in scenes}.values()),
+        "scenes": sum(any(_digest(draw(scene, scale)) in pictures for scale in scales)
+                      for scene in {s.key: s for s in scenes}.values()),
         "texts": sum(text in trained for text in set(texts)),
     }

@@ -22,7 +22,19 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from data.shapes_words import GROUP_PLACES, NUMBERS, PLACES, PLURALS, RELATIONS, SIDES, Reference, relations
-from data.shapes_world import BLOCK, COLOURS, LAYOUTS, POSITIONS, SHAPES, SIDE, SIZES, SPRITES, Scene, Thing
+from data.shapes_world import (
+    BLOCK,
+    COLOURS,
+    LAYOUTS,
+    POSITIONS,
+    SHAPES,
+    SIDE,
+    SIZES,
+    SPRITES,
+    Scene,
+    Thing,
+    middle,
+)
 from unimm.errors import UserError
 
 HAZE = 0.08  # of full brightness; darker is taken for black, so that noise doesn't add up
@@ -74,10 +86,11 @@ _TEMPLATE_LIGHT = _QUADRANTS.sum(2)  # (sprites, 4)
 
 
 def _light(picture: np.ndarray) -> np.ndarray:
-    """The picture as float32 (32, 32, 3) in [0, 1], haze taken for black."""
-    if picture.dtype != np.uint8 or picture.shape != (SIDE, SIDE, 3):
-        raise ValueError(f"a picture is uint8 ({SIDE}, {SIDE}, 3), got {picture.dtype} {picture.shape}")
-    light = picture.astype(np.float32) / 255
+    """The world in the picture as float32 (32, 32, 3) in [0, 1], haze taken for black: its middle square, a larger one
+    by the means of its squares."""
+    square = middle(picture)
+    scale = len(square) // SIDE
+    light = square.reshape(SIDE, scale, SIDE, scale, 3).mean((1, 3), dtype=np.float32) / 255
     return np.where(light < HAZE, 0, light)
 
 
@@ -114,7 +127,8 @@ def _unexplained(light: np.ndarray, drawn: np.ndarray) -> str:
 
 
 def read_scene(picture: np.ndarray) -> Scene | str:
-    """The scene that a picture, uint8 (32, 32, 3), shows, or why it shows none."""
+    """The scene that a picture shows, or why it shows none. It is uint8 (32, 32, 3), or larger as `middle` takes it, as
+    everywhere here."""
     light = _light(picture)
     if light.sum() < 0.25 * _TEMPLATE_LIGHT.sum(1).min():
         return "nothing is drawn"

@@ -8,6 +8,7 @@ half of one. Few different tokens mean low entropy, and entropy decides how soon
 """
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from random import Random
 
@@ -115,14 +116,14 @@ def random_scene(kind: str, rng: Random, looks: tuple[Look, ...] = SEEN_PAIRS) -
     raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
 
 
-def coverage(shape: str, radius: float) -> np.ndarray:
-    """How much of every pixel of a block the shape covers: float64 (16, 16) in [0, 1].
+def coverage(shape: str, radius: float, scale: int = 1) -> np.ndarray:
+    """How much of every pixel of a block the shape covers: float64 (16 scale, 16 scale) in [0, 1].
 
     8 x 8 samples a pixel. The centre is the corner between the four middle pixels, so circle, square
     and cross are symmetric in both axes and the triangle in x.
     """
-    fine = 8
-    line = (np.arange(BLOCK * fine) + 0.5) / fine - BLOCK / 2
+    fine, side = 8, BLOCK * scale
+    line = (np.arange(side * fine) + 0.5) / (fine * scale) - BLOCK / 2
     u, v = np.abs(line)[None, :], line[:, None]
     if shape == "circle":
         inside = u**2 + v**2 <= radius**2
@@ -135,26 +136,50 @@ def coverage(shape: str, radius: float) -> np.ndarray:
         inside = ((u <= arm) | (np.abs(v) <= arm)) & (u <= radius) & (np.abs(v) <= radius)
     else:
         raise ValueError(f"shape must be one of {SHAPES}, got {shape!r}")
-    return inside.reshape(BLOCK, fine, BLOCK, fine).mean((1, 3))
+    return inside.reshape(side, fine, side, fine).mean((1, 3))
 
 
-def _sprites() -> dict[tuple[str, str, str], np.ndarray]:
-    """The block of every (colour, shape, size): uint8 (16, 16, 3)."""
-    sprites = {}
+@cache
+def sprites(scale: int = 1) -> dict[tuple[str, str, str], np.ndarray]:
+    """The block of every (colour, shape, size): uint8 (16 scale, 16 scale, 3)."""
+    found = {}
     for shape in SHAPES:
         for size, radius in SIZES.items():
-            mask = coverage(shape, radius)[:, :, None]
+            mask = coverage(shape, radius, scale)[:, :, None]
             for colour, rgb in COLOURS.items():
-                sprites[colour, shape, size] = np.rint(mask * np.array(rgb)).astype(np.uint8)
-    return sprites
+                found[colour, shape, size] = np.rint(mask * np.array(rgb)).astype(np.uint8)
+    return found
 
 
-SPRITES = _sprites()
+SPRITES = sprites(1)
 
 
-def draw(scene: Scene) -> np.ndarray:
-    """The picture of a scene: uint8 (32, 32, 3)."""
-    picture = np.zeros((SIDE, SIDE, 3), np.uint8)
+def draw(scene: Scene, scale: int = 1) -> np.ndarray:
+    """The picture of a scene: uint8 (32 scale, 32 scale, 3)."""
+    picture = np.zeros((SIDE * scale, SIDE * scale, 3), np.uint8)
     for t in scene.things:
-        picture[t.y - 8 : t.y + 8, t.x - 8 : t.x + 8] = SPRITES[t.colour, t.shape, t.size]
+        y, x = (slice((place - 8) * scale, (place + 8) * scale) for place in (t.y, t.x))
+        picture[y, x] = sprites(scale)[t.colour, t.shape, t.size]
     return picture
+
+
+def widened(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The picture in the middle of a black one: uint8 (h, w, 3) -> uint8 (height, width, 3)."""
+    h, w = picture.shape[:2]
+    if h > height or w > width:
+        raise ValueError(f"a picture of {(h, w)} is larger than {(height, width)}")
+    canvas = np.zeros((height, width, 3), np.uint8)
+    y, x = (height - h) // 2, (width - w) // 2
+    canvas[y : y + h, x : x + w] = picture
+    return canvas
+
+
+def middle(picture: np.ndarray) -> np.ndarray:
+    """The square in the middle of a picture, which holds the world at some scale: uint8 (32 scale, 32 scale, 3)."""
+    h, w = picture.shape[:2] if picture.ndim == 3 else (0, 0)
+    side = min(h, w)
+    if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or side == 0 or side % SIDE:
+        raise ValueError(f"a picture is uint8 (height, width, 3), the shorter side {SIDE} or a multiple of it; "
+                         f"got {picture.dtype} {picture.shape}")
+    y, x = (h - side) // 2, (w - side) // 2
+    return np.ascontiguousarray(picture[y : y + side, x : x + side])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny import TINY
 
-from unimm.checkpoint.manifest import CheckpointError, verify
-from unimm.checkpoint.pieces import Piece
+from unimm.checkpoint.folders import CheckpointError, verify
+from unimm.checkpoint.pieces import keyed
 from unimm.checkpoint.write import Saver
 from unimm.cli import main as cli
 from unimm.config.check import ConfigError
@@ -31,8 +31,9 @@ def run(tmp_path_factory):
     for step in (1, 2):
         torch.manual_seed(step)
         model = new_model(TINY, layout_of(TINY, text_of(TINY, folder)), tokenizer)
-        pieces = [Piece(name, 0, {"master": p.detach().flatten(), "ema": p.detach().flatten() / 2})
-                  for name, p in model.named_parameters()]
+        pieces = {}
+        for name, p in model.named_parameters():
+            pieces |= keyed(name, 0, {"master": p.detach().flatten(), "ema": p.detach().flatten() / 2})
         left = {name: t / 2 if step == 2 and name in dict(model.named_parameters()) else t
                 for name, t in model.state_dict().items()}
         saver.save(step, left, pieces, {"stage": "sft"}, {})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from unimm.config.decoder import TokenizerDecoder
 from unimm.layout import Layout
 from unimm.recipe import load_recipe
 from unimm.sample import SampleError, Text
@@ -67,7 +68,7 @@ def layouts(path: Path, folder: Path) -> list[Layout]:
         return [layout_of(made, text_of(made, None)), layout_of(made, trained())]
     careless(made).save(str(folder / "tokenizer.json"))
     text = PretrainedTokenizer(str(folder))
-    free = replace(made, special_ids={}, stages={}, codebooks=tuple(
+    free = replace(made, special_ids={}, stages={}, decoder=TokenizerDecoder(), codebooks=tuple(
         replace(book, start=None if book.shared and not book.token else book.start) for book in made.codebooks))
     return [layout_of(made, text_of(made, None)), layout_of(free, text)]
 

@@ -144,7 +144,7 @@ def test_what_a_run_cannot_be_is_refused_in_one_line(run, tmp_path):
         train_run(replace(TINY, sampling=replace(TINY.sampling, guidance=9.0)), run)
     with pytest.raises(ConfigError, match="no stage 'sfft'.*tokenizer, pretrain, sft"):
         train_run(TINY, run, last="sfft")
-    with pytest.raises(ConfigError, match="has 500 codes, but the image tokenizer's quantizer makes 512"):
+    with pytest.raises(ConfigError, match="has 500 codes, 1 a position, but the image tokenizer makes 512 codes"):
         train_run(replace(TINY, codebooks=(Codebook(name="visual", size=500),)), tmp_path / "size")
     with pytest.raises(ConfigError, match="no trained image tokenizer yet"):
         encode_run(TINY, tmp_path / "none")

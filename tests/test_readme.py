@@ -13,7 +13,7 @@ import pytest
 from tools.readme import BEGIN, END, table
 from unimm.cli.commands import train
 from unimm.cli.main import parse
-from unimm.config import data, images, model, tokens
+from unimm.config import data, decoder, images, model, tokenizer_losses, tokens
 from unimm.recipe import apply_overrides, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -69,8 +69,15 @@ def test_the_table_of_axes_names_every_choice_and_no_other():
     image_tokenizer, quantizer = get_args(images.ImageTokenizer), get_args(images.Quantizer)
     choices = {kind.__name__ for kind in (*image_tokenizer, *quantizer, *get_args(tokens.TextTokenizer),
                                           *get_args(model.Backbone), *get_args(model.ImageIn),
-                                          *get_args(model.ImageOut), *get_args(data.Source))}
+                                          *get_args(model.ImageOut), *get_args(data.Source),
+                                          *get_args(model.VisionEncoder), *get_args(decoder.Decoder),
+                                          *get_args(tokenizer_losses.TokenizerLoss))}
     assert named == choices | {"Layout", "Trains", "Lora", "AdamW", "Muon"}
+
+
+def test_the_readme_counts_the_published_systems():
+    numbers = {23: "twenty-three"}
+    assert f"holds {numbers[len(list((ROOT / 'recipes' / 'systems').glob('[a-z]*.py')))]} published systems" in README
 
 
 def test_python_in_the_readme_imports_what_exists():

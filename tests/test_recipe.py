@@ -9,13 +9,28 @@ from tiny import TINY
 
 from unimm.config.check import ConfigError
 from unimm.config.data import ChatJsonl, Emoji, ImageFolder, ParquetFiles, Shapes, Use, WebDatasetTars
-from unimm.config.images import ConvTokenizer
-from unimm.config.model import PretrainedBackbone, SharedTable
+from unimm.config.decoder import FlowDecoder
+from unimm.config.images import ConvTokenizer, DualTokenizer, ViTTokenizer
+from unimm.config.model import (
+    DepthHead,
+    FlowHead,
+    FreshVision,
+    PretrainedBackbone,
+    RecipeVision,
+    SharedSoftmax,
+    SharedTable,
+    VisionFeatures,
+)
 from unimm.config.quantizers import LFQ, VQ
-from unimm.config.stages import AdamW, Muon, NextToken, Reconstruct, Schedule
+from unimm.config.stages import AdamW, Contrast, Detokenize, Muon, NextToken, Reconstruct, Schedule
+from unimm.config.tokenizer_losses import Adversarial, Distill, Gram, Perceptual
 from unimm.config.tokens import Codebook, Continuous, PretrainedText
 from unimm.errors import UserError
 from unimm.recipe import apply_overrides, load_recipe, recipe_from_json, recipe_to_json
+
+SEEING = {"features": FreshVision()}
+PICTURES = {"mix": (Use(data="pairs"),), "steps": 1}
+LATENT = (Continuous(name="latent", channels=4, placeholder="<latent>"),)
 
 HEAD = """
 from dataclasses import replace
@@ -206,3 +221,30 @@ def test_not_a_number_is_no_setting(kind, name):
 def test_a_schedule_longer_than_its_stage_is_refused():
     with pytest.raises(ConfigError, match="anneal is 0.6; it must be at most 1 - warmup .0.5."):
         Schedule(warmup=0.5, anneal=0.6)
+
+
+@pytest.mark.parametrize(
+    "alone, said, mended",
+    [
+        ({"image_in": VisionFeatures(encoder=RecipeVision())}, "RecipeVision works with the recipe's features", SEEING),
+        ({"image_tokenizer": DualTokenizer()}, "DualTokenizer works with the recipe's features", SEEING),
+        ({"image_tokenizer": ConvTokenizer(losses=(Adversarial(), Perceptual()))}, "Perceptual works with", SEEING),
+        ({"image_tokenizer": ViTTokenizer(losses=(Gram(),))}, "Gram works with", SEEING),
+        ({"image_tokenizer": ConvTokenizer(losses=(Distill(),))}, "Distill works with", SEEING),
+        ({"stages": {"see": Contrast(**PICTURES)}}, "Contrast works with", SEEING),
+        ({"decoder": FlowDecoder()}, "trains a FlowDecoder, but the recipe has one of the two alone",
+         {"stages": {"draw": Detokenize(**PICTURES)}}),
+        ({"stages": {"draw": Detokenize(**PICTURES)}}, "has one of the two alone", {"decoder": FlowDecoder()}),
+        ({"image_out": DepthHead()}, "every codebook has one code a position",
+         {"codebooks": (Codebook(name="visual", size=8, depth=2),)}),
+        ({"image_out": FlowHead()}, "the layout writes visual, which is none of `continuous`",
+         {"continuous": LATENT, "layout": replace(TINY.layout, write=replace(
+             TINY.layout.write, levels=(replace(TINY.layout.write.levels[0], space="latent"),)))}),
+        ({"image_out": FlowHead(), "continuous": LATENT}, "write a continuous space", {"image_out": SharedSoftmax()}),
+    ],
+)
+def test_a_part_without_the_other_that_it_works_with_is_refused(alone, said, mended):
+    with pytest.raises(ConfigError, match=said) as refused:
+        replace(TINY, **alone)
+    assert "\n" not in str(refused.value)
+    assert replace(TINY, **alone | mended).name == TINY.name

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dialects import random_content
 
 from data.emoji import FontMissing
 from unimm.config.data import ChatJsonl, Emoji, Shapes, Source
@@ -13,7 +14,7 @@ from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken
 from unimm.layout import Layout
 from unimm.recipe import load_recipe, recipe_from_json, recipe_to_json
-from unimm.sample import Codes, Image, Latents, Level, Part, Pixels, Sample, Text
+from unimm.sample import Image, Part, Pixels, Sample, Text
 from unimm.stream.sources import open_source
 from unimm.stream.tasks import as_task
 from unimm.system import layout_of, text_of
@@ -84,29 +85,9 @@ def with_codes(given: Sample, layout: Layout, rng: np.random.Generator) -> Sampl
     """The sample with random codes, of a random size that the layout knows, in place of every picture."""
 
     def one(part: Part) -> Part:
-        return replace(part, content=random_codes(layout, rng, part.learn)) if isinstance(part, Image) else part
+        return replace(part, content=random_content(layout, rng, part.learn)) if isinstance(part, Image) else part
 
     return Sample(tuple(one(part) for part in given.parts))
-
-
-def random_codes(layout: Layout, rng: np.random.Generator, learn: bool) -> Codes | Latents:
-    rows, columns = layout.config.sizes[rng.integers(len(layout.config.sizes))]
-    levels = []
-    reads = layout.config.read if layout.config.read is not None and not learn else layout.config.write
-    for level in reads.levels:
-        match level.shape.kind:
-            case "grid":
-                grid = (rows * level.shape.scale, columns * level.shape.scale)
-                length = grid[0] * grid[1]
-            case "line":
-                grid, length = None, level.shape.length
-            case "up_to":
-                grid, length = None, int(rng.integers(level.shape.shortest, level.shape.longest + 1))
-        if level.space in layout.continuous:
-            return Latents(rng.normal(size=(length, layout.continuous[level.space].channels)).astype(np.float32), grid)
-        book = layout.vocab.ranges[level.space]
-        levels.append(Level(rng.integers(book.codes, size=(length, book.depth)), grid))
-    return Codes(tuple(levels))
 
 
 def test_a_resolved_recipe_holds_every_field_and_refuses_one_more(path):

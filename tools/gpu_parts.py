@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ import torch.nn.functional as F
 from tools import samplers
 from tools.bench import step
 from tools.bench.rows import Unequal, equal
-from tools.losses import by_liger, by_torch
+from tools.losses import by_chunks, by_liger, by_torch
 from unimm.config.model import FreshBackbone
 from unimm.hardware import GPUS, Multiplied, peak_flops
 from unimm.model.attention import Documents, attend, available, choose
@@ -186,7 +185,7 @@ def loss(toy: bool) -> dict:
     def full():
         return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
 
-    losses = {"one pass": weighted_loss, "chunks": partial(weighted_loss, way="chunks")}
+    losses = {"one pass": weighted_loss, "chunks": by_chunks}
     losses |= {"torch": by_torch} if hasattr(F, "linear_cross_entropy") else {}
     losses |= {"liger": by_liger} if _has_liger() else {}
     ways = {"full logits": full} | {

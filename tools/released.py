@@ -28,8 +28,8 @@ class NoTokenizer:
     """What `new_model` asks of an image tokenizer: nothing, for all rows are the release's."""
 
     @staticmethod
-    def code_vectors() -> torch.Tensor:
-        return torch.zeros(CODES, 8)
+    def code_vectors() -> dict[str, torch.Tensor]:
+        return {"visual": torch.zeros(CODES, 8)}
 
 
 def emu3(side: int) -> World:

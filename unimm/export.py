@@ -1,7 +1,7 @@
 """A trained run without what only training needs: a folder to keep, to move, and to open like a run.
 
     model.safetensors   the model's weights (split with an index above 5 GB)
-    recipe.json, text.model, image_tokenizer/, backbone/, vision/   as in the run, where it has them
+    recipe.json, text.model, image_tokenizer/, image_decoder/, backbone/, vision/   as in the run, where it has them
     export.json         run, stage, step and which weights
     manifest.json       size and sha256 of every file; written last
 """
@@ -10,14 +10,13 @@ import json
 from pathlib import Path
 
 from unimm import system
-from unimm.checkpoint.folders import final_of
-from unimm.checkpoint.manifest import CheckpointError, verify, write_manifest
+from unimm.checkpoint.folders import CheckpointError, final_of, verify, write_manifest
 from unimm.checkpoint.read import newest, read_state, read_weights
-from unimm.checkpoint.tensors import write_weights
 from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe
 from unimm.disk import Digest, copy_file, new_folder, write_file
 from unimm.recipe import load_recipe
+from unimm.weights import write_weights
 
 
 def export_run(run: Path, out: Path, stage: str | None = None, step: int | None = None,
@@ -57,7 +56,7 @@ def _source(recipe: Recipe, run: Path, stage: str | None, step: int | None) -> P
 def _copied(run: Path, part: Path) -> dict[str, Digest]:
     """The run's small parts, copied; the manifest's paths are relative to the folder."""
     digests = {}
-    folders = (system.TOKENIZER_FOLDER, system.BACKBONE_FOLDER, system.VISION_FOLDER)
+    folders = (system.TOKENIZER_FOLDER, system.DECODER_FOLDER, system.BACKBONE_FOLDER, system.VISION_FOLDER)
     inside = [file for name in folders for file in sorted((run / name).rglob("*"))]
     for file in (run / system.RECIPE_FILE, run / system.TEXT_FILE, *inside):
         if file.is_file():

@@ -5,7 +5,7 @@ together make an `Automaton`: a table from (state, id) to state, so that any num
 its own place, advance in one indexing operation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import chain, groupby
 
@@ -76,7 +76,7 @@ def _level(number: int, level: LevelLayout, size, row_end: tuple[int, ...]):
         case UpTo(longest=n, shortest=k):
             return None, [Run(number, level.space, 0, n, k)]
         case Grid(scale=s):
-            h, w = size[0] * s, size[1] * s
+            h, w = round(size[0] * s), round(size[1] * s)
     if level.row_ends == "none":
         return (h, w), [Run(number, level.space, 0, h * w, h * w)]
     rows = [piece for y in range(h) for piece in (Run(number, level.space, y * w, w, w), Fixed(row_end))]
@@ -108,12 +108,14 @@ class Automaton:
     stops     bool: whether a text ends there, an image's header, or an image but for its `endings`
     headers   the size of the image whose header ends there, of those where one does
     endings   the ids up to the image's end, of those where no other may come any more
+
+    An id that stands for codes or a latent still to be drawn (`drawn` names their spaces) is no id without a choice.
     """
 
     TEXT, DONE = 0, 1
 
     def __init__(self, vocab: Vocab, plans: list[Plan], ends: list[int], pad: int, by_count: bool,
-                 spaces: dict[str, Range]):
+                 spaces: dict[str, Range], drawn: Collection[str] = ()):
         pieces = [piece for plan in plans for piece in plan.pieces]
         used = sorted({piece.space for piece in pieces if isinstance(piece, Run)})
         fixed = {i for piece in pieces if isinstance(piece, Fixed) for i in piece.ids}
@@ -138,6 +140,7 @@ class Automaton:
         text.update({self._labels[end]: self.DONE for end in ends})
         self._edges[self.DONE][self._labels[pad]] = self.DONE
         self._tabulate()
+        self.forced[np.array([kind in drawn for kind in self.kinds])[self.set_of]] = -1
         self.headers = {self.after(plan.header): plan.size for plan in plans[::-1]}
         states, heads = np.arange(len(self.table)), [self.DONE, *self.headers]
         self.within = np.where((self.follows > self.DONE) & ~np.isin(self.follows, heads), self.follows, -1)

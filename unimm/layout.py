@@ -44,8 +44,9 @@ class Layout:
         text.keep_apart(np.flatnonzero(~self.vocab.is_text).tolist())
         self.placeholders = {c.name: self.vocab.special[c.placeholder] for c in continuous}
         self.bos, self.eos, self.pad_id = (self.vocab.special[m] for m in (config.bos, config.eos, config.pad))
-        vectors = {c.name: Range(c.name, self.placeholders[c.name], 1, c.channels, True) for c in continuous}
-        forms = [Form(image, config, self.vocab.ranges, vectors, self._spelled)
+        self.vectors = {c.name: Range(c.name, self.placeholders[c.name], 1, c.channels, True) for c in continuous}
+        self.spaces = self.vocab.ranges | self.vectors
+        forms = [Form(image, config, self.vocab.ranges, self.vectors, self._spelled)
                  for image in (config.write, config.read) if image is not None]
         self._forms, self._written, self._read = forms, forms[0], forms[-1]
         self.write_plans: dict[tuple[int, int], Plan] = self._written.plans
@@ -264,5 +265,6 @@ class Layout:
     @cached_property
     def _automaton(self) -> Automaton:
         ends = [self.eos] + [piece for piece in self._turns.closes["assistant"][:1] if isinstance(piece, int)]
+        drawn = {r.name for r in self.vocab.ranges.values() if r.depth > 1} | self.vectors.keys()
         return Automaton(self.vocab, list(self.write_plans.values()), ends, self.pad_id,
-                         self.config.write.stop == "count", self._written.spaces)
+                         self.config.write.stop == "count", self._written.spaces, drawn)

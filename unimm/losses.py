@@ -1,12 +1,15 @@
 """What an objective hands to the training loop."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from unimm.sample import Pictures
+
+SAME_COLOUR = 0.05
+"""Largest difference of a channel, of 2, at which a pixel still counts as background."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,3 +38,32 @@ class Weighs(Protocol):
 
     def weigh(self, batch) -> Weight:
         """The weight of a batch still on the host (numpy arrays), known before its forward."""
+
+
+class OfPictures(nn.Module):
+    """forward(Pictures) -> Losses: the named losses of `losses`, each a mean over images, each reported apart."""
+
+    def losses(self, images: Tensor, texts: tuple[str, ...]) -> dict[str, Tensor]:
+        """Of float32 images (B, 3, H, W) in [-1, 1] with their captions: scalars, already weighted."""
+        raise NotImplementedError
+
+    def forward(self, batch: Pictures) -> Losses:
+        device, n = next(self.parameters()).device, len(batch)
+        images = torch.as_tensor(batch.pixels, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        found = self.losses(images, batch.texts)
+        return Losses(sum(found.values()) * n, {name: (loss.detach() * n, n) for name, loss in found.items()})
+
+    def weigh(self, batch: Pictures) -> Weight:
+        return Weight(float(len(batch)), len(batch))
+
+
+def pixel_errors(again: Tensor, images: Tensor, foreground_weight: float, l1: float) -> dict[str, Tensor]:
+    """Squared and absolute error of images (B, 3, H, W) given back: means over images of means over pixels, those off
+    the border's colour weighted by foreground_weight."""
+    border = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], dim=2)
+    background = border.median(dim=2).values[:, :, None, None]
+    foreground = (images - background).abs().amax(1, keepdim=True) > SAME_COLOUR
+    weight = 1 + (foreground_weight - 1) * foreground.float()  # (B, 1, H, W)
+    weight = weight / (3 * len(images) * weight.sum((1, 2, 3), keepdim=True))
+    difference = again - images
+    return {"mse": (weight * difference.square()).sum(), "l1": l1 * (weight * difference.abs()).sum()}

@@ -1,4 +1,4 @@
-"""The stages that train on pictures: the feature network, the image tokenizer.
+"""The stages that train on pictures: the feature network, the image tokenizer, the diffusion decoder.
 
 Each leaves a folder in the run's and is skipped where that is there.
 """
@@ -17,9 +17,10 @@ from unimm.config.tokenizer_losses import Contrastive
 from unimm.images import tokenizer as codec
 from unimm.images.base import ImageTokenizer
 from unimm.images.features import Contrast as Contrasting
-from unimm.images.reconstruct import OfPictures, Reconstruction
+from unimm.images.reconstruct import Reconstruction
+from unimm.losses import OfPictures
 from unimm.plan.measure import measure
-from unimm.previews import Preview, preview_reconstructions
+from unimm.previews import Preview, preview_detokenized, preview_reconstructions
 from unimm.published import vision
 from unimm.recipe import recipe_to_json
 from unimm.sample import Pictures
@@ -38,7 +39,7 @@ def train_pictures(recipe: Recipe, folder: Path, name: str, stage: PictureStage,
         case Reconstruct():
             made, train = system.TOKENIZER_FOLDER, _train_tokenizer
         case Detokenize():
-            raise ConfigError(f"{name}: this version trains no diffusion decoder yet; leave the stage out")
+            made, train = system.DECODER_FOLDER, _train_decoder
     if (folder / made / codec.CONFIG).is_file():
         ranks.say(f"{name}: already done, {folder / made}")
     else:
@@ -47,11 +48,13 @@ def train_pictures(recipe: Recipe, folder: Path, name: str, stage: PictureStage,
     ranks.barrier()
 
 
-def _pictures(recipe: Recipe, name: str, stage: PictureStage, captions: bool) -> list[Pictures]:
-    """The stage's datasets. Raises ConfigError where `captions` are needed and one has none."""
+def _pictures(recipe: Recipe, name: str, stage: PictureStage, captions: bool = False,
+              scale: int = 1) -> list[Pictures]:
+    """The stage's datasets, `scale` times as large as the tokenizer's. Raises ConfigError where `captions` are needed
+    and one has none."""
     datasets = []
     for use in stage.mix:
-        images, skipped = images_of(open_source(recipe.data[use.data]), recipe.image_tokenizer.image)
+        images, skipped = images_of(open_source(recipe.data[use.data]), scale * recipe.image_tokenizer.image)
         ranks.say(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
         if captions and not any(images.texts):
             raise ConfigError(f"stage {name!r} learns from captions, and {use.data!r} has none: a row has one where it "
@@ -91,7 +94,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
     features = system.features_of(recipe, folder)
     tokenizer = codec.first_tokenizer(recipe.image_tokenizer, features).train()
-    check_books(recipe, tokenizer)
+    check_codebook(recipe, tokenizer)
     module = Reconstruction(tokenizer, features)
     captions = any(isinstance(each, Contrastive) for each in module.asked.wanted)
     datasets = _pictures(recipe, name, stage, captions)
@@ -104,17 +107,30 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
         ranks.say(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {folder / system.TOKENIZER_FOLDER}")
 
 
-def check_books(recipe: Recipe, tokenizer: ImageTokenizer) -> None:
-    """Refuse a recipe whose codebooks, or continuous spaces, are not those that its tokenizer makes."""
-    stated = {book.name: book for book in recipe.codebooks}
-    for name, (size, depth) in tokenizer.books.items():
-        book = stated.get(name)
-        if book is None or (book.size, book.depth) != (size, depth):
-            found = f"has {book.size} codes" + f" of depth {book.depth}" * (book.depth > 1) if book else "is missing"
-            raise ConfigError(f"codebook {name!r} {found}, but the image tokenizer's quantizer makes {size}"
-                              + f" of depth {depth}" * (depth > 1) + "; state that size" + " and depth" * (depth > 1))
-    known = {space.name: space.channels for space in recipe.continuous}
-    for name, channels in tokenizer.channels.items():
-        if known.get(name) != channels:
-            raise ConfigError(f"the image tokenizer makes latents {name!r} of {channels} channels; state them as a "
-                              "continuous space of the recipe")
+def _train_decoder(recipe: Recipe, folder: Path, name: str, stage: Detokenize, status: Status) -> None:
+    """Train what draws in the tokenizer's place, from the codes that it gives, and keep it beside it."""
+    from unimm.diffusion.detokenizer import Detokenization, FlowDetokenizer
+
+    if not (folder / system.TOKENIZER_FOLDER / codec.CONFIG).is_file():
+        raise ConfigError(f"stage {name!r} trains a decoder for an image tokenizer, and there is none yet; put the "
+                          "stage that trains the tokenizer before it")
+    tokenizer = codec.load_tokenizer(system.tokenizer_of(recipe, folder)).to(ranks.device())
+    decoder = FlowDetokenizer(recipe.decoder, tokenizer).to(ranks.device())
+    datasets = _pictures(recipe, name, stage, scale=recipe.decoder.scale)
+    preview = preview_detokenized(decoder, datasets[0].pixels[:64], folder / name)
+    trained = _train(recipe, folder, name, stage, status, Detokenization(decoder), datasets, preview)
+    if ranks.rank() == 0:
+        decoder = FlowDetokenizer(recipe.decoder, tokenizer)
+        load_weights(trained, Detokenization(decoder))
+        codec.keep(decoder, folder / system.DECODER_FOLDER)
+        ranks.say(f"{name}: decoder {codec.fingerprint(decoder)[:12]} -> {folder / system.DECODER_FOLDER}")
+
+
+def check_codebook(recipe: Recipe, tokenizer: ImageTokenizer) -> None:
+    """Refuse a recipe whose codebooks or latents are not those that its tokenizer makes."""
+    stated = {b.name: (b.size, b.depth) for b in recipe.codebooks} | {c.name: c.channels for c in recipe.continuous}
+    for name, made in (tokenizer.books | tokenizer.channels).items():
+        if stated.get(name) != made:
+            has, makes = ("nothing stated" if each is None else f"{each} channels" if isinstance(each, int)
+                          else f"{each[0]} codes, {each[1]} a position" for each in (stated.get(name), made))
+            raise ConfigError(f"{name!r} has {has}, but the image tokenizer makes {makes}; state that")

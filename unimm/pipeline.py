@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unimm import system
-from unimm.checkpoint.folders import candidates
-from unimm.checkpoint.manifest import MANIFEST
+from unimm.checkpoint.folders import MANIFEST, candidates
 from unimm.checkpoint.read import newest
 from unimm.config.check import ConfigError
 from unimm.config.images import Published
@@ -22,7 +21,8 @@ from unimm.config.tokens import SentencePieceText
 from unimm.disk import replace_file, writing
 from unimm.images import tokenizer as codec
 from unimm.images.prepare import as_seen, prepare
-from unimm.picture_stages import check_books, train_pictures
+from unimm.picture_stages import check_codebook, train_pictures
+from unimm.pictures import to_png
 from unimm.recipe import recipe_from_json, recipe_to_json
 from unimm.sample import Sample, Text
 from unimm.show import batch_in_words
@@ -36,6 +36,7 @@ from unimm.text import train_sentencepiece
 from unimm.train import ranks
 from unimm.train.loop import Work, run_stage
 from unimm.train.signals import ended
+from unimm.weights import open_weights
 
 SECONDS = "seconds.json"
 
@@ -141,7 +142,7 @@ def _adopt_tokenizer(recipe: Recipe, folder: Path) -> None:
     if codec.is_released(recipe.image_tokenizer) and not trained and ranks.rank() == 0 and not there:
         with timed(folder, "adopt"):
             tokenizer = codec.first_tokenizer(recipe.image_tokenizer)
-            check_books(recipe, tokenizer)
+            check_codebook(recipe, tokenizer)
             codec.save_tokenizer(tokenizer, target)
             ranks.say(f"image tokenizer: {recipe.image_tokenizer.weights}, {codec.fingerprint(tokenizer)[:12]} "
                       f"-> {target}")
@@ -149,7 +150,8 @@ def _adopt_tokenizer(recipe: Recipe, folder: Path) -> None:
 
 
 def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: list[str] | None = None) -> None:
-    """Encode the datasets that language stages read (all of them, those of some stages, or one)."""
+    """Encode the datasets that language stages read (all of them, those of some stages, or one), each by the image
+    tokenizer that its stage begins with."""
     ranks.start()
     _adopt_tokenizer(recipe, folder)
     if not (folder / system.TOKENIZER_FOLDER / codec.CONFIG).is_file():
@@ -158,18 +160,29 @@ def encode_run(recipe: Recipe, folder: Path, only: str | None = None, stages: li
         raise ConfigError(f"{folder}: no trained image tokenizer yet; {remedy} first: unimm train {folder}")
     if only is not None and only not in recipe.data:
         raise ConfigError(f"no data {only!r} in recipe {recipe.name!r}; it has: {', '.join(recipe.data)}")
-    tokenizer = codec.load_tokenizer(folder / system.TOKENIZER_FOLDER).to(ranks.device())
-    needed = [use.data for name, stage in recipe.language.items() if stages is None or name in stages
-              for use in stage.mix]
-    for name in [only] if only else dict.fromkeys(needed):
-        _encode(recipe, folder, name, tokenizer)
+    needed: dict[tuple[Path, Path], list[str]] = {}
+    for stage in stages or recipe.language:
+        by = system.tokenizer_of(recipe, folder, stage), system.codes_of(recipe, folder, stage)
+        needed.setdefault(by, []).extend(use.data for use in recipe.stages[stage].mix)
+    for (tokenizer, codes), names in needed.items():
+        loaded = codec.load_tokenizer(tokenizer).to(ranks.device())
+        for name in [only] if only else dict.fromkeys(names):
+            _encode(recipe, codes / name, name, loaded)
     ranks.barrier()
 
 
-def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
-    source = recipe.data[name]
+def _encode(recipe: Recipe, target: Path, name: str, tokenizer) -> None:
+    source, how = recipe.data[name], recipe.image_in
     plan = Plan(source=json.loads(recipe_to_json(recipe))["data"][name], fingerprint=codec.fingerprint(tokenizer),
-                size=tokenizer.size, pixels=recipe.image_tokenizer.image, seen=_seen(recipe, name))
+                size=max((size for size, _ in tokenizer.books.values()), default=0),
+                pixels=recipe.image_tokenizer.image, seen=_seen(recipe, name))
+
+    def prepared(array):
+        return prepare(recipe.image_tokenizer, array, recipe.layout.sizes)
+
+    def see(array) -> bytes:
+        return as_seen(how, array) if isinstance(how, VisionFeatures) else to_png(prepared(array))
+
     told = [time.monotonic()]
 
     def report(p: Progress) -> None:
@@ -178,10 +191,8 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
             left = f", {p.eta:.0f} s left" if p.eta is not None else ""
             ranks.say(f"encode {name}: {p.rows:,} rows, {p.rate:,.0f} rows/s{left}")
 
-    target = folder / "codes" / name
     manifest = encode(open_source(source), lambda images: codec.to_codes(tokenizer, images), plan, target,
-                      prepare=lambda array: prepare(recipe.image_tokenizer, array, recipe.layout.sizes),
-                      see=(lambda array: as_seen(recipe.image_in, array)) if plan.seen else None,
+                      prepare=prepared, see=see if plan.seen else None,
                       rank=ranks.rank(), world=ranks.world(), total=getattr(source, "count", None), progress=report)
     if manifest:
         counts = manifest["counts"]
@@ -190,7 +201,10 @@ def _encode(recipe: Recipe, folder: Path, name: str, tokenizer) -> None:
 
 
 def _seen(recipe: Recipe, name: str) -> tuple:
-    """How the pictures of a dataset are kept: where the model reads features, and some stage has it read them."""
+    """How the pictures of a dataset are kept: where the model reads features, and some stage has it read them; or where
+    its tokenizer learns from them."""
+    if any(stage.reconstruction and any(use.data == name for use in stage.mix) for stage in recipe.language.values()):
+        return ("pixels",)
     reads = any(use.data == name and use.task in ("caption", "as_is")
                 for stage in recipe.language.values() for use in stage.mix)
     how = recipe.image_in
@@ -207,28 +221,34 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     from unimm.model.multiplied import multiplied
     from unimm.previews import preview_drawings
 
-    tokenizer = codec.load_tokenizer(folder / system.TOKENIZER_FOLDER)
+    tokenizer = codec.load_tokenizer(system.tokenizer_of(recipe, folder, name))
     layout = system.layout_of(recipe, system.text_of(recipe, folder))
     torch.manual_seed(stage.seed)
     started = previous is not None or len(candidates(folder / name)) > 0
     begin = None if started else ranks.from_first(newest(folder / system.CONVERTED) if ranks.rank() == 0 else None)
     model = system.new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss,
-                      folder if started or begin else None)
+                             folder if started or begin else None, folder)
     if begin:
         system.load_converted(begin, model, recipe, layout, tokenizer)
     if ranks.rank() == 0:
         system.keep_shapes(recipe, folder, model)
     if previous is not None:
         system.load_stage(previous[0], model, previous[1])
+    if stage.reconstruction:
+        model.reconstruction = stage.reconstruction
+        tokenizer.requires_grad_(True)
     if stage.compile:
         compile_layers(model.backbone, stage.recompute)
     if stage.recompute:
         recompute_layers(model.backbone, reentrant=stage.zero == 3)
-    shards = {use.data: open_shards(folder / "codes" / use.data, codec.fingerprint(tokenizer)) for use in stage.mix}
+    codes, made_by = system.codes_of(recipe, folder, name), codec.fingerprint(tokenizer)
+    shards = {use.data: open_shards(codes / use.data, made_by) for use in stage.mix}
     tokenizer.to(ranks.device())  # for previews; once its code vectors are in the model
     batches = Batches(Mixture(shards, stage.mix, stage.seed), layout, stage, ranks.rank(), ranks.world(), ranks.gather)
-    around = system.System(recipe, folder, layout, tokenizer, model, folder)
-    preview = preview_drawings(around, _prompts(shards, stage), folder / name) if tokenizer.draws else None
+    done = (folder / system.DECODER_FOLDER / codec.CONFIG).is_file()
+    drawer = system.drawer_of(recipe, folder, tokenizer).to(ranks.device()) if done else tokenizer
+    around = system.System(recipe, folder, layout, tokenizer, drawer, model, folder)
+    preview = preview_drawings(around, _prompts(shards, stage), folder / name) if drawer.draws else None
     work = Work(model, batches, preview,
                 new_rows=system.new_rows(recipe, layout, model), parts=model.parts(),
                 recipe=json.loads(recipe_to_json(recipe)), show=lambda batch: {"rows": batch_in_words(layout, batch)},
@@ -236,7 +256,22 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
                 codes={r.name: (r.start, r.stop) for r in layout.vocab.ranges.values() if r.depth == 1})
     kernel = kernel_name(model.backbone.config, ranks.device(), stage.precision, stage.seq_len)
     ranks.say(f"{name}: {model.describe()}\n{name}: attention: {kernel}")
-    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
+    trained = run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
+    if stage.reconstruction and ranks.rank() == 0:
+        _keep_tokenizer(recipe, folder, name, trained)
+    ranks.barrier()
+    return trained
+
+
+def _keep_tokenizer(recipe: Recipe, folder: Path, stage: str, trained: Path) -> None:
+    """What a stage has made of the image tokenizer, for those that follow."""
+    tokenizer, own = codec.load_tokenizer(system.tokenizer_of(recipe, folder, stage)), "image_input.tokenizer."
+    stored = {name.removeprefix(own): held.read() for name, held in open_weights(trained).items()
+              if name.startswith(own)}
+    tokenizer.load_state_dict(stored)
+    target = folder / f"{system.TOKENIZER_FOLDER}-{stage}"
+    codec.save_tokenizer(tokenizer, target)
+    ranks.say(f"{stage}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {target}")
 
 
 def _prompts(shards: dict[str, Shards], stage: NextToken, count: int = 8) -> list[str]:

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from unimm.diffusion.detokenizer import FlowDetokenizer
 from unimm.generate.use import draw
 from unimm.images.base import ImageTokenizer
-from unimm.images.measure import measure
+from unimm.images.measure import measure, psnr
+from unimm.images.tokenizer import to_codes, to_pixels, to_tensor
 from unimm.pictures import grid, write_png
+from unimm.resize import fit, resized
 from unimm.sample import Text
 from unimm.system import System
 
@@ -26,6 +29,21 @@ def preview_reconstructions(tokenizer: ImageTokenizer, images: np.ndarray, folde
         found = measure(tokenizer, list(images))
         write_png(_target(folder, step), grid([*images[:8], *found.back[:8]]))
         return {f"preview/{name}": value for name, value in found.values.items()}
+
+    return preview
+
+
+def preview_detokenized(decoder: FlowDetokenizer, images: np.ndarray, folder: Path) -> Preview:
+    """Pictures, what their tokenizer gives back of them, enlarged, and what the decoder does; how near both come."""
+    def preview(step: int) -> dict[str, float]:
+        tokenizer, kinds = decoder.tokenizer, {}
+        codes = to_codes(tokenizer, [fit(image, tokenizer.config.image) for image in images])
+        if tokenizer.draws:
+            kinds["enlarged"] = [resized(picture, images.shape[1:3]) for picture in to_pixels(tokenizer, codes)]
+        kinds["drawn"] = to_pixels(decoder, codes)
+        write_png(_target(folder, step), grid([*images[:8], *(p for some in kinds.values() for p in some[:8])]))
+        return {f"psnr_{kind}": psnr(*(to_tensor(list(some)) / 2 for some in (images, found)))
+                for kind, found in kinds.items()}
 
     return preview
 

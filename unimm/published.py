@@ -17,6 +17,8 @@ from unimm.config.model import FreshVision, PretrainedVision, VisionEncoder
 from unimm.errors import UserError
 
 HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".py")
+LANGUAGE = {"emu3": "text_model", "janus": "language_model", "gemma3": "language_model"}
+"""The language model's place in composite models."""
 
 
 class WeightsError(UserError):
@@ -55,19 +57,13 @@ def published(path: str, weights: bool = True) -> Published:
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
         if getattr(part, "attention_dropout", None):
             part.attention_dropout = 0.0
-    composite = {"emu3": (tf.Emu3ForConditionalGeneration, tf.Emu3ForCausalLM, "text_model"),
-                 "janus": (tf.JanusForConditionalGeneration, tf.LlamaForCausalLM, "language_model"),
-                 "gemma3": (tf.Gemma3ForConditionalGeneration, tf.Gemma3ForCausalLM, "language_model")}
     kind = config.model_type
-    if kind == "janus" and config.text_config.model_type != "llama":
-        raise ConfigError(f"{path}: a Janus around {config.text_config.model_type}; only one around Llama is read")
-    if kind == "chameleon":
-        whole = backbone = _model(tf.ChameleonForConditionalGeneration, path, config, weights)
-        del whole.model.vqmodel
-    elif kind in composite:
-        released, causal, part = composite[kind]
-        whole = _model(released, path, config, weights)
-        backbone = _language(causal, whole, whole.model.get_submodule(part))
+    if kind == "chameleon" or kind in LANGUAGE:
+        whole = backbone = _model(tf.AutoModelForImageTextToText, path, config, weights)
+        if kind == "chameleon":
+            del whole.model.vqmodel
+        else:
+            backbone = _language(whole, whole.model.get_submodule(LANGUAGE[kind]))
     elif type(config) not in tf.AutoModelForCausalLM._model_mapping:
         raise ConfigError(f"{path} is {kind}, of which transformers has no causal language model; take a decoder-only "
                           "model")
@@ -90,8 +86,9 @@ def janus_part(path: str, whole: nn.Module, name: str) -> nn.Module:
     return getattr(whole.model, name)
 
 
-def vision(encoder: VisionEncoder, image: int, weights: bool = True):
-    """A JanusVisionModel: SigLIP without its pooling head. Raises ConfigError where it sees images of another size."""
+def vision(encoder: VisionEncoder, image: int | None = None, weights: bool = True):
+    """A JanusVisionModel: SigLIP without its pooling head. Raises ConfigError where it sees images of another size than
+    `image`, where that is said; a fresh one has to be told."""
     import transformers as tf
 
     match encoder:
@@ -107,29 +104,20 @@ def vision(encoder: VisionEncoder, image: int, weights: bool = True):
         case "janus_vision_model":
             made = _model(tf.JanusVisionModel, path, config, weights)
         case "siglip" | "siglip_vision_model":
-            config = getattr(config, "vision_config", config)
-            config.vision_use_head = False
-            made = _as_janus(_model(tf.SiglipVisionModel, path, config, weights))
+            c = getattr(config, "vision_config", config)
+            same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "hidden_act",
+                    "layer_norm_eps")
+            config = tf.JanusVisionConfig(**{name: getattr(c, name) for name in same},
+                                          mlp_ratio=c.intermediate_size / c.hidden_size,
+                                          num_image_tokens=(c.image_size // c.patch_size) ** 2)
+            # One of its layers has another name.
+            made = _model(tf.JanusVisionModel, path, config, weights,
+                          {r"^vision_model\.": "", r"\.out_proj\.": ".projection_layer."})
         case other:
             raise ConfigError(f"{path} is {other}; image_in.encoder is a SigLIP or the encoder of a released Janus")
-    if made.config.image_size != image:
+    if image and made.config.image_size != image:
         raise ConfigError(f"image_in.image is {image}, but the encoder of {path} sees {made.config.image_size}; state "
                           "that")
-    return made
-
-
-def _as_janus(siglip: nn.Module) -> nn.Module:
-    """SigLIP's tower under Janus's names: one layer is called otherwise."""
-    import transformers as tf
-
-    c = siglip.config
-    made = tf.JanusVisionModel(tf.JanusVisionConfig(
-        hidden_size=c.hidden_size, num_hidden_layers=c.num_hidden_layers, num_attention_heads=c.num_attention_heads,
-        image_size=c.image_size, patch_size=c.patch_size, hidden_act=c.hidden_act, layer_norm_eps=c.layer_norm_eps,
-        mlp_ratio=c.intermediate_size / c.hidden_size, num_image_tokens=(c.image_size // c.patch_size) ** 2))
-    names = {name: name.removeprefix("vision_model.").replace("out_proj", "projection_layer")
-             for name in siglip.state_dict()}
-    made.load_state_dict({names[name]: tensor for name, tensor in siglip.state_dict().items()})
     return made
 
 
@@ -144,8 +132,11 @@ def _config(path: str):
                            "config.json and .safetensors, or a hub id where a hub is reachable") from None
 
 
-def _model(kind, path: str, config, weights: bool):
-    """The model of a folder in eval mode. Raises WeightsError unless all of its weights are there, in its shapes."""
+def _model(kind, path: str, config, weights: bool, names: dict[str, str] | None = None):
+    """The model of a folder in eval mode; `names` are patterns in names of stored tensors and what takes their place.
+
+    Raises WeightsError unless all of its weights are there, in its shapes.
+    """
     from safetensors import SafetensorError
     from transformers.initialization import no_init_weights
 
@@ -158,7 +149,7 @@ def _model(kind, path: str, config, weights: bool):
     try:
         # Not in the bf16 that most are published in: small updates of bf16 weights are lost in rounding.
         made, found = kind.from_pretrained(path, config=config, dtype=torch.float32, trust_remote_code=False,
-                                           use_safetensors=True, output_loading_info=True)
+                                           use_safetensors=True, output_loading_info=True, key_mapping=names)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise WeightsError(f"{path}: its weights can't be read: {_line(error)}; download it again, as "
                            ".safetensors") from None
@@ -169,11 +160,14 @@ def _model(kind, path: str, config, weights: bool):
     return made.eval()
 
 
-def _language(kind, whole: nn.Module, part: nn.Module):
+def _language(whole: nn.Module, part: nn.Module):
     """A causal LM of the part of a composite model that is its language model, and of the composite's head."""
+    import transformers as tf
+
     part.config.tie_word_embeddings = whole.lm_head.weight is part.get_input_embeddings().weight
     with torch.device("meta"):
-        causal = kind(part.config)
+        causal = (tf.Emu3ForCausalLM(part.config) if whole.config.model_type == "emu3"  # which has no automatic class
+                  else tf.AutoModelForCausalLM.from_config(part.config))
     causal.model, causal.lm_head = part, whole.lm_head
     return causal
 

@@ -1,12 +1,12 @@
 """`unimm show`: a recipe as a person reads it: its axes, its stages, one rendered sample per task."""
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 
 from unimm.config.data import ChatJsonl, Emoji, Shapes, Source, Use
-from unimm.config.images import DualTokenizer, Published
+from unimm.config.images import ConvTokenizer, DualTokenizer, OwnTokenizer, ViTTokenizer
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, PictureStage, Stage
 from unimm.layout import Layout
@@ -58,41 +58,56 @@ def _share(use: Use) -> str:
     return f"{use.weight:g} {use.data}" + (f" as {use.task}" if use.task != "as_is" else "")
 
 
-def described(config, every: bool = True) -> str:
-    """A config value as `kind field=value ...`; without `every`, fields at their defaults are left out."""
-    shown = [f"{f.name}={getattr(config, f.name)}" for f in fields(config)
-             if f.name != "kind" and (every or getattr(config, f.name) != f.default)]
+def described(config, every: bool = True, but: tuple[str, ...] = ()) -> str:
+    """A config value as `kind field=value ...`, without the fields of `but`; without `every`, fields at their defaults
+    are left out."""
+    shown = [f"{f.name}={_value(getattr(config, f.name))}" for f in fields(config)
+             if f.name not in ("kind", *but) and (every or getattr(config, f.name) != f.default)]
     return " ".join([config.kind, *shown])
+
+
+def _value(value) -> str:
+    """A field's value; configs within another in parentheses, without their defaults."""
+    configs = value if isinstance(value, tuple) else (value,)
+    if configs and all(map(is_dataclass, configs)):
+        return f"({', '.join(described(config, every=False) for config in configs)})"
+    return f"{value}"
 
 
 def axes(recipe: Recipe, layout: Layout) -> dict[str, str]:
     """The system on its seven axes, and what they add up to."""
     tokenizer, c = recipe.image_tokenizer, recipe.layout
-    levels = ", ".join(f"{level.space} ({level.shape.kind})" for level in c.write.levels)
+    counts = [layout.write_plans[c.sizes[0]].lengths(n) for n in range(len(c.write.levels))]
+    levels = ", ".join(f"{level.space} ({level.shape.kind} of {f'{least:,} to ' if least < most else ''}{most:,})"
+                       for level, (least, most) in zip(c.write.levels, counts))
     codes = ", ".join(f"{r.name} {r.codes:,}" + (f" x {r.depth}" if r.depth > 1 else "") + f" from id {r.start:,}"
                       for r in layout.vocab.ranges.values())
-    side = f"{tokenizer.image} x {tokenizer.image} px, {(tokenizer.image // tokenizer.downsample) ** 2} codes"
+    name, side = tokenizer.kind, f"{tokenizer.image} x {tokenizer.image} px, {tokenizer.downsample} px a code each way"
+    if isinstance(tokenizer, OwnTokenizer):
+        name = described(tokenizer, False, ("image", "downsample", "quantizer", "semantic", "pixel", "codebook"))
     match tokenizer:
-        case Published(size=size, dim=dim, weights=weights):
-            quantizer = f"{size:,} codes of {dim}, published: {weights or 'no weights'}"
-        case DualTokenizer(index=index):
-            quantizer = f"{described(tokenizer.semantic)} and {described(tokenizer.pixel)}, index {index}"
+        case DualTokenizer(semantic=semantic, pixel=pixel):
+            quantizer = f"{described(semantic)}; {described(pixel)}"
+        case ConvTokenizer(quantizer=kind) | ViTTokenizer(quantizer=kind):
+            quantizer = described(kind)
         case _:
-            quantizer = described(tokenizer.quantizer)
+            quantizer = f"{tokenizer.size:,} codes of {tokenizer.dim}, published: {tokenizer.weights or 'no weights'}"
+    features = {"features": described(recipe.features)} if recipe.features else {}
     return {
-        "image tokenizer": f"{tokenizer.kind}, {side}",
+        "image tokenizer": f"{name}, {side}",
         "quantizer": quantizer,
+        **features,
         "image in": described(recipe.image_in),
         "image out": described(recipe.image_out),
         "layout": f"{c.write.begin} {levels} {c.write.end}, ends by {c.write.stop}, unconditional: {c.unconditional}",
         "sizes": sizes(recipe, layout),
-        "decoder": "the image tokenizer's own",
+        "decoder": described(recipe.decoder),
         "backbone": described(recipe.backbone),
         "text": described(recipe.text),
         "sampling": " ".join(f"{name}={value!r}".replace("Choice", "") for name, value in vars(recipe.sampling).items()
                              if value != ""),
         "vocabulary": f"{layout.vocab.rows:,} rows: {layout.vocab.text_size:,} text, "
-                      f"{len(layout.vocab.special)} markers; {codes}",
+                      f"{len(layout.vocab.special)} markers; {codes or 'no codes'}",
     }
 
 

@@ -49,14 +49,14 @@ class Status:
         """Forget how an earlier attempt ended. Rank 0 before any other goes on."""
         if self.rank == 0:
             shutil.rmtree(self.folder / ERRORS, ignore_errors=True)
-            self._write("running", {})
+            self._write("running")
 
     def at(self, **facts) -> None:
         """Note `stage`, `step`, `checkpoint`; written at once where one but the step changed, else once a minute."""
         changed = any(self.facts.get(name) != value for name, value in facts.items() if name != "step")
         self.facts |= facts
         if self.rank == 0 and (changed or time.monotonic() - self.written > 60):
-            self._write("running", {})
+            self._write("running")
 
     def end(self, state: State, code: int, message: str) -> None:
         """Say how it ended. An error of this rank stands beside those of others in errors/."""
@@ -65,10 +65,11 @@ class Status:
             own = {"rank": self.rank, "host": socket.gethostname(), "time": time.time(), "code": code,
                    "step": self.facts.get("step"), "message": message}
             replace_file(self.folder / ERRORS / f"rank-{self.rank:05d}.json", json.dumps(own, indent=1).encode())
-        if self.rank == 0 or state == "failed" or code == HUNG:
-            self._write(state, {"code": code, "message": message, "errors": _errors(self.folder)})
+        elif self.rank > 0:
+            return
+        self._write(state, code=code, message=message, errors=_errors(self.folder))
 
-    def _write(self, state: State, more: dict) -> None:
+    def _write(self, state: State, **more) -> None:
         self.written = time.monotonic()
         content = {"state": state, **self.facts, "world": self.world, "host": socket.gethostname(), "pid": os.getpid(),
                    "time": time.time(), **more}

@@ -5,9 +5,13 @@
       text.model         the text tokenizer, where the run trained it
       feature_network/   the trained feature network, where the run trained it
       image_tokenizer/   the trained image tokenizer, its fingerprint in codes' manifests
+      image_tokenizer-STAGE/, codes-STAGE/
+                         what a stage of the language model made of it, for the stages behind that one
+      features/          the vision encoder that a stage trained
       backbone/, vision/ the small files of published parts (config.json, tokenizer), so that the run needs their
                          releases no more
       converted/         where `unimm convert` began the run: the release's weights as a checkpoint of step 0
+      image_decoder/     the trained decoder, where the recipe has one beside the tokenizer's own
       codes/NAME/        each dataset's images as codes
       STAGE/             checkpoints, metrics.jsonl, previews
 
@@ -15,13 +19,14 @@ A run that was exported has the model's weights beside its recipe instead of sta
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from unimm.config.check import ConfigError
-from unimm.config.model import PretrainedBackbone, PretrainedVision, VisionFeatures
+from unimm.config.decoder import Decoder, FlowDecoder, TokenizerDecoder
+from unimm.config.model import FreshVision, PretrainedBackbone, PretrainedVision, RecipeVision, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Stage
 from unimm.config.tokens import PretrainedText, SentencePieceText
@@ -35,9 +40,12 @@ if TYPE_CHECKING:
     import torch
 
     from unimm.images.base import ImageTokenizer
+    from unimm.images.tokenizer import Drawer
     from unimm.model.unified import UnifiedModel
 
-TEXT_FILE, TOKENIZER_FOLDER, RECIPE_FILE, EXPORT_FILE = "text.model", "image_tokenizer", "recipe.json", "export.json"
+TEXT_FILE, RECIPE_FILE, EXPORT_FILE = "text.model", "recipe.json", "export.json"
+TOKENIZER_FOLDER, DECODER_FOLDER = "image_tokenizer", "image_decoder"
+CODES_FOLDER, FEATURES_FOLDER = "codes", "features"
 BACKBONE_FOLDER, VISION_FOLDER, CONVERTED = "backbone", "vision", "converted"
 FEATURES_FOLDER = "feature_network"
 
@@ -50,7 +58,10 @@ class System:
     folder: Path
     layout: Layout
     tokenizer: "ImageTokenizer"
-    model: "UnifiedModel"
+    drawer: "Drawer"
+    """What draws the pixels of codes: the tokenizer itself, or a diffusion decoder."""
+    model: "UnifiedModel | None"
+    """None where the run's language model is still to come; then `checkpoint` is the image tokenizer's folder."""
     checkpoint: Path
     slow: str | None = None
     """Why the model has no fast body, where it has been asked for one."""
@@ -95,12 +106,29 @@ def layout_of(recipe: Recipe, text: TextTokenizer) -> Layout:
     return layout
 
 
+def tokenizer_of(recipe: Recipe, folder: Path, stage: str | None = None) -> Path:
+    """Where the image tokenizer lies that a stage begins with, or the run as it is: a stage that let it learn has left
+    another one behind."""
+    made = [name for name, each in recipe.language.items() if each.reconstruction]
+    if stage is not None:
+        before = list(recipe.stages)[:list(recipe.stages).index(stage)]
+        made = [name for name in made if name in before]
+    there = (folder / f"{TOKENIZER_FOLDER}-{name}" for name in reversed(made))
+    return next((path for path in there if (path / "config.json").is_file()), folder / TOKENIZER_FOLDER)
+
+
+def codes_of(recipe: Recipe, folder: Path, stage: str) -> Path:
+    """Where the codes lie that this tokenizer makes of the data."""
+    return folder / tokenizer_of(recipe, folder, stage).name.replace(TOKENIZER_FOLDER, CODES_FOLDER)
+
+
 def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image_weight: float = 1.0,
-              z_loss: float = 0.0, shapes: Path | None = None) -> "UnifiedModel":
+              z_loss: float = 0.0, shapes: Path | None = None, run: Path | None = None) -> "UnifiedModel":
     """The language model as the recipe starts it, its new rows initialised. Draws from torch's random state.
 
     With `shapes`, a run's folder, only the shape of what was published, which a checkpoint then fills in: from the
-    run's folder where that kept it, so that the release may be gone.
+    run's folder where that kept it, so that the release may be gone. `run` is the folder where what it has trained
+    before is taken from.
     """
     from unimm.model.axes import released_parts, take
     from unimm.model.backbone import build_backbone
@@ -109,9 +137,9 @@ def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image
     weights, found, read = shapes is None, None, cache(published)  # each release once, whatever is taken of it
     if isinstance(recipe.backbone, PretrainedBackbone):
         found = read(str(_kept(shapes, BACKBONE_FOLDER) or recipe.backbone.path), weights)
-    vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
-    backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, vectors, recipe.image_out, found, weights)
-    model = around(backbone, recipe, layout, image_weight, z_loss, shapes, weights)
+    backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, tokenizer.code_vectors(),
+                              recipe.image_out, found, weights)
+    model = around(backbone, recipe, layout, image_weight, z_loss, shapes, weights, tokenizer, run)
     for own, (path, name) in released_parts(recipe.image_in, recipe.image_out).items() if weights else ():
         take(model.get_submodule(own), path, read(path, weights).whole, name)
     return model
@@ -123,8 +151,9 @@ def _kept(run: Path | None, folder: str) -> Path | None:
 
 
 def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0, z_loss: float = 0.0,
-           shapes: Path | None = None, weights: bool = True) -> "UnifiedModel":
-    """The language model that has this backbone, with the recipe's ways to read and write images; `shapes` as above.
+           shapes: Path | None = None, weights: bool = True, tokenizer: "ImageTokenizer | None" = None,
+           run: Path | None = None) -> "UnifiedModel":
+    """The language model that has this backbone, with the recipe's ways to read and write images; the rest as above.
 
     Without `weights` nothing published is read but shapes.
     """
@@ -132,7 +161,11 @@ def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0, 
     from unimm.model.unified import UnifiedModel
 
     width = backbone.get_input_embeddings().weight.shape[1]
-    reads = image_input(recipe.image_in, layout, width, _kept(shapes, VISION_FOLDER), weights)
+    how = recipe.image_in
+    if isinstance(how, VisionFeatures) and isinstance(how.encoder, RecipeVision):
+        trained = _kept(run, FEATURES_FOLDER)
+        how = replace(how, encoder=PretrainedVision(path=str(trained)) if trained else recipe.features)
+    reads = image_input(how, layout, width, _kept(shapes, VISION_FOLDER), weights, tokenizer)
     writes = image_output(recipe.image_out, layout, width)
     return UnifiedModel(backbone, layout.vocab, reads, image_weight, z_loss, writes)
 
@@ -168,13 +201,13 @@ def keep_shapes(recipe: Recipe, folder: Path, model: "UnifiedModel") -> None:
         model.image_input.vision.config.save_pretrained(folder / VISION_FOLDER)
 
 
-def language_of(recipe: Recipe, folder: Path) -> Path:
+def language_of(recipe: Recipe, folder: Path, early: bool = False) -> Path | None:
     """The newest whole checkpoint of a run's latest language stage, or what it was converted from, or the folder itself
-    if it was exported.
+    if it was exported. With `early` None where there is none yet, but an image tokenizer.
 
     Raises ConfigError where there is none, CheckpointError where what there is is damaged.
     """
-    from unimm.checkpoint.manifest import MANIFEST, verify
+    from unimm.checkpoint.folders import MANIFEST, verify
     from unimm.checkpoint.read import newest
 
     if (folder / MANIFEST).is_file():
@@ -183,6 +216,8 @@ def language_of(recipe: Recipe, folder: Path) -> Path:
     for name in reversed([CONVERTED, *recipe.language]):
         if found := newest(folder / name):
             return found
+    if early and (folder / TOKENIZER_FOLDER).is_dir():
+        return None
     raise ConfigError(f"{folder}: no language model yet; continue with: unimm train {folder}")
 
 
@@ -201,8 +236,8 @@ def new_rows(recipe: Recipe, layout: Layout, model: "UnifiedModel") -> dict[str,
     known = model.backbone.rows_known
     for name in [*parts["embeddings"], *parts["head"]] if known < layout.vocab.rows else ():
         found[name] = range(known, layout.vocab.rows)
-    published = list(released_parts(recipe.image_in, recipe.image_out))
-    if isinstance(recipe.image_in, VisionFeatures) and isinstance(recipe.image_in.encoder, PretrainedVision):
+    published = [*released_parts(recipe.image_in, recipe.image_out), "image_input.tokenizer"]
+    if isinstance(recipe.image_in, VisionFeatures) and not isinstance(recipe.image_in.encoder, FreshVision):
         published.append("image_input.vision")
     fresh = {name: p for name, p in model.named_parameters() if name.startswith(("image_input.", "image_output."))
              and not name.startswith(tuple(f"{part}." for part in published))}
@@ -229,7 +264,7 @@ def load_converted(path: Path, model: "UnifiedModel", recipe: Recipe, layout: La
 
     Raises CheckpointError where they are of another model.
     """
-    from unimm.checkpoint.manifest import CheckpointError
+    from unimm.checkpoint.folders import CheckpointError
     from unimm.model.rows import start_rows
     from unimm.weights import open_weights
 
@@ -240,8 +275,24 @@ def load_converted(path: Path, model: "UnifiedModel", recipe: Recipe, layout: La
             raise CheckpointError(f"{path} is of another model: {name} has shape {stored.shape}, this model {shape}")
         t = stored.read()
         (own[name][:len(t)] if shape else own[name]).copy_(t)
-    vectors = {recipe.image_tokenizer.codebook: tokenizer.code_vectors()}
-    start_rows(model.backbone, layout.vocab, model.backbone.rows_known, recipe.image_in, recipe.image_out, vectors)
+    start_rows(model.backbone, layout.vocab, model.backbone.rows_known, recipe.image_in, recipe.image_out,
+               tokenizer.code_vectors())
+
+
+def drawer_of(recipe: Recipe, folder: Path, tokenizer: "ImageTokenizer") -> "Drawer":
+    """What draws the run's pictures. Raises StoredError where the recipe has a decoder that isn't there, or is damaged.
+    """
+    match recipe.decoder:
+        case TokenizerDecoder():
+            return tokenizer
+        case FlowDecoder():
+            from unimm.diffusion.detokenizer import FlowDetokenizer
+            from unimm.kept import fetch
+
+            what = f"a trained decoder (unimm train {folder} trains it where the recipe has a stage Detokenize)"
+            return fetch(folder / DECODER_FOLDER, what, Decoder, lambda made: FlowDetokenizer(made, tokenizer))
+        case _:
+            assert_never(recipe.decoder)
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -251,9 +302,10 @@ def recipe_of(folder: Path) -> Recipe:
     return load_recipe(folder)
 
 
-def open_run(folder: str | Path, device: "torch.device | None" = None) -> System:
+def open_run(folder: str | Path, device: "torch.device | None" = None, early: bool = False) -> System:
     """A trained run, with the newest whole checkpoint of its latest language stage, on `device`; the CPU by default.
 
+    `early`: also a run that has no language model yet.
     On a GPU weights have the precision that their stage was trained in. They are to stay as they are: a fast body holds
     them in another order.
 
@@ -264,9 +316,11 @@ def open_run(folder: str | Path, device: "torch.device | None" = None) -> System
 
     folder = Path(folder)
     recipe = recipe_of(folder)
-    found = language_of(recipe, folder)
+    found = language_of(recipe, folder, early)
     layout = layout_of(recipe, text_of(recipe, folder))
-    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    tokenizer = load_tokenizer(tokenizer_of(recipe, folder))
+    if found is None:
+        return System(recipe, folder, layout, tokenizer.to(device), tokenizer, None, folder / TOKENIZER_FOLDER)
     model = new_model(recipe, layout, tokenizer, shapes=folder)
     if stage_of(found) == CONVERTED:
         load_converted(found, model, recipe, layout, tokenizer)
@@ -275,7 +329,8 @@ def open_run(folder: str | Path, device: "torch.device | None" = None) -> System
     if device is not None and device.type == "cuda" and _precision(recipe, found) == "bf16":
         model.bfloat16()
     model.eval().to(device)
-    return System(recipe, folder, layout, tokenizer.eval().to(device), model, found, model.hasten())
+    drawer = drawer_of(recipe, folder, tokenizer.eval().to(device)).to(device)
+    return System(recipe, folder, layout, tokenizer, drawer, model, found, model.hasten())
 
 
 def _precision(recipe: Recipe, found: Path) -> str:

@@ -1,5 +1,6 @@
 """Strings to text ids and back. Control tokens are never written here: a user's "<s>" stays three characters."""
 
+import io
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -52,11 +53,8 @@ class BytesTokenizer(TextTokenizer):
     """
 
     def __init__(self, size: int = 256, taken: Iterable[int] = ()):
-        free = bytearray(b"\1") * size
-        for i in taken:
-            free[i:i + 1] = b"\0" * (i < size)
-        found = free.find(b"\1" * 256)
-        self.first = found if found >= 0 else size
+        edges = [-1, *sorted({i for i in taken if i < size}), size]
+        self.first = next((a + 1 for a, b in zip(edges, edges[1:]) if b - a > 256), size)
         self.size = max(size, self.first + 256)
         self.controls = frozenset(range(self.first)) | frozenset(range(self.first + 256, self.size))
 
@@ -88,11 +86,8 @@ class SentencePieceTokenizer(TextTokenizer):
 
     def _encode(self, text: str) -> list[int]:
         utf8(text)
-        first, *rest = text.split(SPACE)  # a literal U+2581 must not come back as a space: its bytes don't
-        ids = self._processor.EncodeAsIds(first)
-        for piece in rest:
-            ids = ids + self._space + self._processor.EncodeAsIds(piece)
-        return ids
+        first, *rest = map(self._processor.EncodeAsIds, text.split(SPACE))
+        return first + [i for ids in rest for i in self._space + ids]  # as bytes, so that it won't come back as a space
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.DecodeIds([int(i) for i in ids])
@@ -104,8 +99,6 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
     Byte pairs, not unigram: on the few distinct words of a small world unigram's pruning leaves "▁" apart from its
     word (1.71 ids a word on the demo's texts, byte pairs 1.10).
     """
-    import io
-
     import sentencepiece
 
     model = io.BytesIO()

@@ -1,22 +1,25 @@
-"""Published weights on disk: what each tensor is, by headers alone, and how to read it. Nothing in a file is executed.
+"""Weights on disk: what each tensor is, by headers alone, and how to read it; and how they are written.
 
-    file or folder --open_weights--> {name: Stored}
+    file or folder --open_weights--> {name: Stored} --write_weights--> folder
 
-Read are safetensors; pickles only on request, and then by torch's reader of tensors alone.
+Read are safetensors; pickles only on request, and then by torch's reader of tensors alone. Nothing in a file is
+executed. Written are safetensors, hashed while they are written, large sets split with transformers' index.
 """
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from unimm.disk import Digest, write_file
 from unimm.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SPLIT = 5_000_000_000  # bytes of weights in one file, as transformers wrote them for years
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 WRAPPERS = ("state_dict", "model")
 """Where a pickle of a training run keeps its weights: taming-transformers' and LlamaGen's way."""
@@ -30,7 +33,7 @@ TYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
 class StoredError(UserError):
-    """Weights that can't be read: missing, damaged or refused; the message names the file and the remedy."""
+    """Weights that can't be read or written: missing, damaged or refused; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -138,3 +141,68 @@ def _pickle(file: Path, unpickle: bool) -> dict[str, Stored]:
     pairs = found.items() if isinstance(found, dict) else ()
     return {name: Stored(t.dtype, tuple(t.shape), lambda t=t: t) for name, t in pairs
             if isinstance(name, str) and isinstance(t, Tensor)}
+
+
+def size_of(tensors: Mapping[str, Tensor | Stored]) -> int:
+    """Bytes that they take on disk, but for a few of header."""
+    return sum(t.nbytes for t in tensors.values())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
+    """Write one safetensors file and sync it. Raises OSError; StoredError for a type that has no name there.
+
+    Not `safetensors.torch.save_file`: that leaves nothing to hash but the file, read again from the disk.
+    """
+    return write_file(path, _encoded(tensors))
+
+
+def write_weights(folder: Path, tensors: Mapping[str, Tensor | Stored], limit: int = SPLIT, first: str = WEIGHTS,
+                  told: Callable[[int], object] = lambda size: None) -> dict[str, Digest]:
+    """Write a model's weights as one file, `first`, or as several of at most `limit` bytes with an index.
+
+    A larger tensor has a file of its own. What is stored elsewhere is read a file at a time; `told` hears the bytes of
+    each that was written.
+    """
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    cut = split_state_dict_into_shards_factory(
+        tensors, get_storage_size=lambda t: t.nbytes, max_shard_size=limit,
+        filename_pattern=first.removesuffix(".safetensors") + "{suffix}.safetensors")
+    digests = {}
+    for file, names in cut.filename_to_tensors.items():
+        these = {name: tensors[name] for name in names}
+        digests[file] = write_tensors(folder / file, {name: t.read() if isinstance(t, Stored) else t
+                                                      for name, t in these.items()})
+        told(size_of(these))
+    if cut.is_sharded:
+        index = {"metadata": cut.metadata, "weight_map": cut.tensor_to_filename}
+        digests[INDEX] = write_file(folder / INDEX, [json.dumps(index, indent=1).encode()])
+    return digests
+
+
+def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state without the names whose very tensor an earlier name already has (tied weights)."""
+    seen, kept = set(), {}
+    for name, t in state.items():
+        place = (t.data_ptr(), t.dtype, t.shape, t.stride())
+        if not t.numel() or place not in seen:
+            kept[name] = t
+        seen.add(place)
+    return kept
+
+
+def _encoded(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """A safetensors file, piece by piece: length of the header, header, tensors with the widest types first."""
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, t in ordered:
+        if t.dtype not in DTYPES:
+            raise StoredError(f"can't save {name}: safetensors has no name for {t.dtype}")
+        end = at + t.nbytes
+        header[name] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that every tensor lies at a multiple of its own width
+    yield len(text).to_bytes(8, "little") + text
+    for _, t in ordered:
+        yield memoryview(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

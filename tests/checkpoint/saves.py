@@ -9,9 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from unimm.checkpoint.phases import Peers
-from unimm.checkpoint.pieces import Piece
-from unimm.checkpoint.write import Saver
+from unimm.checkpoint.pieces import keyed
+from unimm.checkpoint.write import Peers, Saver
 from unimm.train import ranks
 
 SPLIT = 150
@@ -35,15 +34,15 @@ class Odd(nn.Module):
             p.data.copy_(torch.randn(p.shape, generator=random))
 
 
-def pieces_of(module: nn.Module, rank: int = 0, world: int = 1, keys=("master", "ema")) -> list[Piece]:
+def pieces_of(module: nn.Module, rank: int = 0, world: int = 1, keys=("master", "ema")) -> dict[str, torch.Tensor]:
     """This rank's even share of every parameter: itself in fp32, and a made-up average."""
-    pieces = []
+    pieces = {}
     for name, p in module.named_parameters():
         flat = p.detach().float().flatten()
         share = slice(len(flat) * rank // world, len(flat) * (rank + 1) // world)
         if share.stop > share.start:
             both = {"master": flat[share].clone(), "ema": flat[share] * 2 + 1}
-            pieces.append(Piece(name, share.start, {key: both[key] for key in keys}))
+            pieces |= keyed(name, share.start, {key: both[key] for key in keys})
     return pieces
 
 
@@ -107,7 +106,7 @@ def rank_of_two(folder: Path, rank: int) -> None:
     saver = Saver(folder / "run", peers=Peers(rank, 2, partial(ranks.gather, group=dist.new_group(backend="gloo"))))
     for step in range(1, 4):
         whole = torch.arange(10.0) * step
-        saver.save(step, {"w": whole}, [Piece("w", 5 * rank, {"master": whole[5 * rank:][:5]})], {}, {})
+        saver.save(step, {"w": whole}, keyed("w", 5 * rank, {"master": whole[5 * rank:][:5]}), {}, {})
         for _ in range(20):
             mine = torch.ones(100)
             dist.all_reduce(mine)

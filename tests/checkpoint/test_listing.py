@@ -1,7 +1,7 @@
 import pytest
 from checkpoint.saves import Odd, save
 
-from unimm.checkpoint.manifest import CheckpointError
+from unimm.checkpoint.folders import CheckpointError
 from unimm.checkpoint.read import take_up
 from unimm.checkpoint.write import Saver
 from unimm.cli import main as cli
@@ -18,7 +18,7 @@ def run(tmp_path):
     file = tmp_path / "sft" / "step-00001234" / "training-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     saver = Saver(tmp_path / "pretrain")
-    saver.save(7, Odd().state_dict(), [], {}, {})
+    saver.save(7, Odd().state_dict(), {}, {}, {})
     saver.wait()
     (tmp_path / "codes").mkdir()
     return tmp_path

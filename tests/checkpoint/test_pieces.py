@@ -3,10 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unimm.checkpoint.manifest import CheckpointError
-from unimm.checkpoint.pieces import Piece, Pieces, keyed
-from unimm.checkpoint.tensors import write_tensors
-from unimm.weights import StoredError
+from unimm.checkpoint.folders import CheckpointError
+from unimm.checkpoint.pieces import Pieces, keyed
+from unimm.weights import StoredError, write_tensors
 
 PARAMETERS = st.dictionaries(st.sampled_from(["a", "blocks.0.w", "tåble[3]", "b.0:2"]), st.integers(1, 40), min_size=1)
 
@@ -24,11 +23,11 @@ def test_what_n_ranks_wrote_serves_m_ranks_that_cut_elsewhere(tmp_path_factory, 
     whole = {name: {"master": torch.randn(n), "exp_avg": torch.randn(n).to(torch.bfloat16)}
              for name, n in sizes.items()}
     for rank in range(len(there) + 1):
-        pieces = []
+        pieces = {}
         for name, kinds in whole.items():
             start, stop = cut(sizes[name], there)[rank]
-            pieces.append(Piece(name, start, {kind: t[start:stop] for kind, t in kinds.items()}))
-        write_tensors(folder / f"training-{rank:05d}.safetensors", keyed(pieces))
+            pieces |= keyed(name, start, {kind: t[start:stop] for kind, t in kinds.items()})
+        write_tensors(folder / f"training-{rank:05d}.safetensors", pieces)
     read = Pieces(folder)
     assert read.names() == sizes.keys()
     for name, kinds in whole.items():
@@ -42,13 +41,13 @@ def test_what_n_ranks_wrote_serves_m_ranks_that_cut_elsewhere(tmp_path_factory, 
 def test_ranges_that_several_ranks_wrote_are_read_once(tmp_path):
     t = torch.arange(10.0)
     for i, (start, stop) in enumerate([(0, 4), (0, 6), (2, 5), (5, 10)]):
-        write_tensors(tmp_path / f"training-{i}.safetensors", keyed([Piece("w", start, {"master": t[start:stop]})]))
+        write_tensors(tmp_path / f"training-{i}.safetensors", keyed("w", start, {"master": t[start:stop]}))
     assert torch.equal(Pieces(tmp_path)("w", 1, 9)["master"], t[1:9])
 
 
 def test_a_gap_and_a_parameter_that_never_trained_are_named(tmp_path):
     write_tensors(tmp_path / "training-00000.safetensors",
-                  keyed([Piece("w", 0, {"master": torch.zeros(3)}), Piece("w", 5, {"master": torch.zeros(3)})]))
+                  keyed("w", 0, {"master": torch.zeros(3)}) | keyed("w", 5, {"master": torch.zeros(3)}))
     read = Pieces(tmp_path)
     assert len(read("w", 5, 8)["master"]) == 3
     with pytest.raises(CheckpointError, match=r"lacks elements 3 to 6 of w, master"):

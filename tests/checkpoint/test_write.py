@@ -13,12 +13,11 @@ import pytest
 import torch
 from checkpoint.saves import Odd, forked, pieces_of, rank_of_two, same, save, together
 
-from unimm.checkpoint import phases
-from unimm.checkpoint.manifest import CheckpointError, verify
-from unimm.checkpoint.phases import Peers
+from unimm.checkpoint import write
+from unimm.checkpoint.folders import CheckpointError, verify
 from unimm.checkpoint.pieces import Pieces
 from unimm.checkpoint.read import load_weights, newest, read_state
-from unimm.checkpoint.write import Saver
+from unimm.checkpoint.write import Peers, Saver
 
 
 @pytest.fixture
@@ -53,9 +52,8 @@ def test_what_is_written_behind_is_what_was_there_at_the_call_though_everything_
     saver = Saver(tmp_path / "async", split=150, peers=gate.peers)
     first = saver.save(1, module.state_dict(), pieces, state, recipe)
     module.load_state_dict(Odd(5).state_dict())
-    for piece, new in zip(pieces, pieces_of(Odd(5))):
-        for kind, t in piece.tensors.items():
-            t.copy_(new.tensors[kind])
+    for key, t in pieces_of(Odd(5)).items():
+        pieces[key].copy_(t)
     state["stream"]["i"], recipe["name"] = 9, "other"
     assert not first.exists()
     gate.open.set()
@@ -72,7 +70,7 @@ import sys, torch
 from pathlib import Path
 from unimm.checkpoint.write import Saver
 saver = Saver(Path(sys.argv[1]), split=10_000)
-saver.save(1, {f"w{i}": torch.full((2_500,), i) for i in range(50)}, [], {}, {})
+saver.save(1, {f"w{i}": torch.full((2_500,), i) for i in range(50)}, {}, {}, {})
 raise SystemExit(3)
 """
 
@@ -86,10 +84,10 @@ def test_a_process_that_ends_by_an_exception_still_finishes_its_checkpoint(tmp_p
 def test_a_second_save_waits_for_the_first(tmp_path):
     gate, module, order = Gate(), Odd(), []
     saver = Saver(tmp_path, peers=gate.peers)
-    saver.save(1, module.state_dict(), [], {}, {})
+    saver.save(1, module.state_dict(), {}, {}, {})
 
     def second():
-        order.append(saver.save(2, module.state_dict(), [], {}, {}))
+        order.append(saver.save(2, module.state_dict(), {}, {}, {}))
         order.append("returned")
 
     thread = threading.Thread(target=second)
@@ -131,19 +129,19 @@ def test_a_checkpoint_that_the_disk_cannot_hold_is_refused_before_writing_with_t
     big = {"w": torch.zeros(400_000)}
     with pytest.raises(CheckpointError, match=r"run/step-00000002: the disk is full; it takes 1,600,\d+ bytes, "
                                               r"[\d,]+ were free: free [\d,]+ more"):
-        saver.save(2, big, [], {}, {})
+        saver.save(2, big, {}, {}, {})
         saver.wait()
     assert [p.name for p in old.parent.iterdir()] == [old.name] and newest(old.parent) == old
-    saver.save(3, {"w": torch.zeros(10)}, [], {}, {})
+    saver.save(3, {"w": torch.zeros(10)}, {}, {}, {})
     assert saver.wait() == newest(old.parent) != old
 
 
 def test_a_disk_that_fills_up_while_writing_leaves_the_last_checkpoint_and_no_rest(small_disk, monkeypatch):
     old = save(small_disk / "run", 1)
-    monkeypatch.setattr(phases.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 0, 10**9))
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 0, 10**9))
     saver = Saver(small_disk / "run")
     with pytest.raises(CheckpointError, match="No space left on device; it takes 1,600,.*raise the quota"):
-        saver.save(2, {"a": torch.zeros(5), "w": torch.zeros(400_000)}, [], {}, {})
+        saver.save(2, {"a": torch.zeros(5), "w": torch.zeros(400_000)}, {}, {}, {})
         saver.wait()
     assert [p.name for p in old.parent.iterdir()] == [old.name] and newest(old.parent) == old
 
@@ -156,7 +154,7 @@ def test_a_file_larger_than_the_process_may_write_is_a_failed_save_like_any_othe
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         saver = Saver(tmp_path)
-        saver.save(2, {"w": torch.zeros(400_000)}, [], {}, {})
+        saver.save(2, {"w": torch.zeros(400_000)}, {}, {}, {})
         with pytest.raises(CheckpointError, match="step-00000002: File too large"):
             saver.wait()
 
@@ -168,7 +166,7 @@ def test_a_folder_that_became_read_only_is_named_and_the_last_checkpoint_intact(
     old = save(small_disk / "run", 1)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     saver = Saver(small_disk / "run")
-    saver.save(2, {"w": torch.zeros(10)}, [], {}, {})
+    saver.save(2, {"w": torch.zeros(10)}, {}, {}, {})
     with pytest.raises(CheckpointError, match=r"run/step-00000002: Read-only file system.*make the folder writable"):
         saver.wait()
     assert newest(old.parent) == old
@@ -182,13 +180,13 @@ def test_a_file_in_the_way_is_named(tmp_path):
 
 def test_an_error_behind_is_told_once_and_the_next_save_begins_anew(tmp_path):
     saver = Saver(tmp_path)
-    saver.save(1, {"w": torch.zeros(2, dtype=torch.complex128)}, [], {}, {})
+    saver.save(1, {"w": torch.zeros(2, dtype=torch.complex128)}, {}, {}, {})
     wait([saver._job])
     assert saver.failed
     with pytest.raises(CheckpointError, match="no name for torch.complex128"):
-        saver.save(2, {"w": torch.zeros(2)}, [], {}, {})
+        saver.save(2, {"w": torch.zeros(2)}, {}, {}, {})
     assert not saver.failed
-    saver.save(2, {"w": torch.zeros(2)}, [], {}, {})
+    saver.save(2, {"w": torch.zeros(2)}, {}, {}, {})
     assert saver.wait().name == "step-00000002"
 
 
@@ -198,13 +196,13 @@ def test_ranks_write_their_pieces_and_what_fails_on_one_fails_on_all_alike(tmp_p
         saver = Saver(tmp_path, peers=peers, keep=1)
         weights = module.state_dict() if peers.rank == 0 else {}
         pieces = pieces_of(module, peers.rank, peers.world)
-        path = saver.save(1, weights, pieces if peers.rank != 1 else [], {"zero": 2}, {})
+        path = saver.save(1, weights, pieces if peers.rank != 1 else {}, {"zero": 2}, {})
         assert saver.wait() == path
-        monkeypatch.setattr(phases, "write_tensors", broken)
+        monkeypatch.setattr(write, "write_tensors", broken)
         saver.save(2, weights, pieces, {}, {})
         return saver.wait()
 
-    def broken(path, tensors, real=phases.write_tensors):
+    def broken(path, tensors, real=write.write_tensors):
         if "00002" in path.name:
             raise OSError(errno.EIO, "Input/output error", str(path))
         return real(path, tensors)
@@ -222,7 +220,7 @@ def test_ranks_write_their_pieces_and_what_fails_on_one_fails_on_all_alike(tmp_p
 def test_a_disk_that_ranks_do_not_share_is_named(tmp_path):
     def act(peers):
         saver = Saver(tmp_path / str(peers.rank), peers=peers)
-        saver.save(1, {"w": torch.zeros(2)}, [], {}, {})
+        saver.save(1, {"w": torch.zeros(2)}, {}, {}, {})
         return saver.wait()
 
     assert all("rank 1 does not see" in str(error) for error in together(2, act))

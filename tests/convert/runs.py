@@ -49,6 +49,6 @@ def saved(recipe: Recipe, folder: Path) -> Path:
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))
     saver = Saver(folder / "sft")
-    saver.save(1, model.state_dict(), [], {"stage": "sft"}, {})
+    saver.save(1, model.state_dict(), {}, {"stage": "sft"}, {})
     saver.wait()
     return folder

@@ -10,7 +10,7 @@ import torch
 from convert.releases import config, plain, recipe_file, recipe_of, unified, write_text
 from safetensors.torch import load_file, save_file
 
-from unimm.checkpoint import tensors
+from unimm import weights
 from unimm.cli import main as cli
 from unimm.convert import write
 from unimm.errors import UserError
@@ -177,7 +177,7 @@ def test_a_failing_write_leaves_nothing(release, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensors, "write_tensors", full)
+    monkeypatch.setattr(weights, "write_tensors", full)
     assert "No space left on device" in refused(release)
 
 

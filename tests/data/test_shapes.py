@@ -2,17 +2,33 @@
 
 import re
 from collections import Counter
-from itertools import chain, islice
+from itertools import chain, islice, permutations, product
 from random import Random
 
 import numpy as np
 import pytest
 
 from data import shapes
-from data.shapes_judge import read_scene
+from data.shapes_judge import read_scene, requirement
 from data.shapes_words import ANSWERS, CAPTION_KINDS, QUESTION_TYPES, ask, caption, edit
-from data.shapes_world import COLOURS, HELDOUT_PAIRS, KINDS, LOOKS, SHAPES, SIZES, Scene, Thing, draw, random_scene
-from unimm.sample import Image, Text
+from data.shapes_world import (
+    COLOURS,
+    HELDOUT_PAIRS,
+    KINDS,
+    LAYOUTS,
+    LOOKS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    draw,
+    middle,
+    random_scene,
+    widened,
+)
+from unimm.config.data import Shapes
+from unimm.sample import Image, Pixels, Text, sample
+from unimm.stream.sources import open_source
 
 STRANGE = re.compile("|".join(f"{colour} {shape}" for colour, shape in HELDOUT_PAIRS))
 
@@ -61,7 +77,7 @@ def test_no_shape_fills_more_than_its_block_and_mirrors_in_x():
         assert not picture[:8].any() and not picture[24:].any() and not picture[:, :8].any()
 
 
-@pytest.mark.parametrize("make", [shapes.pairs, shapes.chats, shapes.edits])
+@pytest.mark.parametrize("make", shapes.PARTS.values())
 def test_a_dataset_depends_on_its_seed_alone(make):
     first, again, other = list(make(60, 1)), list(make(60, 1)), list(make(60, 2))
     assert len(first) == 60 and first == again and first != other
@@ -80,15 +96,98 @@ def test_samples_mark_what_is_learned():
 
 
 def test_no_evaluation_scene_or_string_occurs_in_training():
-    train = chain(shapes.pairs(20_000, 0), shapes.chats(5_000, 0), shapes.edits(5_000, 0))
+    train = chain(shapes.pairs(20_000, 0), shapes.chats(5_000, 0), shapes.edits(5_000, 0), shapes.rounds(1_500, 0),
+                  shapes.sentences(3_000, 0))
     keys = shapes.training_keys(train)
     changes = shapes.evaluation_edits(300, 0)
     questions = shapes.evaluation_questions(100, 0)
     scenes = shapes.evaluation_scenes(1500, 0) + [q.scene for q in questions]
+    changes += [e for made in shapes.evaluation_rounds(40, 0) for e in made]
     scenes += [s for e in changes for s in (e.before, e.after)]
     prompts = [p for kind in (*CAPTION_KINDS, "heldout_pairs") for p in shapes.evaluation_prompts(kind, 300, 0)]
     prompts += [e.instruction for e in changes]
+    told = shapes.evaluation_sentences(200, 0)
+    prompts += [*told, *(said for text in told for said in text.split(". ") if "?" not in said and " " in said)]
     assert shapes.leakage(keys, scenes, prompts) == {"scenes": 0, "texts": 0}
+
+
+def test_what_leaked_is_found_in_a_wider_picture_and_among_the_sentences_of_a_text():
+    (scene,) = shapes.evaluation_scenes(1, 0)
+    seen = shapes.training_keys([shapes.sample(Image(shapes.Pixels(widened(draw(scene), 48, 32))),
+                                               Text("a red circle. what color is it? red. two blue crosses."))])
+    assert shapes.leakage(seen, [scene], ["a red circle", "two blue crosses", "red"]) == {"scenes": 1, "texts": 3}
+
+
+def test_rounds_are_edits_each_of_what_the_one_before_left():
+    for made in shapes.rounds(60, 0):
+        pictures, words = made.parts[::2], made.parts[1::2]
+        assert len(words) in (2, 3) and [p.learn for p in pictures] == [False] + [True] * len(words)
+        assert {p.role for p in made.parts if not p.learn} == {"user"} and pictures[1].role == "assistant"
+        scenes = [read_scene(p.content.array) for p in pictures]
+        assert len(set(scenes)) == len(scenes)
+        assert all(len(set(a.things) - set(b.things)) == 1 for a, b in zip(scenes, scenes[1:]))
+    for three in shapes.evaluation_rounds(20, 0):
+        assert len(three) == 3 and all(a.after == b.before for a, b in zip(three, three[1:]))
+        assert all(shapes.is_evaluation_scene(e.after) and shapes.is_evaluation_prompt(e.instruction) for e in three)
+
+
+def test_sentences_tell_one_world_in_captions_and_answers_that_are_true_of_it():
+    rng = Random(0)
+    for text in islice(shapes._told(0, evaluation=False), 300):
+        said = re.findall(r"(?:(?<=\. )|^)[^.?]*\?? ?[^.?]*\.", text)
+        captions = [one.removesuffix(".") for one in said if "?" not in one]
+        asked = [one.removesuffix(".").split("? ") for one in said if "?" in one]
+        requirements = [requirement(one) for one in captions]
+        fits = [s for s in scenes_of(requirements, rng) if all(r.met_by(s) for r in requirements)]
+        assert captions and " ".join(said) == text
+        for q, a in asked:
+            kind = next(k for k, begin in BEGINS.items() if re.match(begin, q))
+            assert any(answer_or_none(kind, q + "?", s) == a for s in fits), text
+
+
+BEGINS = {"relation": "where is .* from the", "position": "where", "count": "how", "existence": "is",
+          "colour": "what c", "shape": "what sh", "size": "what si"}
+
+
+def scenes_of(requirements, rng):
+    """All scenes with the things that captions together name, wherever and however large they may be."""
+    first = requirements[0].things
+    sizes = list(SIZES)
+    for places in LAYOUTS[len(first)]:
+        for order in set(permutations(places)):
+            for chosen in product(sizes, repeat=len(first)):
+                yield Scene(tuple(Thing(t.colour, t.shape, t.size or size, x, y)
+                                  for t, size, (x, y) in zip(first, chosen, order)))
+
+
+def answer_or_none(kind, question, scene):
+    """As `answer`; None where the question has none in this scene."""
+    try:
+        return answer(kind, question, scene)
+    except ValueError:  # it names no single thing
+        return None
+
+
+def test_wide_pictures_hold_the_world_in_their_middle_and_all_of_a_sample_have_one_size():
+    plain, wide = list(shapes.dataset("edits", 200, 5)), list(shapes.dataset("edits", 200, 5, wide=0.5))
+    assert plain == list(shapes.edits(200, 5)) and wide == list(shapes.dataset("edits", 200, 5, wide=0.5))
+    sizes = Counter()
+    for one, other in zip(plain, wide):
+        assert texts([one]) == texts([other])
+        (size,) = {image.content.array.shape[:2] for image in other.images}
+        sizes[size] += 1
+        for a, b in zip(one.images, other.images):
+            assert (middle(b.content.array) == a.content.array).all()
+            assert b.content.array.sum() == a.content.array.sum()  # black around it
+    assert 70 < sizes[32, 32] < 130 and set(sizes) == {(32, 32), (48, 32), (32, 48)} and min(sizes.values()) > 25
+
+
+def test_the_middle_of_a_picture_is_read_at_any_scale():
+    (scene,) = shapes.evaluation_scenes(1, 0)
+    assert read_scene(widened(draw(scene, 2), 64, 96)) == scene
+    for wrong in (np.zeros((32, 40), np.uint8), np.zeros((40, 40, 3), np.uint8), draw(scene).astype(float)):
+        with pytest.raises(ValueError, match="shorter side 32"):
+            middle(wrong)
 
 
 def test_leakage_counts_what_did_leak():
@@ -238,3 +337,20 @@ def test_training_shows_every_seen_look_size_and_place():
     # The centre leaves no room for a second thing, so some looks are held out there.
     aside = {thing for thing in shown if (thing.x, thing.y) != (16, 16)}
     assert len(aside) == (len(LOOKS) - len(HELDOUT_PAIRS)) * len(SIZES) * 8
+
+
+def test_a_picture_at_twice_the_size_is_drawn_there_and_averages_to_the_one_at_its_own():
+    for scene in shapes.evaluation_scenes(20, 3):
+        small, large = draw(scene), draw(scene, 2)
+        halved = large.reshape(32, 2, 32, 2, 3).mean((1, 3))
+        assert large.shape == (64, 64, 3) and np.abs(halved - small).max() < 9, scene.key
+    blown_up = draw(scene).repeat(2, 0).repeat(2, 1)
+    assert (large != blown_up).any(), "edges are finer than those of the small picture"
+    (item,) = open_source(Shapes(part="pairs", count=1, seed=3, scale=2))
+    assert item.read().images[0].content.array.shape == (64, 64, 3)
+
+
+def test_a_leak_is_found_at_the_scale_it_was_trained_at():
+    scenes = shapes.evaluation_scenes(2, 3)
+    keys = shapes.training_keys([sample(Image(Pixels(draw(scenes[0], 2))), Text("a leak"))])
+    assert shapes.leakage(keys, scenes)["scenes"] == 0 and shapes.leakage(keys, scenes, scales={1, 2})["scenes"] == 1

@@ -214,3 +214,10 @@ def test_a_prompt_outside_the_grammar_is_refused(prompt):
     picture = draw(next(scenes(1, 0))[0])
     with pytest.raises(PromptError, match=re.escape(repr(prompt))):
         judge(picture, prompt)
+
+
+def test_a_picture_twice_as_large_is_read_by_its_halves():
+    for scene, text in scenes(40, 8):
+        assert judge(draw(scene, 2), text).ok and judge_scene(draw(scene, 2), scene).ok
+    with pytest.raises(ValueError, match="multiple"):
+        read_scene(np.zeros((64, 40, 3), np.uint8))

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image as Picture
 from tiny import TINY
 
-from unimm.evaluate import charts
-from unimm.evaluate.report import parts, pick
+from unimm.evaluate.report import curves, parts, pick, ranked
 from unimm.evaluate.run import evaluate
 from unimm.evaluate.scores import EvaluationError, Shown, look_up
 from unimm.images.tokenizer import build_tokenizer
@@ -70,7 +69,7 @@ def system(tmp_path_factory) -> System:
     tokenizer = build_tokenizer(recipe.image_tokenizer).eval()
     layout = layout_of(recipe, BytesTokenizer())
     model = new_model(recipe, layout, tokenizer).eval()
-    return System(recipe, folder, layout, tokenizer, model, folder / "sft" / "step-00000003")
+    return System(recipe, folder, layout, tokenizer, tokenizer, model, folder / "sft" / "step-00000003")
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +164,7 @@ def test_a_page_calls_wrong_pictures_wrong_and_says_why():
 def test_curves_stay_in_their_frame_whatever_the_losses_are():
     plot = parts().get_template("parts.html").module.plot
     for values in ([5.0], [0.0, 0.0], [3.0, 3.0, 3.0], list(np.geomspace(1e3, 1e-6, 2000))):
-        chart = plot("loss", charts.curves([("c1", range(1, len(values) + 1), values)]))
+        chart = plot("loss", curves([("c1", range(1, len(values) + 1), values)]))
         Page(chart)
         drawn = re.findall(r'class="curve[^>]* d="M([^"]*)"', chart)
         numbers = np.array([[float(x) for x in point.split()] for d in drawn for point in d.split("L")])
@@ -173,7 +172,7 @@ def test_curves_stay_in_their_frame_whatever_the_losses_are():
 
 
 def test_the_codes_chart_is_as_wide_as_the_codebook_and_leaves_unused_codes_blank():
-    chart = parts().get_template("parts.html").module.plot("codes", charts.ranked(np.array([0, 7, 0, 1000])))
+    chart = parts().get_template("parts.html").module.plot("codes", ranked(np.array([0, 7, 0, 1000])))
     Page(chart)
     area = re.search(r'class="area"[^>]* d="([^"]*)"', chart)[1]
     assert re.findall(r"H([\d.]+)", area) == ["25.000", "50.000"]

@@ -11,9 +11,11 @@ from data import emoji, emoji_scores, shapes, shapes_judge
 from data import shapes_scores as shape_scores
 from data.shapes_world import LAYOUTS, SIZES, Scene, Thing
 from data.shapes_world import draw as picture_of
-from unimm.config.data import Emoji, Use
+from unimm.config.data import Emoji, Shapes, Use
 from unimm.evaluate import scores as module
+from unimm.evaluate import tokenizers
 from unimm.evaluate.scores import EvaluationError, Scores, interval, look_up
+from unimm.evaluate.tokenizers import Subject
 from unimm.images import measure as measures
 from unimm.images.tokenizer import build_tokenizer
 from unimm.sample import Image, Text
@@ -29,7 +31,7 @@ def system(tmp_path_factory) -> System:
     layout = layout_of(TINY, BytesTokenizer())
     model = new_model(TINY, layout, tokenizer).eval()
     folder = tmp_path_factory.mktemp("run")
-    return System(TINY, folder, layout, tokenizer, model, folder / "sft" / "step-00000002")
+    return System(TINY, folder, layout, tokenizer, tokenizer, model, folder / "sft" / "step-00000002")
 
 
 def scene_of(prompt: str) -> Scene:
@@ -62,36 +64,73 @@ def perfect(monkeypatch, count: int, seed: int) -> None:
         return [f" {answers[key_of(parts)]} " for parts in contexts]
 
     def to_codes(tokenizer, pictures, encode=measures.to_codes):
-        given.extend(pictures)
+        given[:] = pictures
         return encode(tokenizer, pictures)
 
     monkeypatch.setattr(module, "draw", draw)
     monkeypatch.setattr(module, "answer", answer)
-    monkeypatch.setattr(measures, "to_codes", to_codes)
-    monkeypatch.setattr(measures, "to_pixels", lambda tokenizer, codes: given)
+    for each in (measures, tokenizers):
+        monkeypatch.setattr(each, "to_codes", to_codes)
+        monkeypatch.setattr(each, "to_pixels", lambda tokenizer, codes: list(given))
 
 
 def wrong(monkeypatch) -> None:
     monkeypatch.setattr(module, "draw", lambda system, contexts, seeds: [BLACK] * len(contexts))
     monkeypatch.setattr(module, "answer", lambda system, contexts, seed=0: ["maybe"] * len(contexts))
-    monkeypatch.setattr(measures, "to_pixels", lambda tokenizer, codes: [BLACK] * len(codes))
+    for each in (measures, tokenizers):
+        monkeypatch.setattr(each, "to_pixels", lambda tokenizer, codes: [BLACK] * len(codes))
 
 
 def shares(scores: Scores) -> dict[str, float]:
-    return {bar.key: look_up(scores.values, bar.key) for bar in shape_scores.BARS if bar.sense == "at_least"}
+    found = {bar.key: look_up(scores.values, bar.key) for bar in shape_scores.BARS if bar.sense == "at_least"}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def test_a_perfect_system_scores_one_everywhere_and_a_wrong_one_nothing(system, monkeypatch):
     with monkeypatch.context() as patch:
         perfect(patch, 12, 5)
-        right = shape_scores.score(system, 12, 5)
-    assert set(shares(right).values()) == {1.0}
+        right = shape_scores.score(system, Subject.of(system), 12, 5)
+    assert set(shares(right).values()) == {1.0} and len(shares(right)) == 15
+    assert right.values["tokenizer"]["words"]["all"] == 1 and right.values["tokenizer"]["rfid"] == {"random": 0}
     assert look_up(right.counts, "t2i.two") == look_up(right.counts, "vqa.by_type.relation") == 12
     assert look_up(right.counts, "vqa.exact_match") == 84
     wrong(monkeypatch)
-    none = shape_scores.score(system, 12, 5)
+    none = shape_scores.score(system, Subject.of(system), 12, 5)
     assert set(shares(none).values()) == {0.0}
     assert all(not item.ok and item.why for item in none.pictures + none.edits + none.reconstructions)
+
+
+def test_rounds_edit_what_was_drawn_before_in_one_conversation(system, monkeypatch):
+    three, asked = shapes.evaluation_rounds(4, 0), []
+    after = {(picture_of(e.before).tobytes(), e.instruction): e.after for made in three for e in made}
+
+    def draw(system, contexts, seeds):
+        asked.append(contexts := list(contexts))
+        right = [after[parts[-2].content.array.tobytes(), parts[-1].text] for parts in contexts]
+        # The second conversation goes wrong in its second round.
+        return [picture_of(scene) if (len(asked), n) != (2, 1) else BLACK for n, scene in enumerate(right)]
+
+    monkeypatch.setattr(module, "draw", draw)
+    scores = Scores()
+    after |= {(BLACK.tobytes(), three[1][2].instruction): three[1][2].after}
+    shape_scores._rounds(scores, system, three, 0)
+    assert scores.values["rounds"] == {"first": 1.0, "second": 0.75, "third": 1.0}
+    assert scores.counts["rounds"] == {"first": 4, "second": 4, "third": 4}
+    for n, contexts in enumerate(asked):
+        assert {len(parts) for parts in contexts} == {2 + 2 * n}
+        assert [part.role for part in contexts[0]] == ["user", *("user", "assistant") * 3][:2 + 2 * n]
+    assert (asked[2][1][-2].content.array == BLACK).all()
+
+
+def test_a_system_is_asked_for_what_its_stages_teach():
+    def taught(**parts):
+        stage = TINY.stages["sft"]
+        uses = tuple(Use(data=part, task=task) for part, task in parts.items())
+        data = {part: Shapes(part=part, count=1) for part in parts}
+        return shape_scores._taught(replace(TINY, stages={"sft": replace(stage, mix=uses)}, data=data))
+
+    assert taught(pairs="caption", chats="as_is") == {"pairs", "chats"}
+    assert taught(pairs="t2i", rounds="as_is", sentences="as_is") == {"pairs", "pictures", "rounds", "sentences"}
 
 
 def test_every_bar_of_the_issue_is_in_the_table():
@@ -134,7 +173,7 @@ def test_leakage_is_looked_for_in_what_the_stages_use():
 
 def test_more_than_the_world_holds_is_refused_with_the_number_it_has(system):
     with pytest.raises(EvaluationError, match="asked for 9999 distinct single prompts, found only .*--count"):
-        shape_scores.score(system, 9999, 0)
+        shape_scores.score(system, Subject.of(system), 9999, 0)
 
 
 def test_the_interval_ends_where_the_share_is_1_96_standard_errors_away():
@@ -159,6 +198,6 @@ def test_a_system_that_draws_and_names_every_emoji_scores_one_and_one_that_is_a_
         said[named[c[0].content.array.tobytes()]] for c in contexts])
     stages = {name: replace(stage, mix=(Use(data="emoji"),)) for name, stage in TINY.stages.items()}
     recipe = replace(TINY, judge="emoji", data={"emoji": Emoji()}, stages=stages)
-    found = emoji_scores.score(replace(system, recipe=recipe), 30, 0)
+    found = emoji_scores.score(replace(system, recipe=recipe), Subject.of(system), 30, 0)
     assert found.values["emoji"] == {"nearest": want, "caption": want}
     assert found.counts["emoji"] == {"nearest": 30, "caption": 30}

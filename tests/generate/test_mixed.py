@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from generate.test_choose import chi_squared
-from generate.worlds import FREE, LAYOUTS, SHARED, mixed, model_of
+from generate.worlds import DRAWN, FREE, LAYOUTS, SHARED, mixed, model_of
 from ten_systems import Toy, plain
 
 from unimm.config.sampling import Choice, Sampling
@@ -69,7 +69,8 @@ def test_wider_windows_write_the_same_ids_in_fewer_steps(world, window):
     for requests in (one, wide):
         decode(MODELS[name], LAYOUTS[name], requests)
     assert ids_of(wide) == expected
-    assert sum(r.steps for r in wide) < sum(r.steps for r in one)
+    steps = sum(r.steps for r in wide), sum(r.steps for r in one)
+    assert steps[0] == steps[1] if name in DRAWN else steps[0] < steps[1], "only ids are read ahead"
 
 
 def test_requests_join_and_leave_between_steps(world):

@@ -6,14 +6,19 @@ import numpy as np
 import torch
 from ten_systems import TEN, content
 
+from unimm.config.model import DepthHead as DepthConfig
+from unimm.config.model import FlowHead as FlowConfig
 from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.sampling import Choice, Sampling
 from unimm.generate.request import Request, drawing
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone
+from unimm.model.depth_head import DepthHead
+from unimm.model.flow_head import FlowHead
 from unimm.model.image_input import ImageInput
 from unimm.model.image_output import ImageHead
 from unimm.model.unified import UnifiedModel
+from unimm.model.vector_input import VectorInput
 from unimm.model.vision_input import VisionInput
 from unimm.sample import Image, Text
 
@@ -27,7 +32,13 @@ def model_of(layout: Layout, places: int = 0, family: str = "qwen3") -> UnifiedM
     made = build_backbone(shape, layout.vocab, SharedTable(rows="normal"), {})
     begins = sorted({plan.header[0] for plan in layout.write_plans.values()})
     own = next((r for r in layout.vocab.ranges.values() if not r.shared), None)
-    if own is None:
+    several = [*(r for r in layout.vocab.ranges.values() if r.depth > 1), *(layout.vectors.values() if not own else ())]
+    if several:
+        space, continuous = several[0], several[0].name in layout.vectors
+        reads = VectorInput(Vectors(space.codes, space.depth, continuous), space, continuous, 16, 2)
+        writes = (FlowHead(FlowConfig(width=16, layers=1, steps=4), space, 16, 5) if continuous
+                  else DepthHead(DepthConfig(width=16, layers=1, heads=2), space, 16))
+    elif own is None:
         reads, writes = ImageInput(SharedTable(places=places), layout.vocab, begins, 16), None
     else:
         vision = torch.nn.Module()
@@ -36,8 +47,24 @@ def model_of(layout: Layout, places: int = 0, family: str = "qwen3") -> UnifiedM
     model = UnifiedModel(made, layout.vocab, reads, image_output=writes)
     for parameter in model.parameters():
         parameter.data.mul_(6.0)
-    made.get_output_embeddings().weight.data[begins] *= 4.0
+    made.get_output_embeddings().weight.data[begins] *= 6.0 if several else 4.0
     return model.eval()
+
+
+class Vectors(torch.nn.Module):
+    """What a VectorInput asks of an image tokenizer; latents are read as what all before them add up to."""
+
+    def __init__(self, codes: int, depth: int, continuous: bool):
+        super().__init__()
+        self.vector_dim = depth if continuous else 6
+        self.table = torch.nn.Embedding(codes * depth, 6)
+        self.offset = codes * torch.arange(depth)
+
+    def vectors_of(self, ids):
+        return self.table(ids + self.offset).sum(-2)
+
+    def expand(self, latents):
+        return latents.cumsum(1)
 
 
 def mixed(name: str, layout: Layout, n: int = 16, **changes) -> list[Request]:
@@ -62,4 +89,7 @@ def mixed(name: str, layout: Layout, n: int = 16, **changes) -> list[Request]:
 SHARED = ("liquid", "emu3", "illume_plus", "lavit")
 """Toy systems whose codes are ids of depth 1, each written in another way."""
 
-LAYOUTS = {name: TEN[name].build() for name in (*SHARED, "janus")}
+DRAWN = ("fqgan", "ming_univision")
+"""Toy systems in which one id stands for several codes, or for a latent."""
+
+LAYOUTS = {name: TEN[name].build() for name in (*SHARED, "janus", *DRAWN)}

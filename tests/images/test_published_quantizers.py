@@ -108,7 +108,7 @@ def test_the_spatial_norm_is_that_of_enlarged_codes():
 @pytest.mark.parametrize("kind", sorted(TINY))
 def test_each_kind_codes_and_draws_grids_of_several_shapes(kind):
     tokenizer = tiny(kind)
-    assert tokenizer.code_vectors().shape == (tokenizer.size, tokenizer.dim)
+    assert tokenizer.code_vectors()["visual"].shape == (tokenizer.size, tokenizer.dim)
     pictures = [photographs()[0][:h, :w] for h, w in ((64, 64), (32, 80), (64, 64))]
     codes = to_codes(tokenizer, pictures)
     assert [c.levels[0].grid for c in codes] == [(8, 8), (4, 10), (8, 8)]

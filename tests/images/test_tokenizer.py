@@ -55,7 +55,7 @@ def test_codes_to_pixels_to_codes_keep_their_shapes(quantizer):
     assert all(i.dtype == np.uint8 and i.shape == (16, 16, 3) for i in again)
     assert len(to_codes(tokenizer, again)) == 3
     assert to_codes(tokenizer, []) == [] and to_pixels(tokenizer, []) == []
-    assert tokenizer.code_vectors().shape == (tokenizer.size, tokenizer.dim)
+    assert tokenizer.code_vectors()["visual"].shape == (tokenizer.size, tokenizer.dim)
 
 
 @pytest.mark.parametrize("quantizer", SEVERAL, ids=lambda q: q.kind)

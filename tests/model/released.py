@@ -113,8 +113,8 @@ class NoTokenizer:
     """What `new_model` asks of an image tokenizer."""
 
     @staticmethod
-    def code_vectors() -> torch.Tensor:
-        return torch.randn(CODES, 8)
+    def code_vectors() -> dict[str, torch.Tensor]:
+        return {"visual": torch.randn(CODES, 8)}
 
 
 def recipe_of(kind: str, folder, **changes) -> Recipe:

@@ -91,7 +91,7 @@ def test_activations_are_what_autograd_saves_of_a_real_forward_pass(changes, rec
     if recompute:
         recompute_layers(model.backbone, reentrant=False)
     position = torch.arange(640).expand(2, -1)
-    with Saved(model) as saved, torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16"):
+    with (saved := Saved(model)), torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16"):
         embedded, _ = model.image_input(model.backbone.get_input_embeddings(), torch.zeros_like(position))
         model.backbone.model(inputs_embeds=embedded, position_ids=position,
                              documents=Documents(torch.ones_like(position)), use_cache=False)

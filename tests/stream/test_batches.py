@@ -18,9 +18,8 @@ from unimm.config.check import ConfigError
 from unimm.config.data import Use
 from unimm.layout import LayoutError
 from unimm.sample import Codes, Image, Sample, Text
-from unimm.stream.batches import Batches, TooLong
+from unimm.stream.batches import LOOKAHEAD, Batches, TooLong
 from unimm.stream.mixture import Mixture
-from unimm.stream.packing import LOOKAHEAD
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = {"d": pairs(60)}

@@ -13,8 +13,7 @@ from stream.files import COLOURS, block, file_of, tar, write
 from data import emoji
 from unimm.config.data import ChatJsonl, Emoji, ImageFolder, ParquetFiles, Shapes, WebDatasetTars
 from unimm.sample import Image, Pixels, Sample, Text
-from unimm.stream.rows import SourceError
-from unimm.stream.sources import open_source
+from unimm.stream.sources import SourceError, open_source
 
 
 @pytest.fixture(autouse=True)

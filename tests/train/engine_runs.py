@@ -17,7 +17,7 @@ from torch import nn
 from train_toys import Regression, Stream, Tokens, ToyLM, curve, rolls, skips, stage
 from trains_toys import TWO_RANKS, moved_by
 
-from unimm.checkpoint.pieces import Piece, Pieces
+from unimm.checkpoint.pieces import KEY, Pieces
 from unimm.checkpoint.read import load_weights, read_state
 from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.stages import AdamW, Muon, Schedule
@@ -32,9 +32,8 @@ from unimm.model.unified import UnifiedModel
 from unimm.sample import Batch
 from unimm.text import BytesTokenizer
 from unimm.train import ranks
-from unimm.train.engine import build_engine
+from unimm.train.engine import NotFinite, build_engine
 from unimm.train.loop import Work, run_stage
-from unimm.train.update import NotFinite
 
 OPTIMIZERS = {"adamw": AdamW(lr=0.01, clip=0.5, weight_decay=0.1), "muon": Muon(clip=0.5, weight_decay=0.1)}
 
@@ -184,14 +183,14 @@ def returning(folder: Path, stage: dict, **_) -> list[float]:
     return [max((float((ends[2][k] - ends[4][k]).abs().max()) for k in ends[2]), default=0.0)]
 
 
-def in_memory(pieces: list[Piece]):
+def in_memory(pieces: dict[str, torch.Tensor]):
     """A reader of what all ranks hold now."""
-    copies = [(p.name, p.start, {kind: t.clone() for kind, t in p.tensors.items()}) for p in pieces]
-    everything = sorted((p for own in ranks.gather(copies) for p in own), key=lambda p: p[:2])
+    copies = [(KEY.fullmatch(key).groups(), t.clone()) for key, t in pieces.items()]
+    everything = sorted((p for own in ranks.gather(copies) for p in own), key=lambda p: int(p[0][1]))
 
     def read(name: str, start: int, stop: int) -> dict[str, torch.Tensor]:
-        parts = [tensors for owner, _, tensors in everything if owner == name]
-        return {kind: torch.cat([part[kind] for part in parts])[start:stop] for kind in parts[0]}
+        parts = [(kind, t) for (owner, _, _, kind), t in everything if owner == name]
+        return {kind: torch.cat([t for other, t in parts if other == kind])[start:stop] for kind in dict(parts)}
 
     return read
 

@@ -6,8 +6,7 @@ import pytest
 from train_toys import Regression, explode, moved, stage
 
 from unimm.config.stages import AdamW
-from unimm.train.sharded import deepspeed_config
-from unimm.train.update import Engine
+from unimm.train.engine import Engine, deepspeed_config
 
 
 def test_deepspeed_gives_the_plain_engine_s_curve_clips_and_refuses_nan(toys, tmp_path, plain_curves):

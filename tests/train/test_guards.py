@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import deque
 
 import numpy as np
 import pytest
@@ -16,10 +17,9 @@ from unimm.config.stages import Schedule
 from unimm.disk import read_sealed
 from unimm.losses import Losses
 from unimm.sample import Batch, Slot
-from unimm.train.guards import Guards, Spikes
-from unimm.train.inspection import save_batch
+from unimm.train.engine import NotFinite
+from unimm.train.guards import Guards, save_batch, spike
 from unimm.train.loop import Work, run_stage
-from unimm.train.update import NotFinite
 
 OFF = Limits(spike=0)
 
@@ -129,28 +129,28 @@ def test_files_of_skipped_batches_do_not_pile_up(tmp_path):
 def test_a_spike_is_what_numpy_s_median_and_mad_say():
     random = np.random.default_rng(0)
     losses = [*random.normal(3, 0.1, 40), 9.0, *random.normal(3, 0.1, 40), 3.9]
-    spikes = Spikes(6, 16)
+    seen = deque(maxlen=16)
     for i, loss in enumerate(losses):
         before = np.array(losses[max(0, i - 16):i])
-        bound = spikes.add(loss)
+        bound = spike(loss, seen, 6)
         if i < 16:
             assert bound is None
             continue
         want = np.median(before) + 6 * 1.4826 * np.median(np.abs(before - np.median(before)))
         assert (bound is not None) == (loss > want)
         assert bound is None or bound == pytest.approx(want)
-    assert Spikes(0, 8).add(1e9) is None
+    assert spike(1e9, deque(maxlen=8), 0) is None
 
 
 def test_a_loss_without_any_deviation_does_not_spike_at_its_last_digit():
-    spikes = Spikes(10, 8)
-    found = [spikes.add(loss) for loss in (*[2.0] * 8, 2.0001, 1.0, 2.5)]
+    seen = deque(maxlen=8)
+    found = [spike(loss, seen, 10) for loss in (*[2.0] * 8, 2.0001, 1.0, 2.5)]
     assert [bound is not None for bound in found] == [False] * 10 + [True]
 
 
 def test_a_level_that_changed_for_good_is_ordinary_after_half_a_window():
-    spikes = Spikes(10, 8)
-    found = [spikes.add(loss) is not None for loss in [1.0, 1.1] * 4 + [5.0, 5.1] * 4]
+    seen = deque(maxlen=8)
+    found = [spike(loss, seen, 10) is not None for loss in [1.0, 1.1] * 4 + [5.0, 5.1] * 4]
     assert found == [False] * 8 + [True] * 4 + [False] * 4
 
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from train_toys import Regression, Stream, ToyLM, curve, outcome, stage, train
 
-from unimm.checkpoint import phases
-from unimm.checkpoint.manifest import CheckpointError
+from unimm.checkpoint import write
+from unimm.checkpoint.folders import CheckpointError
 from unimm.checkpoint.read import load_weights, read_state
 from unimm.config.guards import Guards
 from unimm.disk import DiskError
+from unimm.train.engine import NotFinite
 from unimm.train.loop import Work, run_stage
 from unimm.train.signals import Interrupted
-from unimm.train.update import NotFinite
 
 DROPOUT = {"objective": "regression", "dropout": 0.3, "log_every": 5}
 
@@ -111,7 +111,7 @@ def test_only_the_newest_checkpoints_and_every_nth_are_kept(tmp_path):
 
 def test_a_run_whose_disk_fills_up_stops_with_the_bytes_and_continues_once_there_is_room(tmp_path, whole, monkeypatch):
     free = iter([10**9, 7])  # at the first save, at the second
-    monkeypatch.setattr(phases.shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
     with pytest.raises(CheckpointError, match=r"step-00000008: the disk is full; it takes [\d,]+ bytes, 7 were free"):
         train(tmp_path, **DROPOUT)
     assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000004"]

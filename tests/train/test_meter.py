@@ -49,8 +49,8 @@ def test_code_entropy_and_use_are_those_of_the_window_s_learned_image_targets():
 
 
 def test_the_bounds_of_entropy():
-    assert evenness(np.array([0, 0, 9, 0, 0, 0, 0, 0])) == {"entropy": 0.0, "used": 1 / 8}
-    assert evenness(np.full(8, 5)) == {"entropy": 3.0, "used": 1.0}
+    assert evenness({2: 9}, 8) == {"entropy": 0.0, "used": 1 / 8}
+    assert evenness(dict.fromkeys(range(8), 5), 8) == {"entropy": 3.0, "used": 1.0}
 
 
 def learn(m: Meter, **counts: int) -> None:

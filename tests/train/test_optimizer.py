@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from unimm.config.stages import AdamW, Muon
-from unimm.train.muon import orthogonalise
-from unimm.train.optimizer import block_matrices, build_optimizer
+from unimm.train.optimizer import block_matrices, build_optimizer, orthogonalise
 
 
 class Net(nn.Module):

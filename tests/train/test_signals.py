@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from unimm.checkpoint.manifest import verify
-from unimm.train.signals import Interrupted, exit_code, verdict, votes
+from unimm.checkpoint.folders import verify
+from unimm.train.signals import Interrupted, verdict, votes
 
 
 def under_way(process: subprocess.Popen, ranks: int) -> list[int]:
@@ -40,8 +40,9 @@ def test_a_signal_saves_says_how_to_continue_and_sets_exit_code_and_status(toys,
     assert f"stopped by {number.name}" in status["message"]
 
 
-def test_codes_tell_a_person_s_stop_from_a_cluster_s():
-    assert [exit_code(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == [130, 143, 75]
+def test_codes_tell_a_person_s_stop_from_a_cluster_s(tmp_path):
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    assert [Interrupted(number, tmp_path, "").code for number in stops] == [130, 143, 75]
 
 
 def test_all_ranks_obey_one_signal_whichever_ranks_got_which(tmp_path):

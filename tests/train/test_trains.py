@@ -23,9 +23,9 @@ from unimm.config.check import ConfigError
 from unimm.config.stages import AdamW, Muon
 from unimm.config.trains import Lora, Trains
 from unimm.train import trains
+from unimm.train.engine import TrainError
 from unimm.train.loop import Work, run_stage
 from unimm.train.optimizer import build_optimizer
-from unimm.train.update import TrainError
 
 
 def apply(train: Trains, module: nn.Module | None = None, new_rows=NEW) -> trains.Trained:

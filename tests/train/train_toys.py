@@ -23,10 +23,9 @@ from unimm.config.stages import AdamW, Muon, NextToken, Schedule
 from unimm.losses import Losses, Weight
 from unimm.status import Status, told
 from unimm.train import ranks
-from unimm.train.engine import build_engine
+from unimm.train.engine import NotFinite, build_engine
 from unimm.train.loop import Work, run_stage
 from unimm.train.signals import Interrupted, ended
-from unimm.train.update import NotFinite
 
 torch.set_num_threads(1)
 ROWS = 8

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from tools.bench.rows import Row, alone, at_most, equal, faster, interleaved, main
-from tools.losses import by_torch
+from tools.losses import by_chunks, by_torch
 from unimm.model.cross_entropy import chunk_of, weighted_loss
 
 
@@ -58,10 +58,9 @@ def rows(toy: bool = False) -> Iterable[Row]:
         yield at_most(f"time, {name}", peer, *interleaved(partial(ours, *given), partial(theirs, *given), repeats),
                       "CPU s", 100 if toy else 1.05)
     given = setting(*sizes[0])
-    by_chunk = partial(weighted_loss, way="chunks")
     chunk = chunk_of(sizes[0][1], "cpu")
     for loss, library in ((partial(by_torch, chunk=chunk), "F.linear_cross_entropy"),
-                          (by_chunk, "checkpointed chunks")):
+                          (by_chunks, "checkpointed chunks")):
         times = interleaved(partial(ours, *given), partial(ours, *given, loss), 1 if toy else 2)
         yield faster(f"time, one pass, {sizes[0][1]:,} ids", library, *times, "CPU s", 0.01 if toy else 1.0)
 

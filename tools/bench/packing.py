@@ -16,8 +16,7 @@ from unimm.model.backbone import build_backbone
 from unimm.model.image_input import ImageInput
 from unimm.model.unified import UnifiedModel
 from unimm.sample import Sequence
-from unimm.stream.batches import make_batch
-from unimm.stream.packing import Lane
+from unimm.stream.batches import Lane, make_batch
 from unimm.vocab import Range, Vocab
 
 ROOM, VOCABULARY = 8192, 1024

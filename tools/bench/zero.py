@@ -23,8 +23,8 @@ from unimm.config.model import FreshBackbone
 from unimm.plan.memory import Counts, memory
 from unimm.train import ranks
 from unimm.train.engine import Engine, build_engine
-from unimm.train.footprint import PERSIST
 from unimm.train.shares import shares
+from unimm.train.table import PERSIST
 
 ROOT = Path(__file__).parents[2]
 SIZE = step.Size(name="2.6 M", model=FreshBackbone(width=192, layers=4, heads=4, kv_heads=4, mlp=640), vocab=1024,

@@ -15,8 +15,7 @@ import torch
 from tools.faults.kills import points
 from tools.faults.rank import SAVE_EVERY, STAGE, STEPS, Kind, Rank
 from tools.faults.runs import Fault, Lab, Row, alike, pool
-from unimm.checkpoint.folders import final_of
-from unimm.checkpoint.manifest import faults
+from unimm.checkpoint.folders import faults, final_of
 from unimm.checkpoint.read import take_up
 from unimm.status import BAD_INPUT, read_status
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tools.faults.rank import KINDS, STAGE, Kind, Rank
 from tools.faults.runs import PATIENCE, Fault, Lab, Row, alike, pool
-from unimm.checkpoint.manifest import faults
+from unimm.checkpoint.folders import faults
 from unimm.checkpoint.read import read_state
 from unimm.status import code_of, read_status
 

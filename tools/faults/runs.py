@@ -46,7 +46,7 @@ class Row:
 
 def preload() -> None:
     """Import now what every rank would import for itself: seven of the eight seconds of a start."""
-    from unimm.train.sharded import _import_deepspeed
+    from unimm.train.engine import _import_deepspeed
 
     _import_deepspeed()
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (decorated by torch.compile: brings inductor)

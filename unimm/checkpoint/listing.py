@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from unimm.checkpoint.folders import NAME, step_of
-from unimm.checkpoint.manifest import MANIFEST, CheckpointError, faults, read_manifest
+from unimm.checkpoint.folders import MANIFEST, NAME, CheckpointError, faults, read_manifest, step_of
 from unimm.checkpoint.read import read_state
 from unimm.words import columns, size
 
@@ -24,7 +23,7 @@ def checkpoints_in(path: Path) -> list[Path]:
         found = [p for p in both if NAME.match(p.name) and p.is_dir() and p.suffix != ".gone"]
     if not found:
         raise CheckpointError(f"{path}: no checkpoint here; give a checkpoint, or the folder of a run or a stage")
-    return sorted(found, key=lambda p: (_written(p), p.name))
+    return sorted(found, key=lambda p: (_state(p)["written"], p.name))
 
 
 def table(path: Path, every_byte: bool = True) -> list[str]:
@@ -49,10 +48,9 @@ def check_all(path: Path) -> Iterator[str]:
 def _row(path: Path, every_byte: bool) -> tuple[str, ...]:
     state = _state(path)
     total = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-    step = f"{step_of(path):,}" if NAME.match(path.name) else f"{state.get('step', 0):,}"
-    when = _written(path)[:16].replace("T", " ")
-    return (path.parent.name, step, when, size(total), str(state.get("world", "?")), str(state.get("zero", "?")),
-            _condition(path, every_byte))
+    step = step_of(path) if NAME.match(path.name) else state.get("step", 0)
+    return (path.parent.name, f"{step:,}", state["written"][:16].replace("T", " "), size(total),
+            str(state.get("world", "?")), str(state.get("zero", "?")), _condition(path, every_byte))
 
 
 def _condition(path: Path, every_byte: bool) -> str:
@@ -65,13 +63,9 @@ def _condition(path: Path, every_byte: bool) -> str:
 
 
 def _state(path: Path) -> dict:
-    """What state.json says; nothing where it is missing or damaged, which the manifest tells."""
+    """What state.json says; where it is missing or damaged, which the manifest tells, only when the folder changed."""
+    changed = {"written": datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")}
     try:
-        return read_state(path)
+        return changed | read_state(path)
     except (OSError, ValueError):
-        return {}
-
-
-def _written(path: Path) -> str:
-    said = _state(path).get("written")
-    return str(said) if said else datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        return changed

@@ -7,11 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unimm.checkpoint.folders import candidates, set_aside, tidy
-from unimm.checkpoint.manifest import CheckpointError, faults
+from unimm.checkpoint.folders import CheckpointError, candidates, faults, set_aside, tidy
 from unimm.checkpoint.pieces import Pieces
-from unimm.checkpoint.tensors import untied
-from unimm.weights import open_weights
+from unimm.weights import open_weights, untied
 
 
 def take_up(folder: Path, say: Callable[[str], None]) -> Path | None:
@@ -23,7 +21,7 @@ def take_up(folder: Path, say: Callable[[str], None]) -> Path | None:
     bad: list[tuple[Path, str]] = []
     try:
         tidy(folder)
-        found = newest(folder, lambda path, why: bad.append((path, why)))
+        found = newest(folder, bad)
         for path, why in bad:
             say(f"{why}; kept as {set_aside(path).name}, continuing from the older {found.name}")
     except OSError as error:
@@ -31,21 +29,20 @@ def take_up(folder: Path, say: Callable[[str], None]) -> Path | None:
     return found
 
 
-def newest(folder: Path, damaged: Callable[[Path, str], None] = lambda path, why: None) -> Path | None:
+def newest(folder: Path, bad: list[tuple[Path, str]] | None = None) -> Path | None:
     """The newest checkpoint in `folder` that verifies, or None where there is none at all; nothing is changed on disk.
 
-    `damaged(path, why)` is called for each newer one that does not. Raises CheckpointError where all are damaged.
+    Newer ones that do not are added to `bad`, with why. Raises CheckpointError where all are damaged.
     """
-    bad = []
+    bad = [] if bad is None else bad
     for path in candidates(folder):
         why = "; ".join(faults(path))
         if not why:
             return path
-        bad.append(why)
-        damaged(path, why)
+        bad.append((path, why))
     if bad:
         raise CheckpointError(f"none of the {len(bad)} checkpoints in {folder} is whole; repair one, or start in "
-                              f"another folder ({'; '.join(bad)})")
+                              f"another folder ({'; '.join(why for _, why in bad)})")
     return None
 
 
@@ -70,7 +67,7 @@ def read_weights(path: Path, ema: bool | None = None) -> Iterator[tuple[str, Ten
                               f"{path} has no training state, so no weights but those it was exported with")
     for name, stored in open_weights(path).items():
         if pieces and kind in pieces.kinds(name):
-            whole = pieces(name, 0, torch.Size(stored.shape).numel(), only=[kind])[kind]
+            whole = pieces.range(name, kind, 0, torch.Size(stored.shape).numel())
             yield name, whole.reshape(stored.shape).to(stored.dtype)
         else:
             yield name, stored.read()

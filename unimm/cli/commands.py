@@ -210,3 +210,21 @@ def convert(source: Positional[str], out: Positional[Path], recipe: Path | None 
                            "--adapters, --dtype and --split are for runs")
     bring(source, out, load(recipe) if recipe else None, unpickle)
     print(f"converted: {out}\nnext: unimm sample {out} \"a prompt\", unimm train {out}")
+
+
+def systems(recipes: Path = Path("recipes/toys"), results: Path = Path("docs/systems.json")) -> None:
+    """Print the systems of a folder of recipes: axes, tokens of an image, and what they reached where trained.
+
+    Args:
+        recipes: The folder of recipes.
+        results: What tools/run_systems.py wrote.
+    """
+    from unimm.systems import read_recipes, read_results, table
+
+    found = read_recipes(recipes)
+    if not found:
+        raise ConfigError(f"{recipes} holds no recipes; give a folder such as recipes/toys")
+    rows = table(found, read_results(results)["systems"])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

@@ -12,7 +12,8 @@ from unimm.errors import UserError
 COMMAND = one_of({  # in the order of `unimm --help`: a run from its recipe to its use
     "show": commands.show, "plan": commands.plan, "train": commands.train, "status": commands.status,
     "checkpoint": commands.checkpoint, "encode": commands.encode, "sample": use.sample, "edit": use.edit,
-    "ask": use.ask, "continue": use.go_on, "chat": use.chat, "eval": use.evaluate, "convert": commands.convert})
+    "ask": use.ask, "continue": use.go_on, "chat": use.chat, "eval": use.evaluate, "convert": commands.convert,
+    "systems": commands.systems})
 
 
 def main(arguments: list[str] | None = None) -> None:

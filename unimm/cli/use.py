@@ -37,7 +37,7 @@ class Drawing:
     """Pictures per prompt, with seeds SEED, SEED + 1, ..."""
     seed: int = 0
     size: tuple[int, int] | None = None
-    """Height and width in pixels."""
+    """Height and width in pixels of the image tokenizer; a decoder that enlarges makes so many times that."""
     aspect: str | None = None
     """Or width:height, such as 16:9: the nearest of the sizes that the run draws."""
     batch: int = 32
@@ -144,13 +144,19 @@ def chat(run: Positional[Path], seed: int = 0, out: Path | None = None) -> None:
     chat_in_terminal(run, seed, out)
 
 
-def evaluate(run: Positional[Path], count: int = 200, seed: int = 0) -> None:
-    """Score a trained run and write report.html and report.json into its folder.
+def evaluate(run: Positional[Path], count: int = 200, seed: int = 0, features: Path | None = None) -> None:
+    """Score a trained run, or its image tokenizer where that is all there is; write report.html and report.json.
 
     Args:
-        run: The run's folder.
+        run: The run's folder, or that of an image tokenizer: runs/demo/image_tokenizer.
         count: Prompts, questions and scenes of each kind.
+        features: The folder of a vision encoder to compare reconstructions by; the run's own, if any, by default.
     """
-    from unimm.api import Model
+    from unimm.evaluate import run as scoring
+    from unimm.system import RECIPE_FILE, open_run
+    from unimm.train import ranks
 
-    Model.load(run).evaluate(count, seed)
+    if (run / "config.json").is_file() and not (run / RECIPE_FILE).is_file():
+        scoring.evaluate_tokenizer(run, count, seed, features)
+    else:
+        scoring.evaluate(open_run(run, ranks.device(), early=True), count, seed, features)

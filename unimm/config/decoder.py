@@ -19,18 +19,20 @@ class FlowDecoder:
     tokenizer's picture (ILLUME+, arXiv:2504.01934, 3.4). Trained by a stage `Detokenize`."""
 
     scale: int = 2
-    patch: int = 4
+    patch: int = 8
     """Pixels, each way, that are one position of its network."""
-    width: int = 96
+    width: int = 32
     """Channels at the first resolution, doubled at the second."""
-    layers: int = 2
+    layers: int = 1
     """Residual blocks at each resolution."""
-    steps: int = 8
+    steps: int = 4
     """Euler steps from noise to a picture."""
+    foreground_weight: float = 1.0
+    """Weight of pixels that differ from the image's border colour, as of the tokenizers."""
     kind: Literal["flow"] = "flow"
 
     def __post_init__(self):
-        positive(self, "scale", "patch", "width", "layers", "steps")
+        positive(self, "scale", "patch", "width", "layers", "steps", "foreground_weight")
 
 
 Decoder = TokenizerDecoder | FlowDecoder

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from unimm.config.check import check, fraction, positive, zero_or_more
-from unimm.config.quantizers import FSQ, VQ, Quantizer
+from unimm.config.quantizers import FSQ, LFQ, VQ, IndexBackprop, Quantizer
 from unimm.config.tokenizer_losses import TokenizerLoss
 
 
@@ -56,6 +56,10 @@ class ViTTokenizer:
     layers: int = 2
     heads: int = 4
     decoder_layers: int = 2
+    locality: float = 0.0
+    """How much less the encoder's attention scores what lies one patch further away, a query's place being the k-th
+    cell of the picture (as ALiBi, arXiv:2108.12409, in two dimensions). 0: nothing is nearer. A token that depends on
+    little is easier to learn for a language model."""
     queries: int = 0
     causal: bool = False
     """Whether a token sees only those before it, so that a prefix is decoded like any other image."""
@@ -74,12 +78,16 @@ class ViTTokenizer:
 
     def __post_init__(self):
         positive(self, "image", "downsample", "width", "layers", "heads", "decoder_layers", "foreground_weight")
-        zero_or_more(self, "queries", "expander", "l1", "keep_weight")
+        zero_or_more(self, "queries", "expander", "l1", "keep_weight", "locality")
         fraction(self, "drop_tail")
         check(self, self.image % self.downsample == 0, "image", f"a multiple of downsample ({self.downsample})")
         check(self, self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
         check(self, 0 < self.keep <= 1, "keep", "above 0 and at most 1")
-        check(self, self.keep == 1 or not self.queries, "keep", "1 where there are queries")
+        rest = self.queries or self.expander or self.drop_tail
+        check(self, self.keep == 1 or not rest, "keep", "1 where there are queries, an expander or drop_tail")
+        check(self, self.queries or not self.causal, "causal", "False without queries")
+        single = isinstance(self.quantizer, FSQ | VQ | LFQ | IndexBackprop)
+        check(self, self.keep == 1 or single, "quantizer", "of one code a position where patches are dropped")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,15 @@ its own with a `kind`, so that JSON, the command line and `match` agree on what 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from unimm.config import model
 from unimm.config.check import ConfigError
 from unimm.config.data import Source
-from unimm.config.decoder import Decoder, TokenizerDecoder
-from unimm.config.images import ConvTokenizer, ImageTokenizer
+from unimm.config.decoder import Decoder, FlowDecoder, TokenizerDecoder
+from unimm.config.images import ConvTokenizer, DualTokenizer, ImageTokenizer, OwnTokenizer
 from unimm.config.model import Backbone, FreshBackbone, ImageIn, ImageOut, SharedSoftmax, SharedTable, VisionEncoder
 from unimm.config.sampling import Sampling
-from unimm.config.stages import AnyStage, NextToken
+from unimm.config.stages import AnyStage, Contrast, Detokenize, NextToken
+from unimm.config.tokenizer_losses import Distill, Gram, Perceptual
 from unimm.config.tokens import Codebook, Continuous, Layout, SentencePieceText, TextTokenizer
 
 
@@ -52,8 +54,30 @@ class Recipe:
         return {name: stage for name, stage in self.stages.items() if isinstance(stage, NextToken)}
 
     def __post_init__(self):
+        self._check_parts()
         for name, stage in self.stages.items():
             for use in stage.mix:
                 if use.data not in self.data:
                     known = ", ".join(sorted(self.data)) or "none"
                     raise ConfigError(f"stage {name!r} uses data {use.data!r}, which the recipe lacks; it has: {known}")
+
+    def _check_parts(self):
+        """Every part has the other one that it works with."""
+        tokenizer, stages = self.image_tokenizer, tuple(self.stages.values())
+        losses = tokenizer.losses if isinstance(tokenizer, OwnTokenizer) else ()
+        encoder = self.image_in.encoder if isinstance(self.image_in, model.VisionFeatures) else None
+        looking = [part for part in (tokenizer, encoder, *losses, *stages)
+                   if isinstance(part, DualTokenizer | model.RecipeVision | Perceptual | Gram | Distill | Contrast)]
+        if looking and self.features is None:
+            raise ConfigError(f"{type(looking[0]).__name__} works with the recipe's features, but it has none; set "
+                              "features to FreshVision, which a stage Contrast trains, or to PretrainedVision")
+        if isinstance(self.decoder, FlowDecoder) != any(isinstance(stage, Detokenize) for stage in stages):
+            raise ConfigError("a stage Detokenize trains a FlowDecoder, but the recipe has one of the two alone; add "
+                              "the stage, or set decoder to that")
+        if isinstance(self.image_out, model.DepthHead) and all(book.depth == 1 for book in self.codebooks):
+            raise ConfigError("image_out is a depth head, but every codebook has one code a position; give one a depth "
+                              "above 1, or set image_out to SeparateHead")
+        written = {level.space for level in self.layout.write.levels}
+        if isinstance(self.image_out, model.FlowHead) and written.isdisjoint(space.name for space in self.continuous):
+            raise ConfigError(f"image_out is a flow head, but the layout writes {', '.join(sorted(written))}, which is "
+                              "none of `continuous`; write a continuous space, or set image_out to SharedSoftmax")

@@ -81,9 +81,9 @@ class Continuous:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Positions of a level: row by row, the image's size in codes times `scale`."""
+    """Positions of a level: row by row, the image's size in codes times `scale`, rounded."""
 
-    scale: int = 1
+    scale: float = 1
     kind: Literal["grid"] = "grid"
 
     def __post_init__(self):

@@ -18,9 +18,7 @@ from pathlib import Path
 
 from torch import nn
 
-from unimm.checkpoint.folders import final_of
-from unimm.checkpoint.manifest import write_manifest
-from unimm.checkpoint.tensors import size_of
+from unimm.checkpoint.folders import final_of, write_manifest
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.tokens import PretrainedText
@@ -32,11 +30,12 @@ from unimm.images.base import ImageTokenizer
 from unimm.images.released import fill
 from unimm.images.tokenizer import build_tokenizer, first_tokenizer, is_released, load_tokenizer, save_tokenizer
 from unimm.layout import Layout
-from unimm.picture_stages import check_books
+from unimm.picture_stages import check_codebook
 from unimm.published import small_files
 from unimm.recipe import load_recipe, recipe_to_json
 from unimm.system import BACKBONE_FOLDER, CONVERTED, RECIPE_FILE, TOKENIZER_FOLDER, VISION_FOLDER, layout_of
 from unimm.text import PretrainedTokenizer
+from unimm.weights import size_of
 
 OTHER, MAP = "other.safetensors", "tensors.json"
 
@@ -106,7 +105,7 @@ def image_tokenizer(release: Release, model: nn.Module,
         filled = fill(tokenizer, release.tensors, release.folder)
     else:
         return None, {}, recipe
-    check_books(recipe, tokenizer)
+    check_codebook(recipe, tokenizer)
     return tokenizer, {theirs: ours for ours, theirs in filled.items()}, recipe
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from unimm import system
-from unimm.checkpoint.tensors import size_of
 from unimm.config.model import FreshBackbone
 from unimm.config.recipe import Recipe
 from unimm.config.trains import Lora
@@ -32,7 +31,7 @@ from unimm.layout import Layout
 from unimm.model.backbone import fresh_backbone
 from unimm.model.lora import is_adapter, plain_name
 from unimm.recipe import load_recipe, recipe_to_json
-from unimm.weights import TYPES, Stored, open_weights, read_json
+from unimm.weights import TYPES, Stored, open_weights, read_json, size_of
 
 Adapters = Literal["merged", "kept"]
 Types = Literal["as_is", "float32", "bfloat16", "float16"]

@@ -8,10 +8,9 @@ from pathlib import Path
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from unimm.checkpoint.tensors import SPLIT, size_of, write_weights
 from unimm.convert.source import ConvertError
 from unimm.disk import Digest, new_folder
-from unimm.weights import WEIGHTS, Stored
+from unimm.weights import SPLIT, WEIGHTS, Stored, size_of, write_weights
 
 ALL = 1 << 62
 """A limit for one file that holds everything."""

@@ -15,29 +15,33 @@ from unimm.config.stages import NextToken
 from unimm.disk import replace_file
 from unimm.evaluate.report import page
 from unimm.evaluate.scores import Bar, EvaluationError, Metrics, Scores, look_up
+from unimm.evaluate.tokenizers import Subject
+from unimm.images.tokenizer import load_tokenizer
 from unimm.recipe import recipe_to_json
 from unimm.system import System
 
 
-def evaluate(system: System, count: int = 200, seed: int = 0) -> dict:
+def evaluate(system: System, count: int = 200, seed: int = 0, features: Path | None = None) -> dict:
     """What report.json holds; `count` is how many of each kind are scored. Both files are whole or not there.
 
+    `features` is the folder of a vision encoder (as `unimm.published.vision` reads it) that reconstructions are
+    compared with their originals by; the run's own by default.
     Raises EvaluationError for a count that can't be had, OSError where the folder can't be written.
     """
     if count < 1:
         raise EvaluationError(f"--count is {count}; score at least one of each kind")
     began = time.monotonic()
-    scores, bars = _score(system, count, seed)
+    scores, bars = _score(system, Subject.of(system, features), count, seed)
     report = {**_about(system), **scores.values, "counts": scores.counts,
               "sampling": {**asdict(system.recipe.sampling), "guided": True, "count": count, "seed": seed}}
     metrics = {name: _lines(system.folder / name / "metrics.jsonl") for name in system.recipe.stages}
-    report |= _training(system, metrics)
-    report["reproduce"] = _commands(system.folder, count, seed)
-    report["recipe"] = json.loads(recipe_to_json(system.recipe))
-    seconds = _seconds(system.folder)
+    report |= _training(system, metrics) | {"reproduce": _commands(system.folder, count, seed),
+                                            "recipe": json.loads(recipe_to_json(system.recipe))}
+    kept = system.folder / "seconds.json"
+    seconds = json.loads(kept.read_text()) if kept.is_file() else {}
     # Writing the page is the last step and can't be in the page: a few tenths of a second.
-    seconds["evaluate"] = round(time.monotonic() - began, 2)
-    replace_file(system.folder / "seconds.json", json.dumps(seconds, indent=1).encode())
+    seconds = {name: round(value, 2) for name, value in (seconds | {"evaluate": time.monotonic() - began}).items()}
+    replace_file(kept, json.dumps(seconds, indent=1).encode())
     report["seconds"] = seconds | {"total": round(sum(seconds.values()), 2)}
     report["bars"] = {bar.key: {"bar": bar.bar, "sense": bar.sense, "met": bar.met(value)} for bar in bars
                       if bar.bar is not None and (value := look_up(report, bar.key)) is not None}
@@ -47,12 +51,25 @@ def evaluate(system: System, count: int = 200, seed: int = 0) -> dict:
     return report
 
 
-def _score(system: System, count: int, seed: int) -> tuple[Scores, tuple[Bar, ...]]:
+def evaluate_tokenizer(folder: Path, count: int = 200, seed: int = 0, features: Path | None = None) -> dict:
+    """The measures of an image tokenizer that is in no run, on scenes of shapes; also in report.json in its folder."""
+    subject = Subject(load_tokenizer(folder), features=features)
+    try:
+        scores = shapes_scores.tokenizer_scores(subject, count, seed)
+    except ValueError as why:
+        raise EvaluationError(f"{why}; ask for fewer with --count") from None
+    report = {"tokenizer": scores.values["tokenizer"], "counts": scores.counts}
+    replace_file(folder / "report.json", json.dumps(report, indent=1).encode())
+    print(json.dumps(report["tokenizer"], indent=1))
+    return report
+
+
+def _score(system: System, subject: Subject, count: int, seed: int) -> tuple[Scores, tuple[Bar, ...]]:
     match system.recipe.judge:
         case "shapes":
-            return shapes_scores.score(system, count, seed), shapes_scores.BARS
+            return shapes_scores.score(system, subject, count, seed), shapes_scores.BARS
         case "emoji":
-            return emoji_scores.score(system, count, seed), emoji_scores.BARS
+            return emoji_scores.score(system, subject, count, seed), emoji_scores.BARS
         case "none":
             return Scores(), ()
         case _:
@@ -66,8 +83,8 @@ def _about(system: System) -> dict:
         "name": recipe.name, "about": recipe.about, "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "machine": {"cores": cores, "system": platform.system(), "processor": platform.machine(),
                     "python": platform.python_version(), "torch": version("torch")},
-        "parameters": {"language_model": sum(p.numel() for p in system.model.parameters()),
-                       "image_tokenizer": sum(p.numel() for p in system.tokenizer.parameters())},
+        "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in (
+            ("language_model", system.model), ("image_tokenizer", system.tokenizer)) if part},
         "checkpoint": "/".join(system.checkpoint.parts[-2:]),
         "vocabulary": {"text": system.layout.vocab.text_size,
                        **{name: r.codes for name, r in system.layout.vocab.ranges.items()}},
@@ -91,15 +108,8 @@ def _training(system: System, metrics: Metrics) -> dict:
 
 def _lines(path: Path) -> list[dict[str, float]]:
     """The whole lines of a JSONL file, none where there is no file."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _seconds(folder: Path) -> dict[str, float]:
-    path = folder / "seconds.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    return {name: round(value, 2) for name, value in found.items()}
+    whole = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in whole if line.endswith("\n")]
 
 
 def _commands(folder: Path, count: int, seed: int) -> list[str]:

@@ -4,7 +4,6 @@
 """
 
 import math
-from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,7 +13,6 @@ from tqdm import tqdm
 
 from unimm.errors import UserError
 from unimm.generate.use import answer, draw
-from unimm.images.measure import measure
 from unimm.sample import Part
 from unimm.system import System
 
@@ -77,8 +75,9 @@ class Scores:
     pictures: list[Shown] = field(default_factory=list)
     questions: list[Shown] = field(default_factory=list)
     edits: list[Shown] = field(default_factory=list)
+    rounds: list[Shown] = field(default_factory=list)
     reconstructions: list[Shown] = field(default_factory=list)
-    code_counts: np.ndarray | None = None
+    code_counts: dict[str, np.ndarray] = field(default_factory=dict)
 
     def add(self, key: str, value: float, count: int) -> None:
         """Set a value and its count under a dotted key."""
@@ -126,17 +125,3 @@ def answer_all(system: System, what: str, contexts: Many[Many[Part]], seed: int)
 def _counted(what: str, contexts: Many[Many[Part]]) -> tqdm:
     """The contexts, which say how many the decode loop has taken."""
     return tqdm(contexts, desc=f"evaluate {what}", mininterval=1)
-
-
-def add_reconstructions(scores: Scores, system: System, key: str, pictures: list[np.ndarray],
-                        judge: Callable[[list[np.ndarray]], list[tuple[bool, str]]]) -> None:
-    """Pictures through the image tokenizer and back: `tokenizer.KEY`, the share that `judge` finds right, and the usual
-    measures. `judge` gives each reconstruction's (ok, why)."""
-    found = measure(system.tokenizer, pictures)
-    scores.reconstructions = [Shown("reconstruction", "", ok, got, given=picture, why=why)
-                              for picture, got, (ok, why) in zip(pictures, found.back, judge(found.back))]
-    scores.add_share(f"tokenizer.{key}", scores.reconstructions)
-    for name, value in found.values.items():
-        if math.isfinite(value):  # PSNR is infinite where nothing is lost
-            scores.values["tokenizer"][name] = round(value, 4)
-    scores.code_counts = found.counts

@@ -7,6 +7,8 @@ the same place asked twice gives the same draw, which makes Jacobi decoding exac
     N rows   V ids that are allowed   K the most that top-k leaves of them
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -43,6 +45,12 @@ def gumbel(place: Tensor, mark: Tensor) -> Tensor:
     # Near 0, where what wins comes from, float32 is fine; near 1 the factor keeps it below 1.
     x = (x.float() + 0.5) * (2.0 ** -31 * (1 - 2.0 ** -22))
     return x.neg_().log1p_().neg_().log_().neg_()
+
+
+def normal(place: Tensor, mark: Tensor) -> Tensor:
+    """float32 (N, K): normal noise in the way of `gumbel`."""
+    uniform = torch.exp(-torch.exp(-gumbel(place, mark))).clamp(1e-6, 1 - 1e-6)
+    return math.sqrt(2) * torch.erfinv(2 * uniform - 1)
 
 
 def adaptive_top_k(logits: Tensor, most: int) -> Tensor:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from unimm.config.sampling import Choice
+from unimm.generate.drawn import Drawn
 from unimm.generate.groups import Allowed, Group
 from unimm.generate.guidance import Guides, guides
 from unimm.generate.lines import Lines, Prompt
@@ -100,6 +101,7 @@ class Decoder:
         self._groups: dict[tuple, list[Group]] = {}
         self._unseen: list[Tensor] = []
         self._same, self._feeds = None, None
+        self.drawn = Drawn(model)
         self.widest, self.old, self.steps = 1, 0, 0
 
     @property
@@ -115,8 +117,8 @@ class Decoder:
         state = self.automaton.after(self.layout.write_plans[size].header) if size else Automaton.TEXT
         live = _Live(request, max(request.images, 1 if size else 0), [(0, prompt)])
         text, image = (self.choices.setdefault(choice, len(self.choices)) for choice in (how.text, how.image))
-        row = np.array([(state, 0, 0, request.seed % 2 ** 64, how.text_length, 0, how.window, text, image, 1,
-                         live.images == 0, True)], ROW)
+        row = np.array([(state, 0, 0, request.seed % 2 ** 64, how.text_length, 0,
+                         1 if self.drawn.head else how.window, text, image, 1, live.images == 0, True)], ROW)
         if size:
             self._guide(live, row[0], guides(self.layout, how, request.parts, size))
         self.waiting.append((request, live, row))
@@ -145,6 +147,7 @@ class Decoder:
             self.live.append(live)
             row["began"] = self.steps
             self.now = np.append(self.now, row)
+            self.drawn.begin()
         if not self.live:
             return []
         states, valid = self._ahead()
@@ -189,7 +192,8 @@ class Decoder:
             ids = (self.last if self._feeds is None else self.last[self._feeds])[:, None]
             if fed is not None:
                 ids = torch.cat([ids, sent(fed[self.lines.owner], ids.device)], 1)
-            found.append(self.lines.read(ids, 0, self.now["codes"][self.lines.owner]).flatten(0, 1))
+            found.append(self.lines.read(ids, 0, self.now["codes"][self.lines.owner],
+                                         drawn=self.drawn.of(self.lines.owner)).flatten(0, 1))
         self.old = len(self.lines)
         prompts = [Prompt(row, branch, prompt, len(prompt) + self._room(live.request))
                    for row, live in enumerate(self.live) for branch, prompt in live.unread]
@@ -227,6 +231,7 @@ class Decoder:
         for group in self._alike:
             logits, (row, place) = group.logits(hidden), np.divmod(group.items, t)
             ids = group.ids(logits, self.now, row, place)
+            self.drawn.draw(group, hidden, self.now, row, self.automaton.codes[states[row, 0]])
             if len(group.items) == rows * t:
                 chosen = ids
             else:
@@ -328,6 +333,7 @@ class Decoder:
             for live, ids in zip(self.live, torch.stack(self._unseen, 1).tolist()):
                 live.request.ids += ids
             self._unseen.clear()
+        self.drawn.see([live.request for live in self.live])
 
     def _events(self, rows: np.ndarray) -> list[Request]:
         """What happens to rows whose text or image ends, or whose image begins; the requests that end."""
@@ -366,7 +372,7 @@ class Decoder:
             line = int(self._line_of[row, 0])
             ids = torch.tensor([end.ids], device=self.last.device)
             ids = torch.cat([self.last[row].view(1, 1), ids], 1)
-            self.lines.read(ids[:, :-1], line, self.now["codes"][row:row + 1])
+            self.lines.read(ids[:, :-1], line, self.now["codes"][row:row + 1], drawn=self.drawn.of(np.array([row])))
             self.lines.length[line] += len(end.ids)
             self.last = self.last.clone()
             self.last[row] = end.ids[-1]
@@ -384,5 +390,6 @@ class Decoder:
             self.lines.owner = (stays.cumsum() - 1)[self.lines.owner]
             self.live = [live for live, stay in zip(self.live, stays) if stay]
             self.last = self.last[sent(np.flatnonzero(stays), self.last.device)]
+            self.drawn.keep(np.flatnonzero(stays))
             self.now, self.drafts = self.now[stays], self.drafts[stays[:len(self.drafts)]]
             self._changed()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unimm.model.cache import RowCache, sent
 from unimm.model.unified import UnifiedModel
+from unimm.model.vision_input import Written
 from unimm.sample import Sequence
 
 AT_ONCE = 16_384
@@ -46,9 +47,10 @@ class Lines:
         lines[self.owner, self.branch] = np.arange(len(self))
         return lines
 
-    def read(self, ids: Tensor, first: int = 0, codes: np.ndarray | None = None, slots=()) -> Tensor:
+    def read(self, ids: Tensor, first: int = 0, codes: np.ndarray | None = None, slots=(),
+             drawn: Tensor | None = None) -> Tensor:
         """Hidden states (n, t, W) of ids (n, t) behind what lines from `first` on have read; `codes` (n,) counts those
-        of an image under way. The lines' lengths stay as they are."""
+        of an image under way, `drawn` (n, kept, C) is what they hold. The lines' lengths stay as they are."""
         n, t = ids.shape
         start = self.length[first:first + n]
         self._most += t
@@ -56,7 +58,10 @@ class Lines:
             self._most = int(self.length.max()) + t
             self.cache.reserve(0, self._most)
         before = sent(codes, ids.device) if codes is not None and self.image_input.counts else None
-        embedded, _ = self.image_input(self.table, ids, before, slots)
+        written = None
+        if drawn is not None:
+            written = Written(drawn, sent(codes.clip(0, drawn.shape[1] - 1), ids.device))
+        embedded, _ = self.image_input(self.table, ids, before, slots, written)
         return self.model.read(embedded, start, self.cache, first)
 
     def begin(self, prompts: list[Prompt]) -> Tensor:

@@ -1,13 +1,15 @@
 """What is asked of a model, and what it wrote."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
 from unimm.config.sampling import Sampling
 from unimm.grammar import Automaton
 from unimm.layout import Layout
-from unimm.sample import Image, Part, Text
+from unimm.sample import Image, Part, Slot, Text
 
 
 @dataclass(eq=False)
@@ -20,6 +22,7 @@ class Request:
     text     whether text goes on behind the last image; else the request ends with it
     ids      what was written: behind the header of the image where there is a `size`, and without the ids that end an
              image where the layout's images end by count
+    drawn    what stands at those ids that do not say it themselves: several codes, or a latent
     steps    how many times the model was asked
 
     Ends with the text's end, or with `sampling.text_length` ids of text.
@@ -32,6 +35,7 @@ class Request:
     images: int = 0
     text: bool = True
     ids: list[int] = field(default_factory=list)
+    drawn: list[np.ndarray] = field(default_factory=list)
     steps: int = 0
 
 
@@ -45,7 +49,7 @@ def written(layout: Layout, automaton: Automaton, request: Request) -> tuple[Par
     role = "assistant" if request.parts and request.parts[-1].role is not None else None
     beside, parts, said = layout.config.chat.beside_image if role else "", [], []
     image = list(layout.write_plans[request.size].header) if request.size else []
-    state = automaton.after(image)
+    state, values = automaton.after(image), iter(request.drawn)
 
     def speak() -> None:
         text = layout.said(said, role is not None)
@@ -63,8 +67,18 @@ def written(layout: Layout, automaton: Automaton, request: Request) -> tuple[Par
         image.append(i)
         speak()
         if state == automaton.TEXT:
-            content = layout.parse(np.array(image)).images[0].content
+            ids = np.array(image)
+            content = layout.parse(ids, slots=_slots(layout, ids, values)).images[0].content
             parts.append(Image(content, learn=True, role=role))  # as it is written, not as it is read
             image.clear()
     speak()
     return tuple(parts)
+
+
+def _slots(layout: Layout, ids: np.ndarray, values: Iterator[np.ndarray]) -> tuple[Slot, ...]:
+    """What an image's ids do not say themselves, as slots; takes their values."""
+    spaces = {r.start: name for name, r in layout.spaces.items() if r.size < r.codes or name in layout.vectors}
+    stands = np.isin(ids, list(spaces))
+    runs = np.flatnonzero(np.diff(stands, prepend=False, append=False)).reshape(-1, 2).tolist()
+    return tuple(Slot(first, end - first, spaces[int(ids[first])], False, np.stack(list(islice(values, end - first))))
+                 for first, end in runs)

@@ -44,7 +44,7 @@ class ImageTokenizer(nn.Module):
 
         images           --encode--> ids int64 (B, P) or (B, P, depth), P = rows * columns, row by row
         ids, grid        --decode--> float32 (B, 3, H, W)
-        code_vectors()               float32 (size, dim): every code's vector, where a position has one code
+        code_vectors()               codebook -> float32 (size, dim): every code's vector, where a position has one
 
     An architecture has an `encoder`, a `quantizer` and a `decoder`; `latents` and `drawn` are the ways to the quantizer
     and from it:
@@ -98,6 +98,11 @@ class ImageTokenizer(nn.Module):
     def expand(self, latents: Tensor) -> Tensor:
         """Latents (B, n, channels) as the vectors that they are read as, (B, n, vector_dim)."""
         return latents
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the configuration's own image."""
+        return self.grid[0] * self.patch, self.grid[1] * self.patch
 
     @property
     def vector_dim(self) -> int:
@@ -172,8 +177,9 @@ class ImageTokenizer(nn.Module):
         return Reconstruction(again, quantized.ids, losses | {"quantizer": quantized.loss}, vectors)
 
     @torch.no_grad()
-    def code_vectors(self) -> Tensor:
-        return self.quantizer.codes_to_vectors(torch.arange(self.size, device=self.device))
+    def code_vectors(self) -> dict[str, Tensor]:
+        return {name: self.vectors_of(torch.arange(size, device=self.device))
+                for name, (size, depth) in self.books.items() if depth == 1}
 
     @property
     def size(self) -> int:
@@ -191,14 +197,14 @@ class ImageTokenizer(nn.Module):
         """Whether an image may have this many pixels."""
         if self.any_size:
             return height > 0 and width > 0 and height % self.patch == 0 and width % self.patch == 0
-        return (height, width) == (self.grid[0] * self.patch, self.grid[1] * self.patch)
+        return (height, width) == self.image_size
 
     @property
     def sizes_taken(self) -> str:
         """The sizes of images in words, for messages."""
         if self.any_size:
             return f"(height, width, 3), both sides multiples of {self.patch}"
-        return f"{(self.grid[0] * self.patch, self.grid[1] * self.patch, 3)}"
+        return f"{(*self.image_size, 3)}"
 
     def _checked(self, images: Tensor) -> Tensor:
         """The images as the weights' type. Raises TokenizerError for a size that isn't taken."""

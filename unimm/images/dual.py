@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from unimm.config.images import DualTokenizer
 from unimm.images.base import ImageTokenizer, Reconstruction
-from unimm.images.conv import Block, Decoder, Encoder, PositionNorm, weighted_errors
+from unimm.images.conv import Block, Decoder, Encoder, PositionNorm
 from unimm.images.losses import resized
 from unimm.images.quantize import VectorQuantizer
+from unimm.losses import pixel_errors
 from unimm.sample import Codes, Content, Level
 
 
@@ -85,7 +86,7 @@ class DualImageTokenizer(ImageTokenizer):
         return Reconstruction(again, ids, losses, vectors.flatten(2).mT)
 
     def pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
-        return weighted_errors(self.config, again, images)
+        return pixel_errors(again, images, self.config.foreground_weight, self.config.l1)
 
 
 def _copied(features: nn.Module) -> nn.Module:

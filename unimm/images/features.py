@@ -3,7 +3,7 @@
 from torch import nn
 
 from unimm.images.captions import Captions
-from unimm.images.reconstruct import OfPictures
+from unimm.losses import OfPictures
 
 
 class Contrast(OfPictures):

@@ -1,7 +1,7 @@
-"""How good an image tokenizer is: likeness of its reconstructions, use of its codes.
+"""How good an image tokenizer is: likeness of its reconstructions, use of its codes, what can be read from its vectors.
 
-torchmetrics has PSNR and SSIM too and serves as the reference in the tests; importing it brings in
-transformers and matplotlib, 1.3 s for 20 lines, and its SSIM averages reflected borders in.
+torchmetrics has PSNR, SSIM and the Frechet distance too and serves as the reference in the tests; importing it brings
+in transformers and matplotlib, 1.3 s for 25 lines, and its SSIM averages reflected borders in.
 """
 
 from typing import NamedTuple
@@ -9,47 +9,72 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from unimm.images.base import ImageTokenizer
 from unimm.images.tokenizer import to_codes, to_pixels
+from unimm.sample import Codes, Content, Latents
 
 AT_ONCE = 64
 
 
 class Measures(NamedTuple):
-    """values by name, see `measure`; the uint8 images that came back; int (size,), how often each code of the last
-    level occurred, at any depth, or None of latents"""
+    """values by name, see `measure`; the uint8 images that came back; int (size,), how often each code occurred, by
+    codebook, and where a position has several also by place: "visual", or "visual_1", "visual_2"; none of latents"""
 
     values: dict[str, float]
     back: list[np.ndarray]
-    counts: np.ndarray | None
+    counts: dict[str, np.ndarray]
 
 
 def measure(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> Measures:
-    """Scores of reconstructing uint8 (H, W, 3) images through codes and back to uint8.
+    """Scores of reconstructing uint8 (H, W, 3) images through codes, or latents, and back to uint8.
 
-    psnr         decibels, from the mean squared error over all images
-    ssim         mean structural similarity, at most 1
-    codes_used   how many different codes occurred; of latents this and what follows is left out
-    code_usage   their share of the codebook
-    perplexity   how many equally frequent codes would have the entropy of those that occurred
+    psnr                      decibels, from the mean squared error over all images
+    ssim                      mean structural similarity, at most 1
+    tokens.mean least most    positions of an image, all levels together
+    codes.NAME.size           how many codes there are, for each name of `Measures.counts`, and in these images
+               used, usage    how many occurred, and their share
+               entropy        of their frequencies, in bits
+               perplexity     how many equally frequent codes would have that entropy
+               zipf           slope of log frequency over log rank, by least squares; 0 where all are equally frequent
     """
-    codes = to_codes(tokenizer, images)
-    back = to_pixels(tokenizer, codes)
-    a, b = _unit(images), _unit(back)
-    values = {"psnr": psnr(a, b), "ssim": ssim(a, b)}
-    if not tokenizer.books:
-        return Measures(values, back, None)
-    counts = np.bincount(np.concatenate([c.levels[-1].ids.ravel() for c in codes]), minlength=tokenizer.size)
-    used = int((counts > 0).sum())
-    values |= {"codes_used": used, "code_usage": used / tokenizer.size, "perplexity": perplexity(counts)}
+    contents = to_codes(tokenizer, images)
+    back = to_pixels(tokenizer, contents)
+    lengths, counts = [_positions(content) for content in contents], code_counts(tokenizer, contents)
+    values = {**likeness(images, back), "tokens.mean": float(np.mean(lengths)),
+              "tokens.least": min(lengths), "tokens.most": max(lengths)}
+    for name, found in counts.items():
+        used = found[found > 0]
+        values |= {f"codes.{name}.size": len(found), f"codes.{name}.used": len(used),
+                   f"codes.{name}.usage": len(used) / len(found), f"codes.{name}.entropy": entropy(found) / np.log(2),
+                   f"codes.{name}.perplexity": float(np.exp(entropy(found))), f"codes.{name}.zipf": zipf(found)}
     return Measures(values, back, counts)
+
+
+def _positions(content: Content) -> int:
+    return sum(len(level.ids) for level in content.levels) if isinstance(content, Codes) else len(content.array)
+
+
+def code_counts(tokenizer: ImageTokenizer, contents: list[Content]) -> dict[str, np.ndarray]:
+    """How often each code occurred: int (size,) for every level, or for every place of it; see `Measures`."""
+    found = {}
+    for n, (book, (size, depth)) in enumerate(tokenizer.books.items()):
+        ids = np.concatenate([content.levels[n].ids for content in contents])  # (positions of all, depth)
+        for place in range(depth):
+            name = book if depth == 1 else f"{book}_{place + 1}"
+            found[name] = np.bincount(ids[:, place], minlength=size)
+    return found
 
 
 def _unit(images: list[np.ndarray]) -> Tensor:
     """uint8 (H, W, 3) -> float32 (B, 3, H, W) in [0, 1]"""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def likeness(images: list[np.ndarray], back: list[np.ndarray]) -> dict[str, float]:
+    """PSNR and SSIM of two lists of uint8 (H, W, 3) images of one size."""
+    return {"psnr": psnr(_unit(images), _unit(back)), "ssim": ssim(_unit(images), _unit(back))}
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -80,7 +105,71 @@ def ssim(a: Tensor, b: Tensor) -> float:
     return total / len(a)
 
 
-def perplexity(counts: np.ndarray) -> float:
-    """exp of the entropy of the codes' frequencies, from how often each occurred."""
+def entropy(counts: np.ndarray) -> float:
+    """Of the codes' frequencies in nats, from how often each occurred."""
     p = counts[counts > 0] / counts.sum()
-    return float(np.exp(-(p * np.log(p)).sum()))
+    return float(-(p * np.log(p)).sum())
+
+
+def zipf(counts: np.ndarray) -> float:
+    """The slope of log frequency over log rank of those that occurred; -1 is Zipf's law, 0 no slope or one code."""
+    ordered = np.sort(counts[counts > 0])[::-1]
+    if len(ordered) < 2:
+        return 0.0
+    rank, often = np.log(np.arange(1, len(ordered) + 1)), np.log(ordered)
+    rank = rank - rank.mean()
+    return float((rank * often).sum() / (rank * rank).sum())
+
+
+@torch.no_grad()
+def pooled_vectors(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> np.ndarray:
+    """What the codes of each image stand for, or its latents, averaged over its positions: float64 (N, dim)."""
+    def pooled(content: Content) -> Tensor:
+        match content:
+            case Latents(array=array):
+                return torch.from_numpy(array).mean(0)
+            case Codes(levels=(level,)):
+                ids = torch.from_numpy(level.ids).long().to(tokenizer.device)
+                return tokenizer.vectors_of(ids.squeeze(-1)[None])[0].mean(0)
+            case _:  # several levels lie side by side for the decoder
+                return tokenizer.conditions([content])[0].mean((1, 2))
+
+    return torch.stack([pooled(content) for content in to_codes(tokenizer, images)]).double().cpu().numpy()
+
+
+def probe(known: np.ndarray, names: list[str], asked: np.ndarray, right: list[str], ridge: float = 1e-3) -> float:
+    """Share of `asked` (M, dim) whose names a linear map reads, fitted to `known` (N, dim) and its names by ridge
+    regression on indicators, in float64; channels are brought to mean 0 and deviation 1 first."""
+    labels = sorted(set(names))
+    mean, deviation = known.mean(0), known.std(0) + 1e-8
+    a, b = ((x - mean) / deviation for x in (known, asked))
+    targets = np.array(names)[:, None] == np.array(labels)
+    share = targets.mean(0)
+    map_ = np.linalg.solve(a.T @ a + ridge * len(a) * np.eye(a.shape[1]), a.T @ (targets - share))
+    return float(np.mean(np.array(labels)[(b @ map_ + share).argmax(1)] == np.array(right)))
+
+
+class RandomFeatures(nn.Sequential):
+    """float32 (B, 3, H, W) in [-1, 1] -> (B, 96): the mean and the deviation over places of three strided convolutions
+    of 16, 32 and 48 channels, untrained, the same in every process. Distances between such features are comparable with
+    one another and with no published number."""
+
+    def __init__(self):
+        super().__init__(*(layer for a, b in ((3, 16), (16, 32), (32, 48))
+                           for layer in (nn.Conv2d(a, b, 3, 2, 1), nn.ReLU())))
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, 0, 0.2, generator=generator)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = super().forward(images).flatten(2)
+        return torch.cat([found.mean(2), found.std(2, correction=0)], 1)
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """Frechet distance of the normals with the means and covariances of features (N, dim) and (M, dim), in float64
+    (Heusel et al. 2017, arXiv:1706.08500)."""
+    (ma, ca), (mb, cb) = ((x.mean(0), np.atleast_2d(np.cov(x, rowvar=False))) for x in (a, b))
+    # The trace of the root of ca cb: its eigenvalues are those of a positive semidefinite matrix, but for rounding.
+    roots = np.sqrt(np.linalg.eigvals(ca @ cb).real.clip(0)).sum()
+    return float(((ma - mb) ** 2).sum() + np.trace(ca) + np.trace(cb) - 2 * roots)

@@ -102,7 +102,7 @@ def fill(tokenizer: ImageTokenizer, source: dict[str, Stored], path: Path) -> di
 
 def _spelled(tokenizer: ImageTokenizer, path: Path, ours: dict, theirs: dict) -> dict[str, str]:
     """Our names -> the release's. Refuses a file where a name is missing, or is not the architecture's."""
-    all_ways = spellings(tokenizer)
+    all_ways = [*spellings(tokenizer), {name: name for name in ours}]  # the last: one that was trained here
     spelled = max(all_ways, key=lambda names: len(theirs.keys() & set(names.values())))
     missing = [name for name in spelled.values() if name not in theirs]
     if missing:

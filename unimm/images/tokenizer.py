@@ -1,19 +1,14 @@
-"""Image tokenizers: built fresh or from a release, used on lists of pictures, fingerprinted, kept in a folder.
+"""Image tokenizers: built fresh, from a release or from a run's folder, and used on lists of pictures.
 
     uint8 images --to_codes--> Codes --to_pixels--> uint8 images          (lists, for data and sampling)
-    released weights --released_tokenizer--> ImageTokenizer --save_tokenizer--> folder --load_tokenizer--> same
+    released weights --first_tokenizer--> ImageTokenizer --save_tokenizer--> folder --load_tokenizer--> same
 
-What a tokenizer is and does stands in `unimm.images.base.ImageTokenizer`. A saved tokenizer is a folder of
-model.safetensors, in our names, and config.json; the latter holds the fingerprint of both, since a flipped bit
-in safetensors loads as a wrong value without a word.
+What a tokenizer is and does stands in `unimm.images.base.ImageTokenizer`.
 """
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Protocol, assert_never
+from typing import Protocol, assert_never
 
 import numpy as np
 import torch
@@ -21,22 +16,20 @@ from torch import Tensor, nn
 
 from unimm.config import images as config
 from unimm.config.model import PretrainedVision
-from unimm.disk import replace_file
 from unimm.images.base import ImageTokenizer, TokenizerError
 from unimm.images.conv import ConvImageTokenizer
 from unimm.images.dual import DualImageTokenizer, LeveledImageTokenizer
 from unimm.images.released import fill
+from unimm.images.vit import ViTImageTokenizer
+from unimm.kept import CONFIG, fetch, fingerprint, keep  # noqa: F401
 from unimm.published import vision
 from unimm.sample import Content
-from unimm.weights import WEIGHTS, open_weights
+from unimm.weights import open_weights
 
 AT_ONCE, PIXELS_AT_ONCE = 256, 2**20
 """Images encoded or decoded in one pass, and their pixels: the widest maps of a VQGAN take 1 KB a pixel."""
-CONFIG = "config.json"
 FEATURES = "features"
 """The folder that says, in transformers' config.json, what a dual tokenizer's feature network is."""
-ELSEWHERE = ("weights", "unpickle")
-"""Fields of a configuration that say where weights came from, not what they are."""
 
 
 def build_tokenizer(wanted: config.ImageTokenizer, features: nn.Module | None = None) -> ImageTokenizer:
@@ -47,6 +40,8 @@ def build_tokenizer(wanted: config.ImageTokenizer, features: nn.Module | None = 
     match wanted:
         case config.ConvTokenizer():
             return ConvImageTokenizer(wanted)
+        case config.ViTTokenizer():
+            return ViTImageTokenizer(wanted)
         case config.DualTokenizer(index=index):
             if features is None:
                 raise TokenizerError("a dual image tokenizer is built on features, and there are none; set features, "
@@ -86,6 +81,8 @@ def is_released(wanted: config.ImageTokenizer) -> bool:
 
 class Drawer(Protocol):
     """What draws pixels: an image tokenizer, or a diffusion decoder in its place; methods as of the first."""
+
+    draws: bool
 
     def check(self, number: int, content: Content) -> tuple[int, int]: ...
 
@@ -131,70 +128,18 @@ def _batches(sizes: list[tuple[int, int]]) -> Iterator[list[int]]:
         yield from (alike[i : i + n] for i in range(0, len(alike), n))
 
 
-def fingerprint(tokenizer: ImageTokenizer) -> str:
-    """SHA-256 of the configuration and of every weight's name, type, shape and bytes, in hexadecimal.
-
-    Where a release's weights were read from leaves no trace in it.
-    """
-    return _fingerprint(tokenizer.config, tokenizer.state_dict())
-
-
-def _fingerprint(made: config.ImageTokenizer, weights: dict[str, Tensor]) -> str:
-    about = {name: value for name, value in dataclasses.asdict(made).items() if name not in ELSEWHERE}
-    # A 4 given for a float comes back from JSON as 4.0: compare numbers as floats.
-    plain = json.loads(json.dumps(about), parse_int=float)
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-    for name, weight in sorted(weights.items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
-    """Write the tokenizer's folder, in place of one that may be there. Raises DiskError.
-
-    A folder is a tokenizer's while it has its configuration, which is written last.
-    """
-    from safetensors.torch import save
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)
+    """Write the tokenizer's folder, see `unimm.kept.keep`. Raises DiskError."""
     if isinstance(tokenizer, DualImageTokenizer):
-        tokenizer.features.config.save_pretrained(folder / FEATURES)
-    replace_file(folder / WEIGHTS, save({name: t.contiguous() for name, t in tokenizer.state_dict().items()}))
-    about = {"config": dataclasses.asdict(tokenizer.config), "fingerprint": fingerprint(tokenizer)}
-    replace_file(folder / CONFIG, (json.dumps(about, indent=2) + "\n").encode())
+        tokenizer.features.config.save_pretrained(Path(folder) / FEATURES)
+    keep(tokenizer, folder)
 
 
 def load_tokenizer(folder: Path) -> ImageTokenizer:
-    """The tokenizer of a folder, on the CPU, in eval mode.
+    """The image tokenizer of a folder, on the CPU, in eval mode. Raises StoredError, see `unimm.kept.fetch`."""
+    def build(made: config.ImageTokenizer) -> ImageTokenizer:
+        kept = PretrainedVision(path=str(Path(folder) / FEATURES))
+        dual = isinstance(made, config.DualTokenizer)
+        return build_tokenizer(made, vision(kept, made.image, weights=False) if dual else None)
 
-    Raises TokenizerError where files are missing or not of one another, StoredError for weights that are damaged.
-    """
-    folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise TokenizerError(f"{folder} is not an image tokenizer: it has no {name}; train or copy the tokenizer")
-    made, saved = _read_config(folder / CONFIG)
-    weights = {name: stored.read() for name, stored in open_weights(folder / WEIGHTS).items()}
-    if _fingerprint(made, weights) != saved:
-        raise TokenizerError(f"{folder} differs from what was saved: its fingerprint isn't that in {CONFIG}; copy the "
-                             "folder again or train again")
-    kept = PretrainedVision(path=str(folder / FEATURES))
-    dual = isinstance(made, config.DualTokenizer)
-    tokenizer = build_tokenizer(made, vision(kept, made.image, weights=False) if dual else None)
-    tokenizer.load_state_dict(weights)
-    return tokenizer.eval()
-
-
-def _read_config(path: Path) -> tuple[config.ImageTokenizer, str]:
-    from pydantic import Field, TypeAdapter
-
-    try:
-        about = json.loads(path.read_text())
-        kinds = TypeAdapter(Annotated[config.ImageTokenizer, Field(discriminator="kind")])
-        return kinds.validate_python(about["config"], extra="forbid"), about["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        why = " ".join(str(error).split())
-        raise TokenizerError(f"{path} does not describe an image tokenizer: {why}; copy it again") from None
+    return fetch(folder, "an image tokenizer", config.ImageTokenizer, build)

@@ -8,25 +8,31 @@ from torch import nn
 from unimm.config import model as config
 from unimm.config.check import ConfigError
 from unimm.layout import Layout
+from unimm.model.depth_head import DepthHead
+from unimm.model.flow_head import FlowHead
 from unimm.model.image_input import ImageInput
 from unimm.model.image_output import ImageHead
+from unimm.model.vector_input import VectorInput
 from unimm.model.vision_input import VisionInput
 from unimm.published import janus_part, vision
 from unimm.vocab import Range
 
 
 def image_input(wanted: config.ImageIn, layout: Layout, width: int, kept: Path | None = None,
-                weights: bool = True) -> ImageInput | VisionInput:
-    """What reads images into `width` channels. `kept` holds a published encoder's config.json, for `weights` False.
+                weights: bool = True, tokenizer: nn.Module | None = None) -> ImageInput | VisionInput | VectorInput:
+    """What reads images into `width` channels. `kept` holds a published encoder's config.json, for `weights` False;
+    `tokenizer` is the image tokenizer, whose vectors some read.
 
     Raises ConfigError where the layout has images in another form than this reads.
     """
     plans = [*layout.write_plans.values(), *layout.read_plans.values()]
     match wanted:
         case config.SharedTable(places=places):
-            if strange := [*layout.continuous, *(r.name for r in layout.vocab.ranges.values() if not r.shared)]:
+            if strange := [*layout.continuous, *(r.name for r in layout.vocab.ranges.values()
+                                                 if not r.shared or r.depth > 1)]:
                 raise ConfigError(f"image_in is a shared table, which does not read {strange[0]!r}; make that a shared "
-                                  "codebook, or set image_in to VisionFeatures")
+                                  "codebook of depth 1, or set image_in to what reads it: VisionFeatures, CodeVectors, "
+                                  "LatentVectors")
             most = max(sum(plan.lengths(level)[1] for level in range(len(plan.grids))) for plan in plans)
             if 0 < places < most:
                 raise ConfigError(f"image_in.places is {places}, but an image of this layout has {most} codes")
@@ -37,22 +43,47 @@ def image_input(wanted: config.ImageIn, layout: Layout, width: int, kept: Path |
                 encoder = config.PretrainedVision(path=str(kept))
             seeing = vision(encoder, image, weights)
             _check_features(layout, space, seeing.config)
-            return VisionInput(seeing, space, image, own_range(layout), dim, depth, width)
+            own = any(not r.shared for r in layout.vocab.ranges.values())
+            return VisionInput(seeing, space, image, own_range(layout) if own else None, dim, depth, width)
+        case config.CodeVectors(depth=depth):
+            space = _one(layout, layout.vocab.ranges.values(), "code vectors are of one codebook")
+            if space.order is not None or tokenizer.books != {space.name: (space.codes, space.depth)}:
+                raise ConfigError(f"image_in reads the tokenizer's vectors of {space.name!r} ({space.codes} codes, "
+                                  f"{space.depth} a position), but the tokenizer makes {tokenizer.books}")
+            return VectorInput(tokenizer, space, False, width, depth)
+        case config.LatentVectors(depth=depth):
+            space = _one(layout, layout.vectors.values(), "latent vectors are of one continuous space")
+            if tokenizer.channels != {space.name: space.depth}:
+                raise ConfigError(f"image_in reads latents of {space.name!r} ({space.depth} channels), but the "
+                                  f"tokenizer makes {tokenizer.channels or tokenizer.books}")
+            return VectorInput(tokenizer, space, True, width, depth)
         case _:
             assert_never(wanted)
 
 
-def image_output(wanted: config.ImageOut, layout: Layout, width: int) -> ImageHead | None:
+def image_output(wanted: config.ImageOut, layout: Layout, width: int) -> ImageHead | DepthHead | FlowHead | None:
     """What writes the codes that are no rows of the language model's; None where it writes all.
 
     Raises ConfigError where the layout has no such codes, or has them and nothing writes them.
     """
+    written = [layout.spaces[level.space] for level in layout.config.write.levels]
     match wanted:
         case config.SharedSoftmax():
-            if own := [r.name for r in layout.vocab.ranges.values() if not r.shared]:
+            if own := [r.name for r in written if not r.shared]:
                 raise ConfigError(f"codebook {own[0]!r} has shared=False, but image_out is the shared softmax; set "
                                   "image_out to SeparateHead, or shared to True")
+            if several := [r.name for r in written if r.size < r.codes or r.name in layout.vectors]:
+                raise ConfigError(f"image_out is the shared softmax, which can't write {several[0]!r}: take DepthHead "
+                                  "for several codes a position, FlowHead for latents")
             return None
+        case config.DepthHead():
+            space = _one(layout, [r for r in written if r.depth > 1 and r.name not in layout.vectors],
+                         "a depth head writes one codebook of several codes a position")
+            return DepthHead(wanted, space, width)
+        case config.FlowHead():
+            space = _one(layout, [r for r in written if r.name in layout.vectors], "a flow head writes one space")
+            most = max(plan.lengths(0)[1] for plan in layout.write_plans.values())
+            return FlowHead(wanted, space, width, most)
         case config.SeparateHead(width=inner):
             if layout.config.write.levels[0].shape.kind == "up_to":
                 raise ConfigError("image_out is a separate head, which can't say that an image ends, but the layout's "
@@ -60,6 +91,13 @@ def image_output(wanted: config.ImageOut, layout: Layout, width: int) -> ImageHe
             return ImageHead(own_range(layout), width, inner or width)
         case _:
             assert_never(wanted)
+
+
+def _one(layout: Layout, spaces, what: str) -> Range:
+    found = list(spaces)
+    if len(found) != 1:
+        raise ConfigError(f"{what}, but the recipe's are: {', '.join(r.name for r in found) or 'none'}")
+    return found[0]
 
 
 def own_range(layout: Layout) -> Range:

@@ -4,37 +4,35 @@
     total = sum of weight * (nll + z * logsumexp(x) ** 2)        nll = logsumexp(x) - x[target]
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-Way = Literal["one pass", "chunks"]
-"""one pass  gradients beside the loss: 3 products where every other way needs 4, having to make its logits again.
-             Against full logits 0.75 of the CPU time, F.linear_cross_entropy 1.04, chunks 1.2 (tools/bench/loss.py).
-             `tools.losses` has F.linear_cross_entropy and Liger's kernel for the comparison on a GPU.
-chunks    through the head as a module and a checkpoint a chunk: any head, LoRA or a wrapper among them."""
+from unimm.config.check import ConfigError
 
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
 """Float32 logits that exist at one time. 1 GiB is 1,600 positions at 168,000 ids: large products, few of them."""
 
 
 def weighted_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Tensor, *, z_loss: float = 0.0,
-                  cap: float | None = None, way: Way | None = None, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+                  cap: float | None = None, chunk: int | None = None) -> tuple[Tensor, Tensor]:
     """The total, a scalar with a graph, and nll, float32 (N,) without one.
 
     hidden (N, W) and targets int64 (N,) hold the supervised positions alone, so an unlearned one costs nothing and
     a z-loss can't reach it; weights float32 (N,). Under autocast the products are in its precision, all else in
     float32. Under ZeRO-3 call it through `Loss`.
+
+    One pass, gradients beside the loss: 3 products where every other way needs 4, having to make its logits again.
+    Against full logits 0.75 of the CPU time, F.linear_cross_entropy 1.04, checkpointed chunks 1.2
+    (tools/bench/loss.py); `tools.losses` has the others for the comparison.
+
+    Raises ConfigError for a head that is more than its weight and bias.
     """
+    if type(head) is not nn.Linear:
+        raise ConfigError(f"the head is a {type(head).__name__}; only a plain nn.Linear is trained, for its gradients "
+                          "are made from its weight: take another backbone")
     chunk = chunk or chunk_of(head.out_features, hidden.device.type)
-    if way is None:
-        way = "one pass" if type(head) is nn.Linear else "chunks"
-    if way == "one pass":
-        return _OnePass.apply(*_cast(hidden, head), targets, weights, z_loss, cap, chunk)
-    return _chunks(hidden, head, targets, weights, z_loss, cap, chunk)
+    return _OnePass.apply(*_cast(hidden, head), targets, weights, z_loss, cap, chunk)
 
 
 def chunk_of(ids: int, device: str) -> int:
@@ -120,16 +118,3 @@ def _logit_gradient(logits: Tensor, targets: Tensor, weights: Tensor, z_loss: fl
     if capped is not None:
         logits.mul_(capped.square_().neg_().add_(1))
     return logits, nll, z_loss * (weights * log_sum**2).sum()
-
-
-def _chunks(hidden, head, targets, weights, z_loss, cap, chunk):
-    def part(h, t, w):
-        logits = soft_cap(head(h).float(), cap)
-        log_sum = logits.logsumexp(1)
-        nll = log_sum - logits.gather(1, t[:, None])[:, 0]
-        return (w * (nll + z_loss * log_sum**2)).sum(), nll.detach()
-
-    pieces = [checkpoint(part, *each, use_reentrant=False)
-              for each in zip(hidden.split(chunk), targets.split(chunk), weights.split(chunk))]
-    totals, nll = zip(*pieces)
-    return torch.stack(totals).sum(), torch.cat(nll)

@@ -25,7 +25,8 @@ class ImageInput(nn.Module):
         if self.places is not None:
             nn.init.normal_(self.places.weight, std=0.02)
 
-    def forward(self, table: nn.Module, ids: torch.Tensor, before: torch.Tensor | None = None, slots=()):
+    def forward(self, table: nn.Module, ids: torch.Tensor, before: torch.Tensor | None = None, slots=(),
+                written=None):
         if slots:
             raise SampleError(f"a shared table reads codes alone, but a sample holds {slots[0][1].space!r}; set "
                               "image_in to what reads that")

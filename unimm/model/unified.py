@@ -10,9 +10,12 @@ from unimm.losses import Losses, Weight
 from unimm.model.attention import Documents, Kernel
 from unimm.model.cache import RowCache, sent
 from unimm.model.cross_entropy import Loss, soft_cap
+from unimm.model.depth_head import DepthHead
 from unimm.model.fast import FastBody, fast_body
+from unimm.model.flow_head import FlowHead
 from unimm.model.image_input import ImageInput
 from unimm.model.image_output import ImageHead
+from unimm.model.vector_input import VectorInput
 from unimm.model.vision_input import Slots, VisionInput
 from unimm.sample import Batch
 from unimm.vocab import Vocab
@@ -28,21 +31,24 @@ class UnifiedModel(nn.Module):
 
     backbone      a transformers causal LM that attends through `unimm.model.attention`
     image_input   what turns ids and slots into embeddings
-    image_output  what writes the codes that lie above the rows of the backbone's table; None where none do
+    image_output  what writes codes that are no rows of the backbone's table: a softmax over those above it, a head for
+                  several codes a position or for latents, both at places of one id; None where the backbone writes all
+    reconstruction  weight of the image tokenizer's own loss, where pictures are read as pixels and it learns too
     image_weight  weight of an image position in the loss, text having 1
     z_loss        how much the squared log of the softmax's denominator adds to the loss, at learned positions alone
 
     `kernel` takes away the choice of attention, for tests and measurements.
     """
 
-    def __init__(self, backbone: nn.Module, vocab: Vocab, image_input: ImageInput | VisionInput,
-                 image_weight: float = 1.0, z_loss: float = 0.0, image_output: ImageHead | None = None):
+    def __init__(self, backbone: nn.Module, vocab: Vocab, image_input: ImageInput | VisionInput | VectorInput,
+                 image_weight: float = 1.0, z_loss: float = 0.0,
+                 image_output: ImageHead | DepthHead | FlowHead | None = None):
         super().__init__()
         self.backbone = backbone
         self.image_input = image_input
         self.image_output = image_output
         self.vocab = vocab
-        self.image_weight = image_weight
+        self.image_weight, self.reconstruction = image_weight, 0.0
         self.z_loss = z_loss
         self.loss = Loss()
         self.cap = getattr(backbone.config, "final_logit_softcapping", None)
@@ -81,7 +87,7 @@ class UnifiedModel(nn.Module):
         Ids of a separate head come alone: no softmax holds both them and the backbone's.
         """
         layer, cap, inner = self.backbone.get_output_embeddings(), self.cap, None
-        if self.image_output is not None and (runs[0].start or 0) >= (first := self.image_output.start):
+        if isinstance(self.image_output, ImageHead) and (runs[0].start or 0) >= (first := self.image_output.start):
             runs = tuple(slice(run.start - first, run.stop - first) for run in runs)
             layer, cap, inner = self.image_output.vision_head, None, self.image_output.inner
         plain = type(layer) is nn.Linear  # else an adapter: its weight alone does not say what it computes
@@ -119,21 +125,49 @@ class UnifiedModel(nn.Module):
         """Weighted cross-entropy, summed over the learned positions; parts "text" and "image" in nats per token."""
         device = self.device
         ids, position, document = (sent(x, device) for x in (batch.ids, batch.position, batch.document))
-        own = batch.targets >= self.vocab.rows
+        slots, extra = batch.slots, None
+        if self.reconstruction:
+            slots, extra = self.image_input.encoded(slots)
+        own = self._own(batch.targets)
         shared, separate = (self._picked(batch, batch.learn & which) for which in (~own, own))
-        hidden = self.hidden(ids, position, document, batch.lengths, batch.slots).flatten(0, 1)
+        hidden = self.hidden(ids, position, document, batch.lengths, slots).flatten(0, 1)
         # A rank without a learned position still runs the heads, on nothing: every rank runs every module.
         where, targets, weights, image = shared
         total, nll = self.loss(hidden[where], self.backbone.get_output_embeddings(), targets, weights,
                                z_loss=self.z_loss, cap=self.cap)
+        parts = {}
         if self.image_output is not None:
             where, targets, weights, _ = separate
-            more, of_codes = self.loss(self.image_output.inner(hidden[where]), self.image_output.vision_head,
-                                       targets - self.image_output.start, weights, z_loss=self.z_loss)
+            if isinstance(self.image_output, ImageHead):
+                more, of_codes = self.loss(self.image_output.inner(hidden[where]), self.image_output.vision_head,
+                                           targets - self.image_output.start, weights, z_loss=self.z_loss)
+            else:
+                values = sent(self._held(batch), device)[where]
+                more, each = self.image_output.loss(hidden[where], values, weights, self.loss, self.z_loss)
+                of_codes = each.sum(1)
+                parts = {f"image.{d}": (each[:, d].sum(), len(each)) for d in range(each.shape[1]) if each.shape[1] > 1}
             total, nll = total + more, torch.cat([nll, of_codes])
             image = torch.cat([image, torch.ones_like(of_codes, dtype=torch.bool)])
-        parts = {name: ((nll * which).sum(), which.sum()) for name, which in (("text", ~image), ("image", image))}
-        return Losses(total, parts)
+        if extra is not None:
+            total = total + self.reconstruction * extra * self.weigh(batch).learned
+            parts["reconstruction"] = (extra.detach(), 1)
+        named = {name: ((nll * which).sum(), which.sum()) for name, which in (("text", ~image), ("image", image))}
+        return Losses(total, named | parts)
+
+    def _own(self, targets: np.ndarray) -> np.ndarray:
+        """bool: which targets the head of images writes."""
+        if isinstance(self.image_output, DepthHead | FlowHead):
+            return targets == self.image_output.placeholder
+        return targets >= self.vocab.rows
+
+    def _held(self, batch: Batch) -> np.ndarray:
+        """What the slots that are written hold, at the places where it is the target: (B * T, depth or channels)."""
+        head = self.image_output
+        values = np.zeros((*batch.ids.shape, head.depth), np.float32 if head.dtype.is_floating_point else np.int64)
+        for row, slot in batch.slots:
+            if slot.space == head.space:
+                values[row, slot.start - 1:slot.start - 1 + slot.length] = slot.payload
+        return values.reshape(-1, head.depth)
 
     def _picked(self, batch: Batch, which: np.ndarray) -> tuple[torch.Tensor, ...]:
         """Of the positions where `which` bool (B, T) holds: flat index, target, weight, whether an image's."""
@@ -152,4 +186,4 @@ class UnifiedModel(nn.Module):
         codes = ", ".join(f"{r.name} {r.start}..{r.stop - 1}" for r in self.vocab.ranges.values())
         text, markers = self.vocab.text_size, len(self.vocab.special)
         own = ", written by a head of their own" if self.image_output else ""
-        return f"{self.vocab.rows:,} rows: {text:,} text, {markers} markers, codes {codes}{own}"
+        return f"{self.vocab.rows:,} rows: {text:,} text, {markers} markers, codes {codes or 'none'}{own}"

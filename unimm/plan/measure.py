@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unimm.config.check import ConfigError
 from unimm.config.model import Backbone, PretrainedBackbone, SharedTable
 from unimm.config.recipe import Recipe
-from unimm.config.stages import Contrast, Muon, NextToken, PictureStage, Stage
+from unimm.config.stages import Contrast, Detokenize, Muon, NextToken, PictureStage, Stage
 from unimm.hardware import Multiplied
 from unimm.images.quantizer import Quantizer
 from unimm.images.tokenizer import build_tokenizer
@@ -29,8 +29,8 @@ from unimm.model.multiplied import has_experts, multiplied
 from unimm.plan.memory import Counts, Head
 from unimm.published import vision
 from unimm.system import around, new_rows
-from unimm.train.footprint import PERSIST
 from unimm.train.optimizer import block_matrices
+from unimm.train.table import PERSIST
 from unimm.train.trains import Trained, apply
 from unimm.vocab import Vocab
 
@@ -93,10 +93,6 @@ class Saved(saved_tensors_hooks):
     def bytes(self) -> int:
         return sum(storage.nbytes() for storage in self.kept.values())
 
-    def __enter__(self) -> "Saved":
-        super().__enter__()
-        return self
-
 
 def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | PictureStage, name: str,
             device: Literal["cpu", "cuda"] = "cuda") -> Measured:
@@ -117,7 +113,8 @@ def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | PictureSta
 
 
 def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, device: str) -> Measured:
-    model = around(skeleton(recipe.backbone, layout.vocab), recipe, layout, weights=False)
+    model = around(skeleton(recipe.backbone, layout.vocab), recipe, layout, weights=False,
+                   tokenizer=build_tokenizer(recipe.image_tokenizer))
     new = new_rows(recipe, layout, model)
     # peft moves its adapters to where they are already; torch can't replace tensors without storage by themselves.
     with mock.patch.object(nn.Module, "_apply", lambda module, change, recurse=True: module):
@@ -128,15 +125,11 @@ def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, devic
     _, inputs = _row(model, stage)
     found = multiplied(model)
     layer = (plain - inputs) // found.layers
-    counts = _counts(model, stage, once, plain, inputs + layer, head=_head(model, device),
-                     tokenizer=4 * tokenizer_size(recipe))
+    out = model.backbone.get_output_embeddings()
+    head = Head(ids=out.out_features, width=out.in_features, trained=out.weight.requires_grad,
+                capped=model.cap is not None, chunk=chunk_of(out.out_features, device))
+    counts = _counts(model, stage, once, plain, inputs + layer, head, 4 * tokenizer_size(recipe))
     return Measured(model, trained, counts, found)
-
-
-def _head(model: "UnifiedModel", device: str) -> Head:
-    head = model.backbone.get_output_embeddings()
-    return Head(ids=head.out_features, width=head.in_features, trained=head.weight.requires_grad,
-                capped=model.cap is not None, chunk=chunk_of(head.out_features, device))
 
 
 def tokenizer_size(recipe: Recipe) -> int:
@@ -163,7 +156,7 @@ def _row(model: "UnifiedModel", stage: NextToken) -> tuple[int, int]:
 
     def saved_by(rows: int) -> int:
         position = torch.arange(stage.seq_len).expand(rows, -1)
-        with Saved(model) as saved, torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16"):
+        with (saved := Saved(model)), torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16"):
             embedded, _ = model.image_input(backbone.get_input_embeddings(), torch.zeros_like(position))
             backbone.base_model(inputs_embeds=embedded, position_ids=position, use_cache=False)
         return saved.bytes
@@ -174,24 +167,30 @@ def _row(model: "UnifiedModel", stage: NextToken) -> tuple[int, int]:
 
 def _pictures(recipe: Recipe, stage: PictureStage, name: str) -> Measured:
     """Of an image tokenizer what it learns by its pixels: without the losses that its configuration asks for beside."""
-    if isinstance(stage, Contrast):
-        if recipe.features is None:
-            raise ConfigError(f"stage {name!r} trains the recipe's features, and there are none; set features")
-        module = _features(recipe).train()
-    else:
-        module = build_tokenizer(recipe.image_tokenizer, _features(recipe)).train()
-    trained = apply(module, stage.train, {}, {}, f"stages.{name}.train")
+    from unimm.diffusion.detokenizer import FlowDetokenizer
+
+    side = recipe.image_tokenizer.image
+    module = _features(recipe) if isinstance(stage, Contrast) else build_tokenizer(
+        recipe.image_tokenizer, _features(recipe))
+    if module is None:
+        raise ConfigError(f"stage {name!r} trains the recipe's features, and there are none; set features")
+    if isinstance(stage, Detokenize):
+        grid, dim, side = module.grid, module.dim, side * recipe.decoder.scale
+        module = FlowDetokenizer(recipe.decoder, module, dim)
+    trained = apply(module.train(), stage.train, {}, {}, f"stages.{name}.train")
     _settle(module, stage)
     for part in module.modules():
         if isinstance(part, Quantizer):
             part.eval()  # in training they look at numbers, which are not there
-    side = recipe.image_tokenizer.image
 
     def passed(images: int) -> tuple[int, float]:
         pixels = torch.zeros(images, 3, side, side, dtype=next(module.parameters()).dtype)
-        with (FlopCounterMode(display=False) as flops, Saved(module) as saved,
+        with (FlopCounterMode(display=False) as flops, (saved := Saved(module)),
               torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16")):
-            module(pixels)
+            if isinstance(module, FlowDetokenizer):
+                module(pixels, pixels[:, 0, 0, 0], pixels.new_zeros(images, dim, *grid))
+            else:
+                module(pixels)
         return saved.bytes, flops.get_total_flops()
 
     (one, flops), (two, _) = passed(1), passed(2)

@@ -10,7 +10,7 @@
     tokenizer    the image tokenizer beside a language model, for previews
     reserve      the driver's context, NCCL, and what the allocator can't use
 
-The first three are counted by `unimm.train.footprint`. Buffers are those of DeepSpeed 0.19, measured
+The first three are counted by `unimm.train.table`. Buffers are those of DeepSpeed 0.19, measured
 (tests/plan/test_memory.py).
 """
 
@@ -19,9 +19,9 @@ from itertools import product
 
 from unimm.config.check import ConfigError
 from unimm.config.stages import NextToken, Stage
-from unimm.train.footprint import footprint
-from unimm.train.sharded import deepspeed_config
+from unimm.train.engine import deepspeed_config
 from unimm.train.shares import Shares, shares
+from unimm.train.table import footprint
 
 LIVE = 1_000_000_000
 """DeepSpeed's stage3_max_live_parameters: how many gathered elements a rank may hold at zero 3."""
@@ -89,8 +89,7 @@ class Head:
 def memory(counts: Counts, stage: Stage, cut: Shares, gpu: bool = True) -> tuple[dict[str, int], int]:
     """Bytes of a rank's device by part, at the moment of a step when it holds most; and bytes of its host memory."""
     half = stage.precision == "bf16"
-    held = footprint(counts.parameters, counts.trained, counts.small, counts.moments, zero=stage.zero, bf16=half,
-                     world=cut.ranks, accumulated=cut.accumulated, offload=stage.offload)
+    held = footprint(counts.parameters, counts.trained, counts.small, counts.moments, stage, cut)
     share = counts.trained / cut.ranks
     average = 4 * (share if stage.zero else counts.trained) if stage.ema else 0
     logits = counts.head.bytes(cut.rows * cut.tokens, half, half and stage.zero == 0) if counts.head else 0

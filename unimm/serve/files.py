@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from unimm.checkpoint.manifest import MANIFEST
+from unimm.checkpoint.folders import MANIFEST
 from unimm.disk import DiskError, replace_file, writing
 from unimm.errors import UserError
 from unimm.generate.request import Request, drawing
@@ -72,7 +72,7 @@ def draw_to_files(run: Path, orders: list[Order], out: Path, changes: Mapping[st
     late = ranks.own_group(hours=24 * 7)
     wishes = _checked(run, orders, out, changes, rows)
     system = open_run(run, ranks.device())
-    if not system.tokenizer.draws:
+    if not system.drawer.draws:
         raise PromptError(f"{run} can't draw: its image tokenizer came without its decoder")
     if system.slow and ranks.rank() == 0:
         print(f"decoding: {system.slow}", flush=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from unimm.disk import fault_of, read_sealed, write_sealed, writing
-from unimm.sample import Codes, Image, Part, Sample
+from unimm.sample import Codes, Content, Image, Part, Sample
 from unimm.stream.shards import ShardError, write_shard
 from unimm.stream.sources import Item
 
@@ -34,7 +34,7 @@ class Plan:
     fingerprint: str
     """The tokenizer's."""
     size: int
-    """How many codes the tokenizer has: ids are 0 .. size - 1."""
+    """How many codes the tokenizer has, at its largest level: ids are 0 .. size - 1. 0: it yields latents."""
     pixels: int
     """Height and width the tokenizer takes, or those of its square images where it takes several sizes."""
     seen: tuple = ()
@@ -72,7 +72,7 @@ class Progress:
         return max(self.total - self.rows, 0) / self.rate if self.total is not None and self.rate else None
 
 
-def encode(items: Iterable[Item], to_codes: Callable[[list[np.ndarray]], list[Codes]], plan: Plan, folder: str | Path,
+def encode(items: Iterable[Item], to_codes: Callable[[list[np.ndarray]], list[Content]], plan: Plan, folder: str | Path,
            *, prepare: Callable[[np.ndarray], np.ndarray],
            see: Callable[[np.ndarray], bytes] | None = None, rank: int = 0, world: int = 1, total: int | None = None,
            progress: Callable[[Progress], None] = lambda _: None) -> dict | None:

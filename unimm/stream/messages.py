@@ -26,9 +26,7 @@ def parts_of(messages: Any, images: Any, folder: Path) -> list[Part]:
     """
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise RowError("messages must be a list of {role, content}")
-    waiting = list(images or [])
-    parts: list[Part] = []
-    before = None
+    waiting, parts, before = list(images or []), [], None
     for message in messages:
         role = message.get("role")
         if role not in ROLES:
@@ -54,9 +52,8 @@ def _message(content: Any, role: Role, waiting: list, folder: Path) -> Iterator[
             case {"type": "text", "text": text}:
                 yield Text(text_of(text), learn, role)
             case {"type": "image"}:
-                image = part.get("image")
-                if image is None:
-                    image = part.get("path") or (waiting.pop(0) if waiting else None)
+                own = part.get("image")  # maybe an array, which is neither true nor false
+                image = own if own is not None else part.get("path") or (waiting.pop(0) if waiting else None)
                 yield Image(Pixels(pixels_of(image, folder)), learn, role)
             case _:
                 raise RowError(f'a part must be {{"type": "text", ...}} or {{"type": "image", ...}}, got {part!r:.60}')

@@ -48,7 +48,10 @@ def load_pixels(source: str | Path | bytes | Image.Image, where: str) -> np.ndar
 
 
 def _open(source: str | Path | bytes) -> Image.Image:
-    data = source if isinstance(source, bytes) else _read(source)
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as why:
+        raise ImageError(f"can't be read from {source}: {why.strerror}") from why
     if not data:
         raise ImageError("the file is empty")
     try:
@@ -59,13 +62,6 @@ def _open(source: str | Path | bytes) -> Image.Image:
         raise ImageError("not an image, or of an unknown format, or cut short") from why
     except Image.DecompressionBombError as why:
         raise ImageError(f"more than {MAX_PIXELS:,} pixels, too large to decode safely") from why
-
-
-def _read(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as why:
-        raise ImageError(f"can't be read from {path}: {why.strerror}") from why
 
 
 def _check_size(image: Image.Image) -> None:

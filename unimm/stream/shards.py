@@ -7,9 +7,10 @@
       manifest.json       written last: fingerprint, counts, checksums, skipped inputs
 
 Columns: `key` string; `sample` the parts in the chat form as JSON, images as {"type": "image", "index": k};
-`codes` all codes of all images, level by level, as uint16 or uint32; `levels` how those divide: image k,
-positions, depth, and rows x columns of the grid (0 x 0: none); `seen`, where images are read otherwise than they
-are written, each image as PNG. `pandas.read_feather` and
+`codes` all codes of all images, level by level, as uint16 or uint32, or in its place `latents` as float32; `levels` how
+those divide: image k, positions, depth or channels, and rows x columns of the grid (0 x 0: none); `seen`, where images
+are read otherwise than they are written, each image as PNG.
+`pandas.read_feather` and
 `datasets.load_dataset("arrow", data_files=...)` read the files as they are.
 """
 
@@ -23,7 +24,7 @@ import pyarrow as pa
 
 from unimm.disk import fault_of, read_sealed, replace_file
 from unimm.errors import UserError
-from unimm.sample import Codes, Image, Level, Part, Role, Sample, Text
+from unimm.sample import Codes, Content, Image, Latents, Level, Part, Role, Sample, Text
 
 LEVEL = ("image", "positions", "depth", "rows", "columns")
 
@@ -33,8 +34,8 @@ class ShardError(UserError):
 
 
 def code_type(size: int) -> np.dtype:
-    """The smallest type on disk that holds the ids 0 .. size - 1."""
-    return np.dtype(np.uint16 if size <= 2**16 else np.uint32)
+    """The smallest type on disk that holds the ids 0 .. size - 1; that of latents where there are no codes."""
+    return np.dtype((np.uint16 if size <= 2**16 else np.uint32) if size else np.float32)
 
 
 def to_json(sample: Sample) -> str:
@@ -50,8 +51,8 @@ def to_json(sample: Sample) -> str:
     return json.dumps({"messages": messages}, ensure_ascii=False, separators=(",", ":"))
 
 
-def from_json(text: str, images: list[Codes], seen: list[bytes] | None = None) -> Sample:
-    """The inverse of `to_json`, with the codes of image k at images[k]."""
+def from_json(text: str, images: list[Content], seen: list[bytes] | None = None) -> Sample:
+    """The inverse of `to_json`, with the contents of image k at images[k]."""
     def part(role: Role | None, content: dict) -> Part:
         if content["type"] == "text":
             return Text(content["text"], content["learn"], role)
@@ -63,7 +64,7 @@ def from_json(text: str, images: list[Codes], seen: list[bytes] | None = None) -
 
 
 def write_shard(path: Path, rows: list[tuple[str, Sample]], size: int) -> dict:
-    """Write (key, sample with coded images) rows to `path` at once.
+    """Write (key, sample with coded images) rows to `path` at once; latents have no `size`.
 
     Returns the facts for the manifest: file, bytes, sha256, samples, images, codes.
     Raises ShardError if an id is not below `size`, the number of codes the tokenizer has.
@@ -73,7 +74,7 @@ def write_shard(path: Path, rows: list[tuple[str, Sample]], size: int) -> dict:
     columns = {
         "key": pa.array([key for key, _ in rows], pa.string()),
         "sample": pa.array([to_json(sample) for _, sample in rows], pa.string()),
-        "codes": pa.array(codes, pa.list_(pa.from_numpy_dtype(code_type(size)))),
+        "codes" if size else "latents": pa.array(codes, pa.list_(pa.from_numpy_dtype(code_type(size)))),
         "levels": pa.array([_levels(sample) for _, sample in rows], pa.list_(level)),
     }
     if any(image.seen is not None for _, sample in rows for image in sample.images):
@@ -87,18 +88,25 @@ def write_shard(path: Path, rows: list[tuple[str, Sample]], size: int) -> dict:
 
 
 def _codes(key: str, sample: Sample, size: int) -> np.ndarray:
-    """All codes of a sample's images, level by level."""
-    runs = [level.ids.ravel() for image in sample.images for level in image.content.levels]
+    """All codes, or latents, of a sample's images, level by level."""
+    runs = [array.ravel() for image in sample.images for array, _ in _arrays(image.content)]
     codes = np.concatenate(runs) if runs else np.zeros(0, np.int32)
-    wrong = codes[(codes < 0) | (codes >= size)]
+    wrong = codes[(codes < 0) | (codes >= size)] if size else ()
     if len(wrong):
         raise ShardError(f"{key}: code {wrong[0]} is outside the tokenizer's 0 .. {size - 1}")
     return codes.astype(code_type(size))
 
 
+def _arrays(content: Content) -> list[tuple[np.ndarray, tuple[int, int] | None]]:
+    """Each level's (positions, depth or channels), and its grid."""
+    if isinstance(content, Latents):
+        return [(content.array, content.grid)]
+    return [(level.ids, level.grid) for level in content.levels]
+
+
 def _levels(sample: Sample) -> list[dict[str, int]]:
-    return [dict(zip(LEVEL, (k, *level.ids.shape, *(level.grid or (0, 0)))))
-            for k, image in enumerate(sample.images) for level in image.content.levels]
+    return [dict(zip(LEVEL, (k, *array.shape, *(grid or (0, 0)))))
+            for k, image in enumerate(sample.images) for array, grid in _arrays(image.content)]
 
 
 class Shards(Sequence[Sample]):
@@ -115,17 +123,19 @@ class Shards(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         row = {name: column[index] for name, column in self._columns.items()}
-        codes, at = row["codes"].values.to_numpy(), 0
-        images: list[list[Level]] = []
+        kind = Level if "codes" in row else Latents
+        values, at = row["codes" if "codes" in row else "latents"].values.to_numpy(), 0
+        images: list[list[Level | Latents]] = []
         for level in row["levels"].as_py():
             k, positions, depth, *grid = level.values()
             if k == len(images):
                 images.append([])
             end = at + positions * depth
-            images[k].append(Level(codes[at:end].reshape(positions, depth), tuple(grid) if any(grid) else None))
+            images[k].append(kind(values[at:end].reshape(positions, depth), tuple(grid) if any(grid) else None))
             at = end
         seen = row["seen"].as_py() if "seen" in row else None
-        return from_json(row["sample"].as_py(), [Codes(tuple(levels)) for levels in images], seen)
+        contents = [levels[0] if kind is Latents else Codes(tuple(levels)) for levels in images]
+        return from_json(row["sample"].as_py(), contents, seen)
 
     def key(self, index: int) -> str:
         """The source's name for sample `index`."""

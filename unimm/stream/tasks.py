@@ -21,13 +21,11 @@ def as_task(task: Task, key: str, made: Sample) -> Sample:
         if not any(part.learn for part in made.parts):
             raise TaskError(f"{key}: nothing in it is learned; for a pair choose the task t2i, caption or draw")
         return made
-    match made.parts:
-        case (Image() as image, Text(text=words)) | (Text(text=words), Image() as image):
-            pass
-        case parts:
-            found = ", ".join(type(part).__name__.lower() for part in parts)
-            raise TaskError(f"{key}: task {task!r} takes one image and one text, this sample is {found}; "
-                            "use task 'as_is'")
+    by_kind = {type(part): part for part in made.parts}
+    if len(made.parts) != 2 or by_kind.keys() != {Image, Text}:
+        found = ", ".join(type(part).__name__.lower() for part in made.parts)
+        raise TaskError(f"{key}: task {task!r} takes one image and one text, this sample is {found}; use task 'as_is'")
+    image, words = by_kind[Image], by_kind[Text].text
     match task:
         case "t2i":
             return Sample((Text(words), replace(image, learn=True, role=None)))

@@ -8,42 +8,43 @@ All ranks call these together and decide alike: on counts that move together, on
 each, and on what a gather tells all of them. Nothing here waits for a device.
 """
 
+import dataclasses
+import json
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from unimm.config.guards import Guards as Limits
-from unimm.disk import read_sealed, write_sealed
+from unimm.disk import read_sealed, replace_file, write_sealed, writing
 from unimm.losses import Losses
 from unimm.train import ranks
-from unimm.train.inspection import faults, save_batch
-from unimm.train.update import NotFinite
+from unimm.train.engine import NotFinite
 
 MOST_FILES = 20
 """So many skipped steps' batches are kept for inspection; the one that stops the run is kept in any case."""
 
 
-class Spikes:
-    """Whether a loss stands out of those before it: median + `limit` robust deviations over the last `window`."""
+def spike(loss: float, seen: deque[float], limit: float) -> float | None:
+    """The highest loss that would have been ordinary, if this one is above it; it is added to those `seen`.
 
-    def __init__(self, limit: float, window: int):
-        self.limit = limit
-        self.seen: deque[float] = deque(maxlen=window)
-
-    def add(self, loss: float) -> float | None:
-        """The highest loss that would have been ordinary, if this one is above it. """
-        if not math.isfinite(loss):  # with a finite gradient, or the step had been refused
-            return max(self.seen, default=0.0) if self.limit else None
-        bound = None
-        if self.limit and len(self.seen) == self.seen.maxlen:
-            median = statistics.median(self.seen)
-            deviation = 1.4826 * statistics.median(abs(each - median) for each in self.seen)
-            # A loss that hardly moves has no deviation to speak of; a thousandth of it is noise.
-            bound = median + self.limit * max(deviation, 1e-3 * abs(median))
-        self.seen.append(loss)  # a spike too: where the level has changed for good, half a window gets used to it
-        return bound if bound is not None and loss > bound else None
+    Ordinary is up to the median + `limit` robust deviations of those before it, once there are as many as `seen` keeps.
+    """
+    if not math.isfinite(loss):  # with a finite gradient, or the step had been refused
+        return max(seen, default=0.0) if limit else None
+    bound = math.inf
+    if limit and len(seen) == seen.maxlen:
+        median = statistics.median(seen)
+        deviation = 1.4826 * statistics.median(abs(each - median) for each in seen)
+        # A loss that hardly moves has no deviation to speak of; a thousandth of it is noise.
+        bound = median + limit * max(deviation, 1e-3 * abs(median))
+    seen.append(loss)  # a spike too: where the level has changed for good, half a window gets used to it
+    return bound if loss > bound else None
 
 
 class Guards:
@@ -58,7 +59,7 @@ class Guards:
 
     def __init__(self, limits: Limits, folder: Path, name: str, show: Callable[[object], dict] | None = None):
         self.limits, self.folder, self.name, self.show = limits, folder, name, show
-        self.spikes = Spikes(limits.spike, limits.spike_window)
+        self.losses: deque[float] = deque(maxlen=limits.spike_window)
         self.skipped = self.in_row = self.drawn = 0
         self.leapt: int | None = None
         self.file = folder / "rollbacks.json"
@@ -87,7 +88,12 @@ class Guards:
         what = "; ".join(f"{', '.join(found)} on rank {rank}" for rank, found in enumerate(everyone) if found) or why
         # Where every loss is finite and the gradient is not, no rank can be told from another: all keep theirs.
         guilty = everyone[ranks.rank()] or not any(everyone)
-        kept = self._keep(step, what, batch, losses) if guilty and (stop or self.skipped <= MOST_FILES) else None
+        kept = None
+        if guilty and (stop or self.skipped <= MOST_FILES):
+            facts = {"stage": self.name, "step": step, "rank": ranks.rank(), "world": ranks.world(), "why": what,
+                     "batch": self.drawn - 1, **(self.show(batch) if self.show else {})}
+            stem = self.folder / "bad-batches" / f"step-{step:08d}-rank-{ranks.rank():05d}"
+            kept = save_batch(stem, batch, losses, facts)
         files = [str(path) for path in ranks.gather(kept) if path]
         where = f"; its batch: {files[0]}" + (f" and {len(files) - 1} more" if files[1:] else "") if files else ""
         text = f"{self.name}, step {step}: {what}; no weight was changed by it"
@@ -97,16 +103,10 @@ class Guards:
             raise NotFinite(f"{text}. {self.in_row} such steps in a row and {self.skipped} in all stop the run "
                             f"({allowed}){where}. Look at that batch, or lower optimizer.lr or optimizer.clip")
 
-    def _keep(self, step: int, what: str, batch, losses: Sequence[Losses]) -> Path:
-        facts = {"stage": self.name, "step": step, "rank": ranks.rank(), "world": ranks.world(), "why": what,
-                 "batch": self.drawn - 1}
-        stem = self.folder / "bad-batches" / f"step-{step:08d}-rank-{ranks.rank():05d}"
-        return save_batch(stem, batch, losses, facts | (self.show(batch) if self.show else {}))
-
     def judge(self, step: int, loss: float) -> None:
         """Judge the mean loss over all ranks of a step that was taken: the same number on each."""
         self.in_row = 0
-        bound = self.spikes.add(loss)
+        bound = spike(loss, self.losses, self.limits.spike)
         if bound is None:
             return
         self.spiked += 1
@@ -134,12 +134,57 @@ class Guards:
     def state(self) -> dict:
         """Small JSON, alike on all ranks; goes into every checkpoint."""
         return {"skipped": self.skipped, "in_row": self.in_row, "spikes": self.spiked, "drawn": self.drawn,
-                "losses": list(self.spikes.seen)}
+                "losses": list(self.losses)}
 
     def restore(self, state: dict) -> None:
         """Go on from a checkpoint's; spikes that were seen after it was saved stay counted."""
         self.skipped, self.in_row, self.drawn = state["skipped"], state["in_row"], state["drawn"]
         self.spiked = max(self.spiked, state["spikes"])
-        self.spikes.seen.clear()
-        self.spikes.seen.extend(state["losses"])
+        self.losses.clear()
+        self.losses.extend(state["losses"])
         self.leapt = None
+
+
+def faults(losses: Sequence[Losses]) -> list[str]:
+    """What is not finite among this rank's losses, such as "loss/image is nan"; empty where all is well."""
+    named = [("loss", float(each.total.detach())) for each in losses]
+    named += [(f"loss/{part}", float(total)) for each in losses for part, (total, _) in each.parts.items()]
+    return list(dict.fromkeys(f"{name} is {value}" for name, value in named if not math.isfinite(value)))
+
+
+def save_batch(stem: Path, batch, losses: Sequence[Losses], facts: Mapping) -> Path:
+    """Write STEM.safetensors (every array of `batch`, named by its place in it) and STEM.json; returns the latter.
+
+    The JSON holds `facts`, the batch's plain values and the losses of each forward pass, part by part.
+    Raises DiskError.
+    """
+    from safetensors.torch import save_file
+
+    leaves = dict(_leaves(batch, ""))
+    arrays = {name: torch.as_tensor(value).detach().cpu().contiguous().clone()
+              for name, value in leaves.items() if isinstance(value, np.ndarray | Tensor)}
+    plain = {name: value for name, value in leaves.items() if name not in arrays}
+    passes = [{"loss": float(each.total.detach()),
+               "parts": {part: {"sum": float(total), "count": float(count)}
+                         for part, (total, count) in each.parts.items()}} for each in losses]
+    text = json.dumps({**facts, "losses": passes, "values": plain}, default=str)
+    # Python's JSON writes NaN as such, which jq and browsers refuse: as text it survives every reader.
+    text = json.dumps(json.loads(text, parse_constant=lambda name: str(float(name))), indent=1, ensure_ascii=False)
+    with writing(stem):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, stem.with_suffix(".safetensors"))
+    replace_file(stem.with_suffix(".json"), text.encode())
+    return stem.with_suffix(".json")
+
+
+def _leaves(value, name: str) -> Iterator[tuple[str, object]]:
+    """Everything in a batch that is no container, under names such as "ids", "1", "slots.0.1.payload"."""
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
+        yield name or "batch", value
+        return
+    for key, inner in value.items():
+        yield from _leaves(inner, f"{name}.{key}" if name else str(key))

@@ -18,25 +18,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from unimm.checkpoint.manifest import CheckpointError
-from unimm.checkpoint.phases import Peers
+from unimm.checkpoint.folders import CheckpointError
 from unimm.checkpoint.pieces import Pieces
 from unimm.checkpoint.read import load_buffers, load_weights, read_recipe, read_state, take_up
-from unimm.checkpoint.write import Saver
+from unimm.checkpoint.write import Peers, Saver
 from unimm.config.stages import NextToken, PictureStage
 from unimm.disk import writing
 from unimm.hardware import peak_flops
 from unimm.losses import Losses
 from unimm.status import HUNG, Status
 from unimm.train import ranks, table, trains
-from unimm.train.engine import Engine, build_engine
+from unimm.train.engine import Engine, NotFinite, build_engine
 from unimm.train.guards import Guards
 from unimm.train.meter import Flops, Meter
 from unimm.train.progress import Log, Progress
 from unimm.train.schedule import multiplier
 from unimm.train.shares import Shares, shares
 from unimm.train.signals import Interrupted, Signals, verdict, votes
-from unimm.train.update import NotFinite
 from unimm.train.watchdog import Watchdog, Where
 
 
@@ -121,10 +119,9 @@ def run_stage(work: Work, stage: NextToken | PictureStage, folder: Path, *, name
         while run.step < stage.steps:
             stop = run.one_step(signals)
             done = run.step == stage.steps
-            due = done or stop or run.step % stage.save_every == 0
             if run.guards.leapt is not None and run.roll_back():
                 continue  # a signal is still there at the next step
-            if due:
+            if done or stop or run.step % stage.save_every == 0:
                 run.save()
             if stop and not done:
                 raise Interrupted(stop, run.saver.wait(), again)
@@ -139,12 +136,10 @@ class _Run:
     def __init__(self, work: Work, stage: NextToken | PictureStage, cut: Shares, folder: Path, name: str, meter: Meter,
                  engine: Engine, status: Status | None):
         self.work, self.stage, self.shares, self.folder, self.name = work, stage, cut, folder, name
-        self.engine = engine
-        self.step = 0
+        self.meter, self.engine, self.status = meter, engine, status
+        self.step, self.saved = 0, None
         behind = partial(ranks.gather, group=ranks.own_group())
         self.saver = Saver(folder, stage.keep, stage.keep_every, Peers(ranks.rank(), ranks.world(), behind))
-        self.saved: Path | None = None
-        self.status, self.meter = status, meter
         self.guards = Guards(stage.guards, folder, name, work.show)
         self.watchdog = Watchdog(folder, ranks.rank(), ranks.world(), stage.guards.late_seconds,
                                  self._end if stage.guards.end_when_late else None)
@@ -182,12 +177,12 @@ class _Run:
         else:
             self._count(losses, weight, norm)
             self.meter.see(batch)
-        if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
+        last = self.step == self.stage.steps
+        if last or self.step % self.stage.log_every == 0:
             values = {"lr": self.stage.optimizer.lr * factor, **self.meter.line(), **self.guards.metrics()}
             self.log.write(self.step, values)
             self.progress.show(self.step, values)
-        if self.step % self.stage.preview_every == 0 or self.step == self.stage.steps:
-            self._at("preview")
+        if self.work.preview and (last or self.step % self.stage.preview_every == 0):
             self._preview()
         self._at("end")
         return stop
@@ -242,8 +237,7 @@ class _Run:
         self.guards.judge(self.step, total / (weight or 1.0))
 
     def _preview(self) -> None:
-        if self.work.preview is None:
-            return
+        self._at("preview")
         values = None
         with self.meter.waiting("preview"), self.engine.masters.shown(), torch.no_grad():
             if ranks.rank() == 0:

@@ -1,7 +1,7 @@
 """What a metrics line tells: averages, how much was learned from, which codes, how fast, and what the time went to."""
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 
@@ -54,28 +54,27 @@ class Meter:
         self.add(LEARNED, np.count_nonzero(batch.learn), tokens)
         ids = batch.targets[batch.learn & batch.image]
         for name, (start, stop) in self.ranges.items():
-            np.add.at(self.codes[name], ids[(ids >= start) & (ids < stop)] - start, 1)
+            found, counts = np.unique(ids[(ids >= start) & (ids < stop)] - start, return_counts=True)
+            self.codes[name].update(dict(zip(found.tolist(), counts.tolist())))
 
     def line(self) -> dict[str, float]:
         """The values of one metrics line; the window starts anew. What one rank lacks counts as 0 of 0 there."""
-        now, totals = time.monotonic(), self._totals()
+        now = time.monotonic()
+        totals, codes, waited = self._together()
         squares, tokens = totals.pop(DOCUMENT, (0.0, 0.0))
         learned, _ = totals.pop(LEARNED, (0.0, 0.0))
         for name, (_, count) in totals.items():
             if name.startswith("loss/"):
                 part = f"learned/{name.removeprefix('loss/')}"
                 self.learned[part] = self.learned.get(part, 0) + int(count)
-        everyone = ranks.gather(dict(self.waited))
-        waited = {f"seconds/{what}": round(max(rank.get(what, 0.0) for rank in everyone), 6)
-                  for what in sorted(set().union(*everyone))}
         # Of training alone, without what it stops for.
         training = now - self.line_began - self.waited["save"] - self.waited["preview"]
         rate = (self.tokens - self.line_tokens) / max(training, 1e-9)
         values = {name: value / count for name, (value, count) in totals.items() if count}
         values |= {"seconds": round(now - self.began, 3), "tokens": self.tokens, "tokens_per_second": round(rate, 1)}
-        values |= self.learned | waited
-        for name, counts in self._codes().items():
-            values |= {f"codes/{name}/{what}": value for what, value in evenness(counts).items()}
+        values |= self.learned | {f"seconds/{what}": round(seconds, 6) for what, seconds in sorted(waited.items())}
+        for name, (start, stop) in self.ranges.items():
+            values |= {f"codes/{name}/{what}": value for what, value in evenness(codes[name], stop - start).items()}
         if self.flops and self.peak:
             each = self.flops(squares / tokens, learned / tokens) if tokens else self.flops(0.0, 1.0)
             values["mfu"] = rate * each / (self.peak * ranks.world())
@@ -84,31 +83,27 @@ class Meter:
 
     def _open(self, sums: dict[str, list[float]], codes: Mapping[str, list[list[int]]]) -> None:
         """Start a window with these sums, and codes as [code, count]."""
-        self.sums, self.waited = sums, defaultdict(float)
-        self.codes = {name: np.zeros(stop - start, np.int64) for name, (start, stop) in self.ranges.items()}
-        for name, counts in self.codes.items():
-            for code, count in codes.get(name, ()):
-                counts[code] = count
+        self.sums, self.waited = sums, Counter()
+        self.codes = {name: Counter(dict(codes.get(name, ()))) for name in self.ranges}
         self.line_began, self.line_tokens = time.monotonic(), self.tokens
 
-    def _totals(self) -> dict[str, list[float]]:
-        """Name -> [sum, count] of the window over all ranks."""
-        totals: dict[str, list[float]] = {}
-        for sums in ranks.gather({name: [float(each) for each in both] for name, both in self.sums.items()}):
+    def _together(self) -> tuple[dict[str, list[float]], dict[str, Counter], Counter]:
+        """Of the window, over all ranks: name -> [sum, count]; codebook -> code -> how often; the longest waits."""
+        totals, codes, waited = defaultdict(lambda: [0.0, 0.0]), defaultdict(Counter), Counter()
+        own = {name: [float(each) for each in both] for name, both in self.sums.items()}
+        for sums, seen, waits in ranks.gather((own, self.codes, self.waited)):
             for name, both in sums.items():
-                totals[name] = [a + b for a, b in zip(totals.get(name, (0.0, 0.0)), both)]
-        return totals
-
-    def _codes(self) -> dict[str, np.ndarray]:
-        """Codebook -> int64 (codes,): how often each occurred in the window on all ranks."""
-        return {name: np.array(ranks.total(counts.tolist()), np.int64) for name, counts in self.codes.items()}
+                totals[name] = [a + b for a, b in zip(totals[name], both)]
+            for name, counts in seen.items():
+                codes[name] += counts
+            waited |= waits
+        return totals, codes, waited
 
     def state(self) -> dict:
         """Small JSON, alike on all ranks and for any number of them; the open window's codes as [code, count]."""
-        codes = {name: [[int(code), int(counts[code])] for code in np.flatnonzero(counts)]
-                 for name, counts in self._codes().items()}
+        totals, codes, _ = self._together()
         return {"seconds": time.monotonic() - self.began, "tokens": self.tokens, "learned": self.learned,
-                "sums": self._totals(), "codes": codes}
+                "sums": totals, "codes": {name: sorted(counts.items()) for name, counts in codes.items()}}
 
     def restore(self, state: dict) -> None:
         """Go on from a state of any number of ranks; the first takes what all had in the open window."""
@@ -118,13 +113,13 @@ class Meter:
         self._open(dict(state["sums"]) if first else {}, state["codes"] if first else {})
 
 
-def evenness(counts: np.ndarray) -> dict[str, float]:
-    """How evenly a codebook is used, from how often each code occurred: entropy in bits, and the share that did.
+def evenness(counts: Mapping[int, int], size: int) -> dict[str, float]:
+    """How evenly a codebook of so many codes is used, from how often those that occurred did: entropy in bits, and
+    the share that did.
 
     A tokenizer that collapsed, or a mixture that shows few images, is seen here before it is seen in a loss.
     """
-    seen = counts[counts > 0]
-    if not len(seen):
+    if not counts:
         return {}
-    share = seen / seen.sum()
-    return {"entropy": float(-(share * np.log2(share)).sum()), "used": len(seen) / len(counts)}
+    share = np.array([*counts.values()]) / sum(counts.values())
+    return {"entropy": float(-(share * np.log2(share)).sum()), "used": len(counts) / size}

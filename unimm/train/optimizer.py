@@ -1,13 +1,135 @@
-"""From a stage's optimizer config and a module to one torch optimizer."""
+"""From a stage's optimizer config and a module to one torch optimizer; Muon, which torch has one matrix at a time.
 
-from typing import assert_never
+Muon: matrices moved by the orthogonalised momentum of their gradient (Jordan 2024).
+
+https://kellerjordan.github.io/posts/muon/ . `torch.optim.Muon` is the same update one matrix at a time; here
+matrices of one shape share a batched iteration (1.8x at width 128, 1.3x at 192 on one CPU thread), and everything
+that is no matrix of a block is moved by AdamW in the same optimizer.
+
+ZeRO hands the optimizer flat pieces of matrices. Momentum is element-wise, so each rank keeps its own piece's; each
+matrix is then brought together on one rank, orthogonalised there, and sent back in pieces, so that the work is shared
+and whatever ZeRO cuts gives the curve of one process. (DeepSpeed's own Muon clips what it has orthogonalised, which
+is another curve.)
+"""
+
+from dataclasses import replace
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from unimm.config import stages
-from unimm.train.muon import MuonAdamW
+from unimm.train import ranks
+from unimm.train.pieces import Held
 from unimm.train.trains import EVERYTHING, Trained
+
+# Quintic coefficients with the steepest slope at zero (same source); torch.optim.Muon has the same.
+A, B, C = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalise(g: Tensor, rounds: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Newton-Schulz towards the nearest semi-orthogonal matrices: (n, rows, columns) -> same shape, `dtype`."""
+    x = g.to(dtype)
+    tall = x.size(1) > x.size(2)
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(rounds):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
+    return x.mT if tall else x
+
+
+def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
+    """Each by itself, bf16; those of one shape share an iteration."""
+    updates: dict[int, Tensor] = {}
+    for shape in dict.fromkeys(m.shape for m in matrices):
+        alike = [i for i, m in enumerate(matrices) if m.shape == shape]
+        updates |= zip(alike, orthogonalise(torch.stack([matrices[i] for i in alike])))
+    return [updates[i] for i in range(len(matrices))]
+
+
+class Exchange:
+    """Matrices cut over ranks, in whole and back. Built by all ranks together, each with what it holds of one group.
+
+    A matrix is made whole on the rank that holds most of it; of ranks that hold as much, on each in turn.
+
+    sent     the pieces here, in the order of the ranks that they go to: `out` elements to each
+    arrived  the pieces that come here, in the order of the ranks that they come from: `back` elements from each
+    """
+
+    def __init__(self, held: list[Held]):
+        everyone = ranks.gather([replace(h, owner=torch.empty(0)) for h in held])
+        home: dict[str, int] = {}
+        for number, name in enumerate(sorted({h.name for own in everyone for h in own})):
+            sizes = [sum(h.size for h in own if h.name == name) for own in everyone]
+            holders = [rank for rank, size in enumerate(sizes) if size == max(sizes)]
+            home[name] = holders[number % len(holders)]
+        self.sent = sorted(held, key=lambda h: home[h.name])
+        self.arrived = [h for own in everyone for h in own if home[h.name] == ranks.rank()]
+        self.out = [sum(h.size for h in held if home[h.name] == rank) for rank in range(len(everyone))]
+        self.back = [sum(h.size for h in own if home[h.name] == ranks.rank()) for own in everyone]
+
+    def orthogonalised(self, flat: Tensor) -> list[tuple[Held, Tensor]]:
+        """Each piece here with its part of its matrix's update, bf16; `flat` is what is to be made orthogonal."""
+        # On the device also where the optimizer's state is offloaded: that is where products are fast and ranks meet.
+        send = [h.of(flat).to(ranks.device(), torch.bfloat16) for h in self.sent]
+        arrived = self._swap(send, self.out, self.back).split([h.size for h in self.arrived])
+        shapes = {h.name: h.shape for h in self.arrived}
+        whole = {name: arrived[0].new_empty(shape) for name, shape in shapes.items()}
+        pieces = [whole[h.name].view(-1)[h.start:h.start + h.size] for h in self.arrived]
+        for piece, part in zip(pieces, arrived):
+            piece.copy_(part)
+        for matrix, update in zip(whole.values(), orthogonalised([*whole.values()])):
+            matrix.copy_(update)
+        return list(zip(self.sent, self._swap(pieces, self.back, self.out).split([h.size for h in self.sent])))
+
+    def _swap(self, pieces: list[Tensor], out: list[int], back: list[int]) -> Tensor:
+        nothing = torch.empty(0, device=ranks.device(), dtype=torch.bfloat16)
+        tensor = torch.cat([nothing, *pieces])
+        # As bytes: not every backend sends bfloat16.
+        arrived = tensor.new_empty(sum(back)).view(torch.uint8)
+        dist.all_to_all_single(arrived, tensor.view(torch.uint8), [2 * n for n in back], [2 * n for n in out])
+        return arrived.view(torch.bfloat16)
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW, with groups marked `muon=True` moved by Muon instead.
+
+    exchanges  for every flat piece that ZeRO made of such a group, what its matrices are; empty without ZeRO
+    """
+
+    exchanges: dict[Tensor, Exchange] = {}
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        groups = self.param_groups
+        for group in groups:
+            if group["muon"]:
+                self._muon(group)
+        self.param_groups = [group for group in groups if not group["muon"]]
+        super().step(closure)
+        self.param_groups = groups
+
+    def _muon(self, group: dict) -> None:
+        params = [p for p in group["params"] if p.grad is not None or p in self.exchanges]
+        if not params:
+            return
+        for p in params:
+            if not self.state[p]:  # AdamW's loader wants a step
+                self.state[p] |= {"momentum": torch.zeros_like(p), "step": torch.tensor(0.0)}
+        gradients, momenta = [p.grad for p in params], [self.state[p]["momentum"] for p in params]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        ahead = dict(zip(params, torch._foreach_lerp(gradients, momenta, group["momentum"])))  # Nesterov's look
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        whole = [p for p in params if p not in self.exchanges]
+        moves = list(zip(whole, orthogonalised([ahead[p] for p in whole]), (p.shape for p in whole)))
+        for p in params:
+            if p in self.exchanges:
+                moves += [(h.of(p), update, h.shape) for h, update in self.exchanges[p].orthogonalised(ahead[p])]
+        for weights, update, shape in moves:
+            stretch = max(1, shape[0] / shape[1]) ** 0.5  # same source
+            weights.add_(update.to(weights), alpha=-group["lr"] * stretch)
 
 
 def block_matrices(module: nn.Module) -> set[nn.Parameter]:
@@ -22,13 +144,8 @@ def build_optimizer(module: nn.Module, config: stages.AdamW | stages.Muon,
     """An optimizer over what trains in `module`; vectors (norms, biases) and tables of which some rows train never
     decay. Every group has `initial_lr`, the highest rate of its schedule.
     """
-    match config:
-        case stages.Muon():
-            matrices, lr, kind = block_matrices(module), config.adamw_lr, MuonAdamW
-        case stages.AdamW():
-            matrices, lr, kind = set(), config.lr, torch.optim.AdamW
-        case _:
-            assert_never(config)
+    muon = isinstance(config, stages.Muon)
+    matrices, lr = (block_matrices(module), config.adamw_lr) if muon else (set(), config.lr)
     groups: dict[tuple, dict] = {}
     for name, p in module.named_parameters():
         if p.requires_grad:
@@ -40,4 +157,4 @@ def build_optimizer(module: nn.Module, config: stages.AdamW | stages.Muon,
             groups.setdefault((p not in matrices, vector, factor, decay), group | {"params": []})["params"].append(p)
     # In an order that does not hang on which parameter comes first: the flat pieces of ZeRO follow it.
     ordered = [groups[key] | {"initial_lr": groups[key]["lr"]} for key in sorted(groups)]
-    return kind(ordered, betas=config.betas, fused=True)
+    return (MuonAdamW if muon else torch.optim.AdamW)(ordered, betas=config.betas, fused=True)

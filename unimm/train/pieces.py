@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from unimm.checkpoint.manifest import CheckpointError
-from unimm.checkpoint.pieces import Piece
+from unimm.checkpoint.folders import CheckpointError
+from unimm.checkpoint.pieces import keyed
 from unimm.train import ranks
 
 Read = Callable[[str, int, int], dict[str, Tensor]]
@@ -79,11 +79,11 @@ class Masters:
             decay = min(self.ema, (1 + self.updates) / (10 + self.updates))
             torch._foreach_lerp_(list(self.average.values()), [o.detach() for o in self.owners], 1 - decay)
 
-    def pieces(self) -> list[Piece]:
-        if self.shared and ranks.rank() > 0:
-            return []
-        return [Piece(h.name, h.start, {key: h.of(tensor) for key, tensor in self._state(h.owner).items()})
-                for h in self.held]
+    def pieces(self) -> dict[str, Tensor]:
+        """What is held here, under the keys of a checkpoint."""
+        own = [] if self.shared and ranks.rank() > 0 else self.held
+        return {key: t for h in own for key, t in keyed(
+            h.name, h.start, {kind: h.of(tensor) for kind, tensor in self._state(h.owner).items()}).items()}
 
     def _state(self, owner: Tensor) -> dict[str, Tensor]:
         """Every tensor laid out like the owner, by the name under which it is saved."""
@@ -142,28 +142,19 @@ class Masters:
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Inside, rank 0's module holds what the stage would leave now. Every rank enters and leaves it."""
-        if self.gathered is nullcontext and not self.ema:
-            yield
-            return
-        weights = self.weights()
-        if ranks.rank() > 0:
+        weights = {} if self.gathered is nullcontext and not self.ema else self.weights()
+        if not weights:  # as they are; or on other ranks
             yield
             return
         before = {p: p.data for p in self.module.parameters()}
-        with _without_hooks(self.module):
-            for name, p in self.module.named_parameters():
-                p.data = weights[name].to(ranks.device())
-            yield
-            for p, data in before.items():
-                p.data = data
-
-
-@contextmanager
-def _without_hooks(module: nn.Module) -> Iterator[None]:
-    """ZeRO-3 gathers and lets go of weights by hooks, all ranks together; here one rank has them whole."""
-    kept = [(m, m._forward_hooks, m._forward_pre_hooks) for m in module.modules()]
-    for m, _, _ in kept:
-        m._forward_hooks, m._forward_pre_hooks = OrderedDict(), OrderedDict()
-    yield
-    for m, after, before in kept:
-        m._forward_hooks, m._forward_pre_hooks = after, before
+        hooks = [(m, m._forward_hooks, m._forward_pre_hooks) for m in self.module.modules()]
+        # By these ZeRO-3 gathers and lets go of weights, all ranks together; here one rank has them whole.
+        for m, *_ in hooks:
+            m._forward_hooks, m._forward_pre_hooks = OrderedDict(), OrderedDict()
+        for name, p in self.module.named_parameters():
+            p.data = weights[name].to(ranks.device())
+        yield
+        for p, data in before.items():
+            p.data = data
+        for m, *both in hooks:
+            m._forward_hooks, m._forward_pre_hooks = both

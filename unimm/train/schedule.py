@@ -17,9 +17,5 @@ def multiplier(schedule: Schedule, step: int, steps: int) -> float:
     done = step - (steps - anneal)
     if done <= 0:
         return 1.0
-    match schedule.shape:
-        case "linear":
-            left = 1 - done / anneal
-        case "cosine":
-            left = (1 + math.cos(math.pi * done / anneal)) / 2
+    left = 1 - done / anneal if schedule.shape == "linear" else (1 + math.cos(math.pi * done / anneal)) / 2
     return schedule.final + (1 - schedule.final) * left

@@ -14,19 +14,16 @@ from unimm.train import ranks
 STOPS = (signal.SIGINT, signal.SIGTERM, *(() if sys.platform == "win32" else (signal.SIGUSR1,)))
 
 
-def exit_code(signum: int) -> int:
-    """What a run that saved because of this signal exits with: 75, "start me again", where a cluster gave notice;
-    128 + its number where somebody meant the run to end."""
-    return 128 + signum if signum in (signal.SIGINT, signal.SIGTERM) else RESUME
-
-
 class Interrupted(Exception):
-    """The stage was stopped by a signal after saving."""
+    """The stage was stopped by a signal after saving.
+
+    Its code is 75, "start me again", where a cluster gave notice; 128 + its number where somebody meant the run to end.
+    """
 
     def __init__(self, signum: int, path: Path, again: str):
         super().__init__(f"stopped by {signal.Signals(signum).name}, saved as {path}\ncontinue with: {again}")
-        self.code = exit_code(signum)
         self.path = path
+        self.code = 128 + signum if signum in (signal.SIGINT, signal.SIGTERM) else RESUME
 
 
 def ended(error: BaseException) -> tuple[State, int]:

@@ -2,21 +2,59 @@
 
     part                         parameters  trained  how                  lr     weights MiB  gradients  optimizer
     backbone.model.embed_tokens      99,456   66,176  517 new rows of 777  0.001         0.19       0.05       0.28
+
+At stage 0 weights and gradients are fp32. From stage 1 on they have the stage's precision, and the optimizer, with
+fp32 masters of what it moves, is shared out, and with it the gradients that wait for the update: at stage 1 DeepSpeed
+0.19 drops the others as soon as a bucket is reduced. At stage 3 weights are shared out too (Rajbhandari et al. 2020,
+arXiv:1910.02054, section 5). Measured in tests/plan/test_memory.py and by tools/bench/zero.py.
 """
 
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
-from unimm.config.stages import NextToken, PictureStage
+from unimm.config.stages import NextToken, PictureStage, Stage
 from unimm.model.lora import is_adapter
-from unimm.train.footprint import PERSIST, Footprint, footprint
 from unimm.train.optimizer import build_optimizer
-from unimm.train.shares import shares
+from unimm.train.shares import Shares, shares
 from unimm.train.trains import Trained, first_names
 from unimm.words import columns
+
+PERSIST = 100_000
+"""DeepSpeed's stage3_param_persistence_threshold: parameters of fewer elements stay whole on every rank."""
+
+
+class Footprint(NamedTuple):
+    """Bytes on one rank, be it on its device or, where the optimizer is offloaded, the last two in host memory."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+
+
+def footprint(size: int, moved: int, small: int, moments: int, stage: Stage, cut: Shares) -> Footprint:
+    """What a rank holds between backward and update, but for activations and the buffers of collectives.
+
+    size     elements of all tensors
+    moved    elements of the tensors that have a gradient
+    small    elements of the tensors of fewer than PERSIST
+    moments  fp32 values that the optimizer keeps: 2 for each of `moved` in AdamW, 1 in Muon
+
+    Gradients of several forwards of a rank in a step are added up in fp32, and in bf16 at stage 1 as at stage 2 (see
+    `unimm.train.engine`); in fp32 at stage 1 every rank adds up all of them.
+    """
+    if stage.zero == 0:
+        return Footprint(4 * size, 4 * moved, 4 * moments)
+    each = 2 if stage.precision == "bf16" else 4
+    # On one rank a small tensor's share is the tensor.
+    whole = size / cut.ranks + (small if cut.ranks > 1 else 0) if stage.zero == 3 else size
+    accumulated = cut.accumulated > 1
+    holders = 1 if stage.zero == 1 and each == 4 and accumulated else cut.ranks
+    summed = 4 if accumulated or stage.offload else each
+    return Footprint(each * whole, summed * moved / holders, 4 * (moments + moved) / cut.ranks)
 
 
 @dataclass(frozen=True)
@@ -39,24 +77,18 @@ def rows(module: nn.Module, stage: NextToken | PictureStage, trained: Trained, w
     parts: dict[str, dict[str, nn.Parameter]] = defaultdict(dict)
     for name, p in module.named_parameters():
         parts[_part_of(name)][name] = p
-    found = []
+    found, cut = [], shares(stage, world)
     for part, members in parts.items():
         how = _how(members, trained) + "".join(f", tied to {tied[name]}" for name in members if name in tied)
-        rates = sorted({groups[p]["initial_lr"] for p in members.values() if p in groups}, reverse=True)
-        found.append(Row(part, sum(p.numel() for p in members.values()),
-                         sum(_moved(name, p, trained) for name, p in members.items()), how,
-                         " / ".join(f"{rate:g}" for rate in rates), _held(members, groups, stage, world)))
+        sizes, moves = [p.numel() for p in members.values()], [p for p in members.values() if p in groups]
+        size, moved, small = sum(sizes), sum(p.numel() for p in moves), sum(n for n in sizes if n < PERSIST)
+        moments = sum(p.numel() * (1 if groups[p]["muon"] else 2) for p in moves)
+        old = sum(members[name][0].numel() * (len(members[name]) - len(some)) for name, some in trained.rows.items()
+                  if name in members)
+        rates = sorted({groups[p]["initial_lr"] for p in moves}, reverse=True)
+        found.append(Row(part, size, moved - old, how, " / ".join(f"{rate:g}" for rate in rates),
+                         footprint(size, moved, small, moments, stage, cut)))
     return found
-
-
-def _held(members: dict[str, nn.Parameter], groups: dict[nn.Parameter, dict], stage: NextToken | PictureStage,
-          world: int) -> Footprint:
-    sizes = {p: p.numel() for p in members.values()}
-    moved = sum(size for p, size in sizes.items() if p in groups)
-    matrices = sum(size for p, size in sizes.items() if p in groups and groups[p]["muon"])
-    return footprint(sum(sizes.values()), moved, sum(size for size in sizes.values() if size < PERSIST),
-                     2 * moved - matrices, zero=stage.zero, bf16=stage.precision == "bf16", world=world,
-                     accumulated=shares(stage, world).accumulated, offload=stage.offload)
 
 
 def lines(module: nn.Module, stage: NextToken | PictureStage, trained: Trained, world: int) -> list[str]:
@@ -85,13 +117,6 @@ def _how(members: dict[str, nn.Parameter], trained: Trained) -> str:
         new = "".join(f", {len(some):,} rows new" for name, some in trained.new_rows.items() if name in whole)
         how.append(("full" if len(whole) == len(plain) else f"{len(whole)} of {len(plain)} tensors") + new)
     return " + ".join(how) or "frozen"
-
-
-def _moved(name: str, p: nn.Parameter, trained: Trained) -> int:
-    """How many elements of a parameter may move."""
-    if name in trained.rows:
-        return p.numel() // len(p) * len(trained.rows[name])
-    return p.numel() if p.requires_grad else 0
 
 
 def _part_of(name: str) -> str:

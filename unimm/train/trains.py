@@ -48,7 +48,9 @@ def apply(module: nn.Module, train: Trains, new_rows: Mapping[str, range], parts
     first = first_names(module)
     new_rows = {first[name]: rows for name, rows in new_rows.items()}
     free = {name for name, p in module.named_parameters() if p.requires_grad}
-    words = _words(module, parts, new_rows, first)
+    norms = [f"{name}.{own}" for name, m in module.named_modules() if "norm" in type(m).__name__.lower()
+             for own, _ in m.named_parameters(recurse=False)]
+    words = {"all": list(first), **parts, "new_rows": list(new_rows), "norms": norms}
     picked = chosen(train.parts, first, words, f"{where}.parts")
     frozen = chosen(train.frozen, first, words, f"{where}.frozen")
     whole = {first[name] for part, some in zip(train.parts, picked) if part != "new_rows" for name in some}
@@ -73,13 +75,6 @@ def first_names(module: nn.Module) -> dict[str, str]:
     """Every name of every parameter -> its first one; a table that is tied to another has two."""
     first: dict[nn.Parameter, str] = {}
     return {name: first.setdefault(p, name) for name, p in module.named_parameters(remove_duplicate=False)}
-
-
-def _words(module: nn.Module, parts: Mapping[str, Collection[str]], new_rows: Mapping[str, range],
-           first: dict[str, str]) -> dict[str, Collection[str]]:
-    norms = [f"{name}.{own}" for name, m in module.named_modules() if "norm" in type(m).__name__.lower()
-             for own, _ in m.named_parameters(recurse=False)]
-    return {"all": list(first), **parts, "new_rows": list(new_rows), "norms": norms}
 
 
 def _check(module: nn.Module, train: Trains, new_rows: Mapping[str, range], where: str) -> None:

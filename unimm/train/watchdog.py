@@ -94,9 +94,13 @@ class Watchdog:
             self._write(own)
         known, silent = {self.rank: own}, []
         for rank in self.others if self.rank == 0 else ():
-            known[rank], seen = self._read(rank)
+            found, seen = self._read(rank)
             if self.clock() - seen > self.seconds:
-                silent.append(known.pop(rank) | {"stack": self._dumped(rank)})
+                stack = self._path("stack.txt", rank)  # what faulthandler wrote where threads get no turn
+                text = stack.read_text(errors="replace") if stack.is_file() else ""
+                silent.append(found | {"stack": text.splitlines()})
+            else:
+                known[rank] = found
         late = [found for found in known.values() if found.get("age", 0) > self.seconds]
         hangs = [found["rank"] for found in silent], [(found["rank"], *_place(found)) for found in late]
         if hangs != self.told:
@@ -130,12 +134,6 @@ class Watchdog:
         if found != self.others[rank][0]:
             self.others[rank] = found, self.clock()
         return self.others[rank]
-
-    def _dumped(self, rank: int) -> list[str]:
-        """What faulthandler wrote of a rank whose threads get no turn."""
-        with suppress(OSError):
-            return self._path("stack.txt", rank).read_text(errors="replace").splitlines()
-        return []
 
 
 def _report(late: list[dict], silent: list[dict], world: int) -> list[str]:

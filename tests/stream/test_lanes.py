@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unimm.stream.packing import LOOKAHEAD, Lane, best_subset
+from unimm.stream.batches import LOOKAHEAD, Lane, best_subset
 
 
 class Document:

@@ -1,0 +1,25 @@
+"""TokenFlow at toy scale: one index addresses a semantic and a pixel codebook, chosen by their joint distance.
+
+Differs from the paper: one model draws and answers; one scale of codes; the semantic encoder is trained here, by
+contrast, and goes on learning with the tokenizer.
+"""
+
+from dataclasses import replace
+
+from recipes.systems import tokenflow_t2i_7b
+from recipes.toys import base
+from unimm.config.images import DualTokenizer
+from unimm.config.model import CodeVectors
+from unimm.config.quantizers import VQ
+from unimm.config.tokens import Codebook
+
+recipe = replace(
+    tokenflow_t2i_7b.recipe, name="tokenflow", about="TokenFlow at toy scale: 512 indices of two codebooks.",
+    text=base.TEXT, features=base.FEATURES, image_tokenizer=DualTokenizer(
+        image=32, downsample=8, width=96, index="shared", semantic=VQ(size=512, dim=8), pixel=VQ(size=512, dim=16),
+        semantic_weight=0.2, tune=True, foreground_weight=4.0),
+    codebooks=(Codebook(name="visual", size=512),),
+    layout=replace(tokenflow_t2i_7b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE),
+    special_ids={}, backbone=base.BACKBONE, image_in=CodeVectors(depth=2),
+    data=base.DATA, stages={"features": base.SEEN, "tokenizer": base.TOKENIZER, "pretrain": base.LANGUAGE},
+    sampling=base.SAMPLING, judge="shapes")

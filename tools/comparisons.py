@@ -1,0 +1,74 @@
+"""Comparisons between two ways of one system, each a short declaration: the runs it needs, and what is compared.
+
+`tools/run_systems.py` trains and scores the runs like any system, and writes the rows into docs/systems.json.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from recipes.toys import base, ett, illume_plus, tokenflow
+from unimm.config.recipe import Recipe
+from unimm.config.tokens import Codebook
+
+Row = dict[str, tuple[float, int]]
+"""Measure -> (value, count)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`runs`: label -> recipe, by whose name its run is called. `keys`: what is compared of their reports, or
+    `measured`: rows from the folder of the only run."""
+
+    question: str
+    runs: dict[str, Recipe]
+    keys: tuple[str, ...] = ()
+    measured: Callable[[Path], dict[str, Row]] | None = None
+
+
+def enlarged(run: Path, count: int = 200) -> dict[str, Row]:
+    """Scenes at twice their size: by the run's diffusion decoder, and by bicubic enlargement of the tokenizer's own."""
+    from data.shapes import evaluation_scenes
+    from data.shapes_judge import judge_scene
+    from data.shapes_world import draw
+    from unimm.images.measure import likeness
+    from unimm.images.tokenizer import to_codes, to_pixels
+    from unimm.resize import resized
+    from unimm.system import open_run
+
+    system, scenes = open_run(run), evaluation_scenes(count, 0)
+    codes = to_codes(system.tokenizer, [draw(scene) for scene in scenes])
+    large = [draw(scene, 2) for scene in scenes]
+    ways = {"diffusion decoder at twice the size": to_pixels(system.drawer, codes),
+            "tokenizer's decoder, enlarged": [resized(p, (64, 64)) for p in to_pixels(system.tokenizer, codes)]}
+    return {way: {**{name: (value, count) for name, value in likeness(large, drawn).items()},
+                  "judge": (float(np.mean([judge_scene(p, s).ok for p, s in zip(drawn, scenes)])), count)}
+            for way, drawn in ways.items()}
+
+
+JOINT = replace(ett.recipe, name="ett_joint",
+                stages={name: stage for name, stage in ett.recipe.stages.items() if name != "sft"})
+FROZEN = replace(JOINT, name="ett_frozen", stages={
+    name: replace(stage, reconstruction=0.0, train=type(stage.train)()) if name == "semantic" else stage
+    for name, stage in JOINT.stages.items()})
+PIXELS = replace(tokenflow.recipe, name="tokenflow_pixels", features=None, image_tokenizer=base.IMAGES,
+                 codebooks=(Codebook(name="visual", size=512),),
+                 stages={name: stage for name, stage in tokenflow.recipe.stages.items() if name != "features"})
+
+COMPARISONS = {
+    "detokenizer": Comparison(
+        "ILLUME+: is a diffusion decoder at twice the size better than enlarging what the tokenizer's own draws?",
+        {"illume_plus": illume_plus.recipe}, measured=enlarged),
+    "joint": Comparison(
+        "ETT: does tuning the tokenizer with the language model help answers, at equal steps, and what does it cost in "
+        "reconstruction?",
+        {"tokenizer tuned": JOINT, "tokenizer frozen": FROZEN},
+        ("vqa.exact_match", "tokenizer.psnr", "tokenizer.judge", "tokenizer.probe.colour", "tokenizer.probe.shape")),
+    "index": Comparison(
+        "TokenFlow: do indices that mean pixels and features answer better than indices of pixels alone?",
+        {"shared index": tokenflow.recipe, "pixels alone": PIXELS},
+        ("vqa.exact_match", "t2i.single", "t2i.two", "tokenizer.psnr", "tokenizer.probe.colour",
+         "tokenizer.probe.shape")),
+}
