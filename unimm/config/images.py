@@ -106,6 +106,8 @@ class DualTokenizer:
     shared the two are one."""
     width: int = 96
     blocks: int = 1
+    encoder_kernel: int = 3
+    """1 makes what the pixel encoder says depend on its own patch alone."""
     index: Literal["shared", "separate"] = "shared"
     semantic: VQ = VQ()
     pixel: VQ = VQ()
@@ -125,6 +127,7 @@ class DualTokenizer:
         positive(self, "image", "downsample", "width", "blocks", "foreground_weight", "semantic_weight")
         zero_or_more(self, "l1")
         check(self, self.image % self.downsample == 0, "image", f"a multiple of downsample ({self.downsample})")
+        check(self, self.encoder_kernel in (1, 3), "encoder_kernel", "1 or 3")
         alike = replace(self.semantic, dim=self.pixel.dim) == self.pixel
         check(self, self.index == "separate" or alike, "semantic", "as pixel but for dim, where they share an index")
         check(self, self.semantic_codebook != self.codebook, "semantic_codebook", "another name than codebook")

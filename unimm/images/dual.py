@@ -39,10 +39,11 @@ class DualImageTokenizer(ImageTokenizer):
         self.side = features.config.image_size // features.config.patch_size
         width, meaning = features.config.hidden_size, config.semantic.dim
         self.meant = nn.Conv2d(width, meaning, 1)
-        self.recall = nn.Sequential(nn.Conv2d(meaning, config.width, 1), Block(config.width, 3),
+        self.recall = nn.Sequential(nn.Conv2d(meaning, config.width, 1), Block(config.width, 1),
                                     PositionNorm(config.width), nn.SiLU(), nn.Conv2d(config.width, width, 1))
-        self.encoder = Encoder(config.downsample, config.width, config.blocks, 3, config.pixel.dim)
-        self.decoder = Decoder(config.downsample, config.width, config.blocks, meaning + config.pixel.dim)
+        kernel, pixel = config.encoder_kernel, config.pixel.dim
+        self.encoder = Encoder(config.downsample, config.width, config.blocks, kernel, pixel)
+        self.decoder = Decoder(config.downsample, config.width, config.blocks, meaning + pixel)
         self._quantizers()
 
     def _quantizers(self) -> None:
