@@ -23,5 +23,5 @@ recipe = replace(
         lavit_7b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
         write=replace(lavit_7b.recipe.layout.write, levels=(LevelLayout(space="visual", shape=UpTo(longest=16)),))),
     special_ids={}, backbone=base.BACKBONE, image_in=SharedTable(rows="codebook"), data=base.DATA,
-    stages={"tokenizer": base.TOKENIZER, "pretrain": base.LANGUAGE},
+    stages={"tokenizer": replace(base.TOKENIZER, steps=1600), "pretrain": base.LANGUAGE},
     sampling=base.SAMPLING, judge="shapes")
