@@ -16,8 +16,8 @@ from unimm.config.tokens import Codebook, LevelLayout, UpTo
 recipe = replace(
     lavit_7b.recipe, name="lavit", about="LaVIT at toy scale: up to 16 codes an image, as many as it needs.",
     text=base.TEXT, features=None, decoder=TokenizerDecoder(), image_tokenizer=ViTTokenizer(
-        image=32, downsample=8, width=96, layers=1, decoder_layers=2, keep=0.5, locality=6.0, quantizer=VQ(size=256, dim=16),
-        foreground_weight=4.0),
+        image=32, downsample=8, width=96, layers=1, decoder_layers=2, keep=0.5, locality=6.0,
+        quantizer=VQ(size=256, dim=16), foreground_weight=4.0),
     codebooks=(Codebook(name="visual", size=256 * 16),),
     layout=replace(
         lavit_7b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,

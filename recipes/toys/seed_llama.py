@@ -22,8 +22,8 @@ LORA = Trains(parts=("embeddings", "head", "norms"), lora=Lora(rank=48, alpha=96
 recipe = replace(
     seed_llama_8b.recipe, name="seed_llama", about="SEED-LLaMA at toy scale: 16 causal tokens an image.",
     text=base.TEXT, features=None, decoder=TokenizerDecoder(), image_tokenizer=ViTTokenizer(
-        image=32, downsample=8, width=96, layers=2, decoder_layers=2, queries=16, causal=True, drop_tail=0.1, locality=6.0,
-        quantizer=VQ(size=512, dim=16), foreground_weight=4.0, losses=(Contrastive(weight=0.05),)),
+        image=32, downsample=8, width=96, layers=2, decoder_layers=2, queries=16, causal=True, drop_tail=0.1,
+        locality=6.0, quantizer=VQ(size=512, dim=16), foreground_weight=4.0, losses=(Contrastive(weight=0.05),)),
     codebooks=(Codebook(name="visual", size=512),),
     layout=replace(
         seed_llama_8b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
