@@ -25,8 +25,8 @@ LIBRARY = [path for path in TREES if path.parts[0] in ("unimm", "recipes", "data
 LAYERS = (
     "errors",
     "disk",
-    "sample, arguments, words, weights, pictures, resize, config, hardware, status, published",
-    "text, vocab, losses, kept",
+    "sample, arguments, words, weights, pictures, resize, config, hardware, status",
+    "text, vocab, losses, kept, published",
     "grammar",
     "turns, form",
     "layout",
