@@ -13,9 +13,8 @@ from data.shapes_world import LAYOUTS, SIZES, Scene, Thing
 from data.shapes_world import draw as picture_of
 from unimm.config.data import Emoji, Shapes, Use
 from unimm.evaluate import scores as module
-from unimm.evaluate import tokenizers
 from unimm.evaluate.scores import EvaluationError, Scores, interval, look_up
-from unimm.evaluate.tokenizers import Subject
+from unimm.evaluate.tokenizer_scores import Subject
 from unimm.images import measure as measures
 from unimm.images.tokenizer import build_tokenizer
 from unimm.sample import Image, Text
