@@ -68,7 +68,7 @@ def perfect(monkeypatch, count: int, seed: int) -> None:
 
     monkeypatch.setattr(module, "draw", draw)
     monkeypatch.setattr(module, "answer", answer)
-    for each in (measures, tokenizers):
+    for each in (measures, tokenizer_scores):
         monkeypatch.setattr(each, "to_codes", to_codes)
         monkeypatch.setattr(each, "to_pixels", lambda tokenizer, codes: list(given))
 
@@ -76,7 +76,7 @@ def perfect(monkeypatch, count: int, seed: int) -> None:
 def wrong(monkeypatch) -> None:
     monkeypatch.setattr(module, "draw", lambda system, contexts, seeds: [BLACK] * len(contexts))
     monkeypatch.setattr(module, "answer", lambda system, contexts, seed=0: ["maybe"] * len(contexts))
-    for each in (measures, tokenizers):
+    for each in (measures, tokenizer_scores):
         monkeypatch.setattr(each, "to_pixels", lambda tokenizer, codes: [BLACK] * len(codes))
 
 
