@@ -13,6 +13,7 @@ from data.shapes_world import LAYOUTS, SIZES, Scene, Thing
 from data.shapes_world import draw as picture_of
 from unimm.config.data import Emoji, Shapes, Use
 from unimm.evaluate import scores as module
+from unimm.evaluate import tokenizer_scores
 from unimm.evaluate.scores import EvaluationError, Scores, interval, look_up
 from unimm.evaluate.tokenizer_scores import Subject
 from unimm.images import measure as measures
