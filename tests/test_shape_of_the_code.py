@@ -253,8 +253,8 @@ def test_the_library_is_small():
 
 def test_all_systems_share_one_trainer_one_sampler_one_layout_and_one_stream():
     """What published systems each have a copy of is defined once, and no file of it is named after a system."""
-    once = {"run_stage": "train", "Engine": "train", "decode": "generate", "Layout": "layout.py", "Automaton": "grammar.py",
-            "make_batch": "stream", "Batches": "stream", "UnifiedModel": "model"}
+    once = {"run_stage": "train", "Engine": "train", "decode": "generate", "Layout": "layout.py",
+            "Automaton": "grammar.py", "make_batch": "stream", "Batches": "stream", "UnifiedModel": "model"}
     found = {name: [path.parts[1] for path in LIBRARY if path.parts[:2] != ("unimm", "config")
                     for node in TREES[path].body if getattr(node, "name", None) == name] for name in once}
     assert {name: places for name, places in found.items() if places != [once[name]]} == {}
