@@ -28,7 +28,7 @@ recipe = Recipe(
     # four times the tokens, masked patches told by DINOv2 and CLIP. Here all 1024 wide, and a SigLIP tells.
     image_tokenizer=ViTTokenizer(
         image=512, downsample=32, width=1024, layers=12, heads=16, decoder_layers=24, expander=24,
-        quantizer=Unquantized(dim=32), losses=(Distill(),)),
+        quantizer=Unquantized(dim=32), losses=(Distill(),), codebook="latent"),
     features=PretrainedVision(path="google/siglip2-so400m-patch16-512"),
     continuous=(Continuous(name="latent", channels=32, placeholder="<imagePatch>"),),
     layout=Layout(  # U/processing_bailingmm.py, U/modeling_bailing_moe.py; what is read has 1,024 latents there

@@ -24,7 +24,7 @@ recipe = replace(
     illume_plus_3b.recipe, name="illume_plus", about="ILLUME+ at toy scale: 16 semantic and 16 pixel codes.",
     text=base.TEXT, features=base.FEATURES, decoder=FlowDecoder(scale=2), image_tokenizer=DualTokenizer(
         image=32, downsample=8, width=96, index="separate", semantic=VQ(size=256, dim=16), pixel=VQ(size=512, dim=16),
-        foreground_weight=4.0),
+        encoder_kernel=1, foreground_weight=4.0),
     codebooks=(Codebook(name="semantic", size=256), Codebook(name="visual", size=512)),
     continuous=(Continuous(name="vision", channels=64, placeholder="<vision>"),),
     layout=replace(

@@ -16,12 +16,12 @@ from unimm.config.tokens import Codebook, LevelLayout, UpTo
 recipe = replace(
     lavit_7b.recipe, name="lavit", about="LaVIT at toy scale: up to 16 codes an image, as many as it needs.",
     text=base.TEXT, features=None, decoder=TokenizerDecoder(), image_tokenizer=ViTTokenizer(
-        image=32, downsample=8, width=96, layers=1, decoder_layers=2, keep=0.45, quantizer=VQ(size=2048, dim=16),
-        foreground_weight=4.0),
-    codebooks=(Codebook(name="visual", size=2048),),
+        image=32, downsample=8, width=96, layers=1, decoder_layers=2, keep=0.5, locality=6.0,
+        quantizer=VQ(size=256, dim=16), foreground_weight=4.0),
+    codebooks=(Codebook(name="visual", size=256 * 16),),
     layout=replace(
         lavit_7b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
         write=replace(lavit_7b.recipe.layout.write, levels=(LevelLayout(space="visual", shape=UpTo(longest=16)),))),
     special_ids={}, backbone=base.BACKBONE, image_in=SharedTable(rows="codebook"), data=base.DATA,
-    stages={"tokenizer": base.TOKENIZER, "pretrain": base.LANGUAGE},
+    stages={"tokenizer": replace(base.TOKENIZER, steps=1600), "pretrain": base.LANGUAGE},
     sampling=base.SAMPLING, judge="shapes")

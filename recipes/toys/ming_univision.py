@@ -17,8 +17,9 @@ from unimm.config.tokens import Continuous, LevelLayout, Line
 recipe = replace(
     ming_univision_16b.recipe, name="ming_univision", about="Ming-UniVision at toy scale: 16 latents an image.",
     text=base.TEXT, features=base.FEATURES, image_tokenizer=ViTTokenizer(
-        image=32, downsample=8, width=96, layers=1, decoder_layers=2, expander=1,
-        quantizer=Unquantized(dim=16, noise=0.1), foreground_weight=4.0, losses=(Distill(weight=0.2),)),
+        image=32, downsample=8, width=96, layers=1, decoder_layers=2, expander=1, locality=6.0,
+        quantizer=Unquantized(dim=16, noise=0.1), foreground_weight=4.0, losses=(Distill(weight=0.2),),
+        codebook="latent"),
     continuous=(Continuous(name="latent", channels=16, placeholder="<imagePatch>"),),
     layout=replace(
         ming_univision_16b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
@@ -27,7 +28,7 @@ recipe = replace(
     special_ids={}, backbone=base.BACKBONE, image_out=FlowHead(width=192, layers=3, steps=12, repeat=4),
     data=base.DATA | {"rounds": Shapes(part="rounds", count=20000, seed=5)},
     stages={
-        "features": base.SEEN, "tokenizer": base.TOKENIZER,
+        "features": base.SEEN, "tokenizer": replace(base.TOKENIZER, steps=1600),
         "pretrain": replace(base.LANGUAGE, mix=(*base.MIX, Use(data="rounds", weight=0.15))),
     },
     sampling=base.SAMPLING, judge="shapes")

@@ -22,8 +22,8 @@ LORA = Trains(parts=("embeddings", "head", "norms"), lora=Lora(rank=48, alpha=96
 recipe = replace(
     seed_llama_8b.recipe, name="seed_llama", about="SEED-LLaMA at toy scale: 16 causal tokens an image.",
     text=base.TEXT, features=None, decoder=TokenizerDecoder(), image_tokenizer=ViTTokenizer(
-        image=32, downsample=8, width=96, layers=2, decoder_layers=2, queries=16, causal=True, drop_tail=0.2,
-        quantizer=VQ(size=512, dim=16), foreground_weight=4.0, losses=(Contrastive(weight=0.05),)),
+        image=32, downsample=8, width=96, layers=2, decoder_layers=2, queries=16, causal=True, drop_tail=0.1,
+        locality=6.0, quantizer=VQ(size=512, dim=16), foreground_weight=4.0, losses=(Contrastive(weight=0.05),)),
     codebooks=(Codebook(name="visual", size=512),),
     layout=replace(
         seed_llama_8b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
@@ -32,8 +32,8 @@ recipe = replace(
     backbone=base.BACKBONE, image_in=SharedTable(rows="codebook"),
     data=base.DATA | {"text": Shapes(part="sentences", count=20000, seed=4)},
     stages={
-        "tokenizer": base.TOKENIZER,
-        "text": replace(base.LANGUAGE, mix=(Use(data="text"),), steps=300, drop_context=0.0),
+        "tokenizer": replace(base.TOKENIZER, steps=1600),
+        "words": replace(base.LANGUAGE, mix=(Use(data="text"),), steps=300, drop_context=0.0),
         "pretrain": replace(base.LANGUAGE, mix=base.MIX[:3], steps=1200, train=LORA),
         "sft": replace(base.LANGUAGE, steps=1800, train=LORA),
     },

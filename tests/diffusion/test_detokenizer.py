@@ -38,10 +38,13 @@ def tokenizer():
     return build_tokenizer(ConvTokenizer(image=8, downsample=4, width=8)).eval()
 
 
-def drawer(config=SMALL, **changes):
+def drawer(channels=None, **changes):
+    """As if it had learned something: fresh, its last layer says nothing."""
     frozen = tokenizer()
     torch.manual_seed(1)
-    return FlowDetokenizer(replace(config, **changes), frozen).eval()
+    flow = FlowDetokenizer(replace(SMALL, **changes), frozen, channels).eval()
+    nn.init.normal_(flow.network.conv_out.weight, std=0.1)
+    return flow
 
 
 def pictures(n, side=16, seed=0):
@@ -123,7 +126,7 @@ def test_a_picture_may_be_wider_than_it_is_high():
 
 
 def test_hidden_states_of_another_width_condition_it_as_well():
-    flow = FlowDetokenizer(SMALL, tokenizer(), channels=24).eval()
+    flow = drawer(channels=24)
     noise, hidden = torch.randn(1, 3, 16, 16), torch.randn(2, 24, 2, 2)
     first, second = (flow.sample(noise, states[None]) for states in hidden)
     assert not torch.equal(first, second)

@@ -22,6 +22,9 @@ from unimm.sample import Content
 
 TIMES = 1000
 """The scheduler's unit of time: sigma 1 is time 1,000."""
+MEAN, SPREAD = 0.8, 0.8
+"""Of the logit of sigma in training, as Li and He chose (their t is 1 - sigma): mostly much noise, where what the
+conditions say is needed most."""
 
 
 class FlowDetokenizer(nn.Module):
@@ -52,7 +55,8 @@ class FlowDetokenizer(nn.Module):
         self.network = UNet2DModel(
             in_channels=inner + 2 * width, out_channels=inner, layers_per_block=config.layers, add_attention=False,
             block_out_channels=(width, 2 * width), down_block_types=("DownBlock2D",) * 2,
-            up_block_types=("UpBlock2D",) * 2, norm_num_groups=math.gcd(32, width))
+            up_block_types=("UpBlock2D",) * 2, norm_num_groups=math.gcd(8, width))
+        nn.init.zeros_(self.network.conv_out.weight)
 
     @torch.no_grad()
     def _channels(self) -> int:
@@ -104,7 +108,7 @@ class Detokenization(OfPictures):
         small = F.interpolate(images, scale_factor=1 / drawer.config.scale, mode="bicubic", antialias=True)
         with torch.no_grad():
             conditions = tokenizer.conditions(tokenizer.contents(small.clamp(-1, 1)))
-        sigma = torch.rand(len(images), device=images.device)
+        sigma = torch.sigmoid(MEAN + SPREAD * torch.randn(len(images), device=images.device))
         noisy = torch.lerp(images, torch.randn_like(images), sigma[:, None, None, None])
         again = drawer(noisy, sigma, conditions)
         return {"flow": pixel_errors(again.float(), images, drawer.config.foreground_weight, 0)["mse"]}

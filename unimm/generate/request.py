@@ -80,5 +80,6 @@ def _slots(layout: Layout, ids: np.ndarray, values: Iterator[np.ndarray]) -> tup
     spaces = {r.start: name for name, r in layout.spaces.items() if r.size < r.codes or name in layout.vectors}
     stands = np.isin(ids, list(spaces))
     runs = np.flatnonzero(np.diff(stands, prepend=False, append=False)).reshape(-1, 2).tolist()
-    return tuple(Slot(first, end - first, spaces[int(ids[first])], False, np.stack(list(islice(values, end - first))))
-                 for first, end in runs)
+    found = [(first, np.stack(list(islice(values, end - first)))) for first, end in runs]
+    return tuple(Slot(first, len(held), spaces[int(ids[first])], False,
+                      held.astype(np.int32) if held.dtype == np.int64 else held) for first, held in found)
