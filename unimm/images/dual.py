@@ -105,6 +105,9 @@ class LeveledImageTokenizer(DualImageTokenizer):
     def codebooks(self):
         return self.semantic.codebook, self.quantizer.codebook
 
+    def code_vectors(self):
+        return dict(zip(self.books, self.codebooks(), strict=True))
+
     @property
     def books(self):
         return {self.config.semantic_codebook: (self.semantic.size, 1)} | super().books
