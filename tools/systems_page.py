@@ -91,9 +91,9 @@ def tokenizers(systems: dict[str, dict]) -> str:
     return "\n".join([
         "## Tokenizers beside one another\n",
         "As the systems above have them, after the seconds that each took; at equal budget they stand under "
-        "Comparisons. The measures are those of `unimm/images/measure.py`, on the same unseen scenes. Frechet distances "
-        "are of features of few pictures: they compare rows of this table, not with other tables. Words are never in "
-        "training.\n",
+        "Comparisons. The measures are those of `unimm/images/measure.py`, on the same unseen scenes. Frechet "
+        "distances are of features of few pictures: they compare rows of this table, not with other tables. Words are "
+        "never in training.\n",
         _table(rows), _table(codes)])
 
 
