@@ -28,8 +28,12 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalise(g: Tensor, rounds: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Newton-Schulz towards the nearest semi-orthogonal matrices: (n, rows, columns) -> same shape, `dtype`."""
+    """Newton-Schulz towards the nearest semi-orthogonal matrices: (n, rows, columns) -> same shape, `dtype`.
+
+    On a CPU its products are float32: many have none of bf16 and take three times as long then.
+    """
     x = g.to(dtype)
+    x = x.float() if x.is_cpu and dtype is torch.bfloat16 else x
     tall = x.size(1) > x.size(2)
     if tall:
         x = x.mT
@@ -37,7 +41,7 @@ def orthogonalise(g: Tensor, rounds: int = 5, dtype: torch.dtype = torch.bfloat1
     for _ in range(rounds):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(dtype)
 
 
 def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
