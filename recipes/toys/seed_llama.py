@@ -31,9 +31,9 @@ recipe = replace(
     backbone=base.BACKBONE, image_in=base.TABLE,
     data=base.DATA | {"text": Shapes(part="sentences", count=20000, seed=4)},
     stages={
-        "tokenizer": replace(base.TOKENIZER, steps=2400),
-        "words": replace(base.LANGUAGE, mix=(Use(data="text"),), steps=200, drop_context=0.0),
-        "pretrain": replace(base.LANGUAGE, mix=base.MIX[:3], steps=500, train=LORA),
-        "sft": replace(base.LANGUAGE, steps=1200, train=LORA),
+        "tokenizer": replace(base.TOKENIZER, steps=1600),
+        "words": replace(base.LANGUAGE, mix=(Use(data="text"),), steps=150, drop_context=0.0),
+        "pretrain": replace(base.LANGUAGE, mix=base.MIX[:3], steps=300, train=LORA),
+        "sft": replace(base.LANGUAGE, steps=900, train=LORA),
     },
     sampling=base.SAMPLING, judge="shapes")
