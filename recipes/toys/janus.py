@@ -1,7 +1,7 @@
 """Janus at toy scale: pictures are read as features of an encoder, written as codes of a table and head of their own.
 
-Differs from the paper: the encoder is small, trained here by contrast, as SigLIP was elsewhere; one stage stands for the
-paper's three.
+Differs from the paper: the encoder is small, trained here by contrast, as SigLIP was elsewhere; one stage stands for
+the paper's three.
 """
 
 from dataclasses import replace
@@ -13,7 +13,8 @@ from unimm.config.tokens import Codebook, Continuous
 
 recipe = replace(
     janus_pro_1b.recipe, name="janus", about="Janus at toy scale: features in, codes of an own head out.",
-    text=base.TEXT, features=base.FEATURES, image_tokenizer=base.IMAGES, codebooks=(Codebook(name="visual", size=512, shared=False),),
+    text=base.TEXT, features=base.FEATURES, image_tokenizer=base.IMAGES,
+    codebooks=(Codebook(name="visual", size=512, shared=False),),
     continuous=(Continuous(name="vision", channels=64, placeholder="<image_placeholder>"),),
     layout=replace(janus_pro_1b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
                    chat=base.CHAT), special_ids={},
