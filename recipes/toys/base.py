@@ -2,8 +2,8 @@
 
 Every number is ours: each system trains through its published one's code path in minutes on one CPU core. Steps and
 data are the same for all, so that what differs between their scores is the system. Turns of chat are opened by markers
-alone and a caption is said as it is: a template's words would take half of a model's tokens this small. Codes that are
-rows of the language model's table are read with a learned vector for their place in the image.
+alone and a caption is said as it is: a template's words would take half of a model's tokens this small. Codes
+are read with a learned vector for their place in the image.
 """
 
 from unimm.config.data import Shapes, Use

@@ -8,6 +8,7 @@ from dataclasses import replace
 from recipes.systems import ett_1_5b
 from recipes.toys import base
 from unimm.config.data import Use
+from unimm.config.model import CodeVectors
 from unimm.config.quantizers import IndexBackprop
 from unimm.config.stages import AdamW, Schedule
 from unimm.config.tokens import Codebook
@@ -22,7 +23,7 @@ recipe = replace(
     codebooks=(Codebook(name="visual", size=512),),
     layout=replace(ett_1_5b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
                    chat=base.CHAT),
-    special_ids={}, backbone=base.BACKBONE, data=base.DATA,
+    special_ids={}, backbone=base.BACKBONE, image_in=CodeVectors(depth=2, places=24), data=base.DATA,
     stages={
         "tokenizer": replace(base.TOKENIZER, steps=1100, optimizer=AdamW(lr=6e-3)),
         "alignment": replace(READ, steps=300, schedule=Schedule(warmup=0.02, anneal=0.0)),

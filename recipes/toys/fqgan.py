@@ -20,6 +20,6 @@ recipe = replace(
         losses=(Distill(weight=0.2),)),
     codebooks=(Codebook(name="visual", size=32, depth=2, shared=False),),
     layout=replace(fqgan.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE, chat=base.CHAT),
-    backbone=base.BACKBONE, image_in=CodeVectors(depth=2), image_out=DepthHead(width=96, layers=2, heads=4),
+    backbone=base.BACKBONE, image_in=CodeVectors(depth=2, places=24), image_out=DepthHead(width=96, layers=2, heads=4),
     data=base.DATA, stages={"features": base.SEEN, "tokenizer": base.TOKENIZER, "pretrain": base.LANGUAGE},
     sampling=base.SAMPLING, judge="shapes")

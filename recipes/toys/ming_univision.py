@@ -9,7 +9,7 @@ from recipes.systems import ming_univision_16b
 from recipes.toys import base
 from unimm.config.data import Shapes, Use
 from unimm.config.images import ViTTokenizer
-from unimm.config.model import FlowHead
+from unimm.config.model import FlowHead, LatentVectors
 from unimm.config.quantizers import Unquantized
 from unimm.config.tokenizer_losses import Distill
 from unimm.config.tokens import Continuous, LevelLayout, Line
@@ -26,7 +26,8 @@ recipe = replace(
         draw_words="{text}",
         write=replace(ming_univision_16b.recipe.layout.write,
                       levels=(LevelLayout(space="latent", shape=Line(length=16)),))),
-    special_ids={}, backbone=base.BACKBONE, image_out=FlowHead(width=192, layers=3, steps=12, repeat=4),
+    special_ids={}, backbone=base.BACKBONE, image_in=LatentVectors(depth=2, places=24),
+    image_out=FlowHead(width=192, layers=3, steps=12, repeat=4),
     data=base.DATA | {"rounds": Shapes(part="rounds", count=20000, seed=5)},
     stages={
         "features": base.SEEN, "tokenizer": replace(base.TOKENIZER, steps=1600),

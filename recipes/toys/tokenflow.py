@@ -21,6 +21,6 @@ recipe = replace(
     codebooks=(Codebook(name="visual", size=512),),
     layout=replace(tokenflow_t2i_7b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
                    chat=base.CHAT),
-    special_ids={}, backbone=base.BACKBONE, image_in=CodeVectors(depth=2),
+    special_ids={}, backbone=base.BACKBONE, image_in=CodeVectors(depth=2, places=24),
     data=base.DATA, stages={"features": base.SEEN, "tokenizer": base.TOKENIZER, "pretrain": base.LANGUAGE},
     sampling=base.SAMPLING, judge="shapes")

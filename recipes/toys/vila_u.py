@@ -22,6 +22,6 @@ recipe = replace(
         replacement="<unconditional>",
         write=replace(vila_u_7b.recipe.layout.write, levels=(LevelLayout(space="visual", shape=Grid()),)),
         chat=base.CHAT), special_ids={},
-    backbone=base.BACKBONE, image_in=CodeVectors(depth=2), image_out=DepthHead(width=96, layers=2, heads=4),
+    backbone=base.BACKBONE, image_in=CodeVectors(depth=2, places=24), image_out=DepthHead(width=96, layers=2, heads=4),
     data=base.DATA, stages={"tokenizer": base.TOKENIZER, "pretrain": base.LANGUAGE},
     sampling=base.SAMPLING, judge="shapes")

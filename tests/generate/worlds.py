@@ -15,7 +15,7 @@ from unimm.layout import Layout
 from unimm.model.backbone import build_backbone
 from unimm.model.depth_head import DepthHead
 from unimm.model.flow_head import FlowHead
-from unimm.model.image_input import ImageInput
+from unimm.model.image_input import ImageInput, Places
 from unimm.model.image_output import ImageHead
 from unimm.model.unified import UnifiedModel
 from unimm.model.vector_input import VectorInput
@@ -35,7 +35,10 @@ def model_of(layout: Layout, places: int = 0, family: str = "qwen3") -> UnifiedM
     several = [*(r for r in layout.vocab.ranges.values() if r.depth > 1), *(layout.vectors.values() if not own else ())]
     if several:
         space, continuous = several[0], several[0].name in layout.vectors
-        reads = VectorInput(Vectors(space.codes, space.depth, continuous), space, continuous, 16, 2)
+        is_code = np.zeros(layout.vocab.size, bool)
+        is_code[space.start:space.stop] = True
+        reads = VectorInput(Vectors(space.codes, space.depth, continuous), space, continuous, 16, 2,
+                            Places(9, is_code, begins, 16))
         writes = (FlowHead(FlowConfig(width=16, layers=1, steps=4), space, 16, 5) if continuous
                   else DepthHead(DepthConfig(width=16, layers=1, heads=2), space, 16))
     elif own is None:

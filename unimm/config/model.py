@@ -143,10 +143,13 @@ class CodeVectors:
     """
 
     depth: int = 2
+    places: int = 0
+    """As of `SharedTable`."""
     kind: Literal["code_vectors"] = "code_vectors"
 
     def __post_init__(self):
         positive(self, "depth")
+        zero_or_more(self, "places")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +158,13 @@ class LatentVectors:
     layers (Ming-UniVision)."""
 
     depth: int = 2
+    places: int = 0
+    """As of `SharedTable`."""
     kind: Literal["latent_vectors"] = "latent_vectors"
 
     def __post_init__(self):
         positive(self, "depth")
+        zero_or_more(self, "places")
 
 
 ImageIn = SharedTable | VisionFeatures | CodeVectors | LatentVectors

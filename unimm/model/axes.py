@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import assert_never
 
+import numpy as np
 from torch import nn
 
 from unimm.config import model as config
@@ -10,7 +11,7 @@ from unimm.config.check import ConfigError
 from unimm.layout import Layout
 from unimm.model.depth_head import DepthHead
 from unimm.model.flow_head import FlowHead
-from unimm.model.image_input import ImageInput
+from unimm.model.image_input import ImageInput, Places
 from unimm.model.image_output import ImageHead
 from unimm.model.vector_input import VectorInput
 from unimm.model.vision_input import VisionInput
@@ -26,17 +27,18 @@ def image_input(wanted: config.ImageIn, layout: Layout, width: int, kept: Path |
     Raises ConfigError where the layout has images in another form than this reads.
     """
     plans = [*layout.write_plans.values(), *layout.read_plans.values()]
+    most = max(sum(plan.lengths(level)[1] for level in range(len(plan.grids))) for plan in plans)
+    begins, places = sorted({plan.header[0] for plan in plans}), getattr(wanted, "places", 0)
+    if 0 < places < most:
+        raise ConfigError(f"image_in.places is {places}, but an image of this layout has {most} codes")
     match wanted:
-        case config.SharedTable(places=places):
+        case config.SharedTable():
             if strange := [*layout.continuous, *(r.name for r in layout.vocab.ranges.values()
                                                  if not r.shared or r.depth > 1)]:
                 raise ConfigError(f"image_in is a shared table, which does not read {strange[0]!r}; make that a shared "
                                   "codebook of depth 1, or set image_in to what reads it: VisionFeatures, CodeVectors, "
                                   "LatentVectors")
-            most = max(sum(plan.lengths(level)[1] for level in range(len(plan.grids))) for plan in plans)
-            if 0 < places < most:
-                raise ConfigError(f"image_in.places is {places}, but an image of this layout has {most} codes")
-            return ImageInput(wanted, layout.vocab, sorted({plan.header[0] for plan in plans}), width)
+            return ImageInput(wanted, layout.vocab, begins, width)
         case config.VisionFeatures(encoder=encoder, image=image, dim=dim, depth=depth):
             space = _read_space(layout)
             if kept:
@@ -50,15 +52,22 @@ def image_input(wanted: config.ImageIn, layout: Layout, width: int, kept: Path |
             if space.order is not None or tokenizer.books != {space.name: (space.codes, space.depth)}:
                 raise ConfigError(f"image_in reads the tokenizer's vectors of {space.name!r} ({space.codes} codes, "
                                   f"{space.depth} a position), but the tokenizer makes {tokenizer.books}")
-            return VectorInput(tokenizer, space, False, width, depth)
+            return VectorInput(tokenizer, space, False, width, depth, _places(wanted, layout, space, begins, width))
         case config.LatentVectors(depth=depth):
             space = _one(layout, layout.vectors.values(), "latent vectors are of one continuous space")
             if tokenizer.channels != {space.name: space.depth}:
                 raise ConfigError(f"image_in reads latents of {space.name!r} ({space.depth} channels), but the "
                                   f"tokenizer makes {tokenizer.channels or tokenizer.books}")
-            return VectorInput(tokenizer, space, True, width, depth)
+            return VectorInput(tokenizer, space, True, width, depth, _places(wanted, layout, space, begins, width))
         case _:
             assert_never(wanted)
+
+
+def _places(wanted: config.CodeVectors | config.LatentVectors, layout: Layout, space: Range, begins: list[int],
+            width: int) -> Places | None:
+    is_code = np.zeros(layout.vocab.size, bool)
+    is_code[space.start:space.stop] = True
+    return Places(wanted.places, is_code, begins, width) if wanted.places else None
 
 
 def image_output(wanted: config.ImageOut, layout: Layout, width: int) -> ImageHead | DepthHead | FlowHead | None:

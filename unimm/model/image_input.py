@@ -1,11 +1,31 @@
 """How the language model reads images: codes as rows of its own table, with their place in the image if asked for."""
 
+import numpy as np
 import torch
 from torch import nn
 
 from unimm.config.model import SharedTable
 from unimm.sample import SampleError
 from unimm.vocab import Vocab
+
+
+class Places(nn.Embedding):
+    """forward(ids (B, T), before (B,)) -> (a learned vector for a code's place in its image, zeros elsewhere
+    (B, T, width), after (B,)); counts as of `ImageInput`. `is_code` bool (ids,), `begins` the ids that begin images."""
+
+    def __init__(self, places: int, is_code: np.ndarray, begins: list[int], width: int):
+        super().__init__(places, width)
+        nn.init.normal_(self.weight, std=0.02)
+        self.register_buffer("is_code", torch.from_numpy(is_code), persistent=False)
+        self.register_buffer("is_begin", torch.zeros(len(is_code), dtype=torch.bool), persistent=False)
+        self.is_begin[begins] = True
+
+    def forward(self, ids: torch.Tensor, before: torch.Tensor | None = None):
+        code = self.is_code[ids]
+        count = code.cumsum(1) + (0 if before is None else before[:, None])
+        base = torch.where(self.is_begin[ids], count, 0).cummax(1).values
+        place = (count - base - 1).clamp(0, self.num_embeddings - 1)  # read only where there is a code
+        return super().forward(place) * code[..., None], (count - base)[:, -1]
 
 
 class ImageInput(nn.Module):
@@ -17,13 +37,8 @@ class ImageInput(nn.Module):
 
     def __init__(self, config: SharedTable, vocab: Vocab, begins: list[int], width: int):
         super().__init__()
-        self.register_buffer("is_code", torch.from_numpy(vocab.is_code), persistent=False)
-        self.register_buffer("is_begin", torch.zeros(vocab.size, dtype=torch.bool), persistent=False)
-        self.is_begin[begins] = True
         self.counts = config.places > 0
-        self.places = nn.Embedding(config.places, width) if config.places else None
-        if self.places is not None:
-            nn.init.normal_(self.places.weight, std=0.02)
+        self.places = Places(config.places, vocab.is_code, begins, width) if config.places else None
 
     def forward(self, table: nn.Module, ids: torch.Tensor, before: torch.Tensor | None = None, slots=(),
                 written=None):
@@ -32,8 +47,5 @@ class ImageInput(nn.Module):
                               "image_in to what reads that")
         if self.places is None:
             return table(ids), before
-        code = self.is_code[ids]
-        count = code.cumsum(1) + (0 if before is None else before[:, None])
-        base = torch.where(self.is_begin[ids], count, 0).cummax(1).values
-        place = (count - base - 1).clamp(0, self.places.num_embeddings - 1)  # read only where there is a code
-        return table(ids) + self.places(place) * code[..., None], (count - base)[:, -1]
+        vectors, after = self.places(ids, before)
+        return table(ids) + vectors, after

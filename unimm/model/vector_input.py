@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unimm.model.image_input import Places
 from unimm.model.vision_input import Aligner, Slots, Written, placed
 from unimm.vocab import Range
 
@@ -24,10 +25,10 @@ class VectorInput(nn.Module):
     as they are, float (length, dim) with a graph.
     """
 
-    counts = False
-
-    def __init__(self, tokenizer: nn.Module, space: Range, continuous: bool, width: int, depth: int):
+    def __init__(self, tokenizer: nn.Module, space: Range, continuous: bool, width: int, depth: int,
+                 places: Places | None = None):
         super().__init__()
+        self.places, self.counts = places, places is not None
         self.tokenizer = tokenizer.requires_grad_(False)
         self.aligner = Aligner(tokenizer.vector_dim, width, depth)
         self.start, self.stop, self.plain = space.start, space.stop, space.depth == 1 and not continuous
@@ -48,7 +49,10 @@ class VectorInput(nn.Module):
             embedded = placed(embedded, slots, self._aligned(read))
         elif self.training and not self.plain:  # every rank runs every module
             embedded = placed(embedded, (), self._aligned(ids.new_zeros(1, self.aligner.fc1.in_features)))
-        return embedded, before
+        if self.places is None:
+            return embedded, before
+        vectors, after = self.places(ids, before)
+        return embedded + vectors.to(embedded.dtype), after
 
     def _aligned(self, vectors: Tensor) -> Tensor:
         return self.aligner(vectors.to(self.aligner.fc1.weight.dtype))
