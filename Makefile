@@ -19,11 +19,12 @@ HAS_TORCH = $(BIN)/python -c 'import torch; assert [int(n) for n in torch.__vers
 PRINT_TORCH = 'import importlib.metadata as m; print("torch==" + m.version("torch"))'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo emoji test lint always
+.PHONY: help setup demo emoji systems test lint always
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    set up .venv, train the demo, write runs/demo/report.html"
+	@echo "make systems train and score the toy scale of eleven systems, write docs/systems.md"
 	@echo "make emoji   the same with about 1,400 emoji and their names"
 	@echo "make test    set up .venv with the development tools and run the tests"
 	@echo "make lint    set up likewise and run ruff"
@@ -45,6 +46,11 @@ emoji: setup
 	$(SAY) "scoring runs/emoji"
 	$(BIN)/unimm eval runs/emoji
 	$(SAY) "done: open runs/emoji/report.html"
+
+systems: setup
+	$(SAY) "training recipes/toys/ into runs/systems, two at a time; Ctrl-C saves, the same command continues"
+	$(BIN)/python -m tools.run_systems --out runs/systems --jobs 2
+	$(SAY) "done: docs/systems.md, and a report.html in each folder of runs/systems/runs"
 
 # Two workers of one thread each: threads of both would only wait for one another on two cores. A file's tests share
 # what it trained, so they stay on one worker.

@@ -9,7 +9,7 @@ import numpy as np
 
 from data import emoji
 from unimm.evaluate.scores import Bar, Scores, Shown, answer_all, draw_all
-from unimm.evaluate.tokenizers import Subject, add_tokenizer
+from unimm.evaluate.tokenizer_scores import Subject, add_tokenizer
 from unimm.sample import Image, Pixels, Text
 from unimm.system import System
 

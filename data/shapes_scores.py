@@ -13,7 +13,7 @@ from unimm.config.data import Shapes
 from unimm.config.recipe import Recipe
 from unimm.evaluate.scores import Bar, EvaluationError, Scores, Shown, answer_all, draw_all
 from unimm.evaluate.text import add_text
-from unimm.evaluate.tokenizers import Labelled, Subject, add_tokenizer
+from unimm.evaluate.tokenizer_scores import Labelled, Subject, add_tokenizer
 from unimm.generate.use import asked
 from unimm.sample import Image, Pixels, Text
 from unimm.stream.sources import open_source

@@ -25,8 +25,8 @@ LIBRARY = [path for path in TREES if path.parts[0] in ("unimm", "recipes", "data
 LAYERS = (
     "errors",
     "disk",
-    "sample, arguments, words, weights, pictures, resize, config, hardware, status, published",
-    "text, vocab, losses, kept",
+    "sample, arguments, words, weights, pictures, resize, config, hardware, status",
+    "text, vocab, losses, kept, published",
     "grammar",
     "turns, form",
     "layout",
@@ -194,6 +194,12 @@ def test_recipes_only_declare(path):
         assert not isinstance(node, DECISIONS), f"line {node.lineno}: a recipe decides nothing"
 
 
+@pytest.mark.parametrize("path", [p for p in LIBRARY if p.parts[:2] in (("recipes", "systems"), ("recipes", "toys"))],
+                         ids=str)
+def test_a_system_is_a_short_file(path):
+    assert len((ROOT / path).read_text().splitlines()) <= 60
+
+
 @pytest.mark.parametrize("path", LIBRARY, ids=str)
 def test_importing_does_nothing(path):
     """Only definitions and values at the top of a module: nothing is opened, registered or changed elsewhere."""
@@ -243,6 +249,21 @@ def lines_of_code(path: Path) -> int:
 def test_the_library_is_small():
     """Readable in an evening: ten systems, their training, sampling and serving within this bound."""
     assert sum(lines_of_code(path) for path in LIBRARY if path.parts[0] == "unimm") < 10_000
+
+
+def test_all_systems_share_one_trainer_one_sampler_one_layout_and_one_stream():
+    """What published systems each have a copy of is defined once, and no file of it is named after a system."""
+    once = {"run_stage": "train", "Engine": "train", "decode": "generate", "Layout": "layout.py",
+            "Automaton": "grammar.py", "make_batch": "stream", "Batches": "stream", "UnifiedModel": "model"}
+    found = {name: [path.parts[1] for path in LIBRARY if path.parts[:2] != ("unimm", "config")
+                    for node in TREES[path].body if getattr(node, "name", None) == name] for name in once}
+    assert {name: places for name, places in found.items() if places != [once[name]]} == {}
+    systems = {path.stem for path in LIBRARY if path.parts[:2] == ("recipes", "toys")} - {"base", "__init__"}
+    shared = [path for path in LIBRARY if path.parts[1] in ("train", "generate", "stream", "layout.py", "grammar.py")]
+    for path in shared:
+        names = {node.id for node in ast.walk(TREES[path]) if isinstance(node, ast.Name)}
+        said = {node.value for node in ast.walk(TREES[path]) if isinstance(node, ast.Constant)}
+        assert path.stem not in systems and not systems & (names | said), f"{path} knows a system by its name"
 
 
 def test_every_field_of_a_recipe_is_read_somewhere():

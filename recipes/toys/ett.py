@@ -9,7 +9,7 @@ from recipes.systems import ett_1_5b
 from recipes.toys import base
 from unimm.config.data import Use
 from unimm.config.quantizers import IndexBackprop
-from unimm.config.stages import Schedule
+from unimm.config.stages import AdamW, Schedule
 from unimm.config.tokens import Codebook
 from unimm.config.trains import Trains
 
@@ -18,13 +18,13 @@ READ = replace(base.LANGUAGE, mix=(Use(data="chats"),), drop_context=0.0)
 recipe = replace(
     ett_1_5b.recipe, name="ett", about="ETT at toy scale: 512 codes, tuned end to end.",
     text=base.TEXT, features=None, image_tokenizer=replace(
-        base.IMAGES, quantizer=IndexBackprop(size=512, dim=16), losses=()),
+        base.IMAGES, quantizer=IndexBackprop(size=512, dim=32, entropy_weight=0.5), losses=()),
     codebooks=(Codebook(name="visual", size=512),),
     layout=replace(ett_1_5b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
                    chat=replace(ett_1_5b.recipe.layout.chat, preface="", draw_preface="")),
     special_ids={}, backbone=base.BACKBONE, data=base.DATA,
     stages={
-        "tokenizer": base.TOKENIZER,
+        "tokenizer": replace(base.TOKENIZER, steps=1100, optimizer=AdamW(lr=6e-3)),
         "alignment": replace(READ, steps=600, schedule=Schedule(warmup=0.02, anneal=0.0)),
         "semantic": replace(READ, steps=400, reconstruction=0.25, schedule=Schedule(warmup=0.02, anneal=0.0),
                             train=Trains(rates={"tokenizer": 0.1})),

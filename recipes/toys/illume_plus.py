@@ -22,7 +22,8 @@ READ = LAYOUT.read.levels[0]
 
 recipe = replace(
     illume_plus_3b.recipe, name="illume_plus", about="ILLUME+ at toy scale: 16 semantic and 16 pixel codes.",
-    text=base.TEXT, features=base.FEATURES, decoder=FlowDecoder(scale=2), image_tokenizer=DualTokenizer(
+    text=base.TEXT, features=base.FEATURES, decoder=FlowDecoder(scale=2, foreground_weight=4.0),
+    image_tokenizer=DualTokenizer(
         image=32, downsample=8, width=96, index="separate", semantic=VQ(size=256, dim=16), pixel=VQ(size=512, dim=16),
         encoder_kernel=1, foreground_weight=4.0),
     codebooks=(Codebook(name="semantic", size=256), Codebook(name="visual", size=512)),
@@ -36,7 +37,7 @@ recipe = replace(
     data={"large": replace(base.PAIRS, count=20000, scale=2)} | base.DATA,
     stages={
         "features": base.SEEN, "tokenizer": base.TOKENIZER,
-        "detokenizer": Detokenize(mix=(Use(data="large"),), steps=800, batch=32, optimizer=AdamW(lr=2e-3)),
+        "detokenizer": Detokenize(mix=(Use(data="large"),), steps=600, batch=32, optimizer=AdamW(lr=4e-3)),
         "pretrain": replace(base.LANGUAGE, steps=2600, train=Trains(frozen=("vision",))),
     },
     sampling=base.SAMPLING, judge="shapes")

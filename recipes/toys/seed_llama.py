@@ -32,7 +32,7 @@ recipe = replace(
     backbone=base.BACKBONE, image_in=SharedTable(rows="codebook"),
     data=base.DATA | {"text": Shapes(part="sentences", count=20000, seed=4)},
     stages={
-        "tokenizer": replace(base.TOKENIZER, steps=1600),
+        "tokenizer": replace(base.TOKENIZER, steps=2400),
         "words": replace(base.LANGUAGE, mix=(Use(data="text"),), steps=300, drop_context=0.0),
         "pretrain": replace(base.LANGUAGE, mix=base.MIX[:3], steps=1200, train=LORA),
         "sft": replace(base.LANGUAGE, steps=1800, train=LORA),

@@ -13,9 +13,9 @@ from data.shapes_world import LAYOUTS, SIZES, Scene, Thing
 from data.shapes_world import draw as picture_of
 from unimm.config.data import Emoji, Shapes, Use
 from unimm.evaluate import scores as module
-from unimm.evaluate import tokenizers
+from unimm.evaluate import tokenizer_scores
 from unimm.evaluate.scores import EvaluationError, Scores, interval, look_up
-from unimm.evaluate.tokenizers import Subject
+from unimm.evaluate.tokenizer_scores import Subject
 from unimm.images import measure as measures
 from unimm.images.tokenizer import build_tokenizer
 from unimm.sample import Image, Text
@@ -69,7 +69,7 @@ def perfect(monkeypatch, count: int, seed: int) -> None:
 
     monkeypatch.setattr(module, "draw", draw)
     monkeypatch.setattr(module, "answer", answer)
-    for each in (measures, tokenizers):
+    for each in (measures, tokenizer_scores):
         monkeypatch.setattr(each, "to_codes", to_codes)
         monkeypatch.setattr(each, "to_pixels", lambda tokenizer, codes: list(given))
 
@@ -77,7 +77,7 @@ def perfect(monkeypatch, count: int, seed: int) -> None:
 def wrong(monkeypatch) -> None:
     monkeypatch.setattr(module, "draw", lambda system, contexts, seeds: [BLACK] * len(contexts))
     monkeypatch.setattr(module, "answer", lambda system, contexts, seed=0: ["maybe"] * len(contexts))
-    for each in (measures, tokenizers):
+    for each in (measures, tokenizer_scores):
         monkeypatch.setattr(each, "to_pixels", lambda tokenizer, codes: [BLACK] * len(codes))
 
 

@@ -15,7 +15,7 @@ from unimm.config.stages import NextToken
 from unimm.disk import replace_file
 from unimm.evaluate.report import page
 from unimm.evaluate.scores import Bar, EvaluationError, Metrics, Scores, look_up
-from unimm.evaluate.tokenizers import Subject
+from unimm.evaluate.tokenizer_scores import Subject
 from unimm.images.tokenizer import load_tokenizer
 from unimm.recipe import recipe_to_json
 from unimm.system import System

@@ -13,7 +13,7 @@ from unimm.cli.main import run
 from unimm.config.check import ConfigError
 from unimm.config.model import FreshVision
 from unimm.evaluate.scores import look_up
-from unimm.evaluate.tokenizers import Subject
+from unimm.evaluate.tokenizer_scores import Subject
 from unimm.images.measure import frechet
 from unimm.images.tokenizer import build_tokenizer, load_tokenizer, save_tokenizer, to_tensor
 from unimm.published import vision
