@@ -79,9 +79,9 @@ def test_without_a_quantizer_there_are_latents(tmp_path):
     assert found == to_codes(tokenizer, squares(3)), "noise is for training's forward alone"
     again = tokenizer.eval()(to_tensor(squares(3)))
     assert torch.allclose(again.images, tokenizer.pictures(found), atol=1e-5) and again.ids is None
-    assert {"psnr", "ssim"} == set(measure(tokenizer, squares(3)).values)
+    assert not any("codes" in name for name in measure(tokenizer, squares(3)).values)
     for wrong in (Codes.of_grid(np.zeros((4, 4), int)), Latents(np.zeros((16, 4), np.float32))):
-        with pytest.raises(TokenizerError, match=r"no latents \(16, 5\)"):
+        with pytest.raises(TokenizerError, match="has 16 latents of 5 channels"):
             to_pixels(tokenizer, [wrong])
     with pytest.raises(TokenizerError, match="nothing; this image tokenizer has one of"):
         to_pixels(small(), found)
