@@ -16,8 +16,8 @@ from unimm.config.stages import Contrast, Detokenize, PictureStage, Reconstruct
 from unimm.config.tokenizer_losses import Contrastive
 from unimm.images import tokenizer as codec
 from unimm.images.base import ImageTokenizer
-from unimm.images.features import Contrast as Contrasting
-from unimm.images.reconstruct import Reconstruction
+from unimm.images.captions import Contrast as Contrasting
+from unimm.images.losses import Reconstructing
 from unimm.losses import OfPictures
 from unimm.plan.measure import measure
 from unimm.previews import Preview, preview_detokenized, preview_reconstructions
@@ -95,14 +95,14 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     features = system.features_of(recipe, folder)
     tokenizer = codec.first_tokenizer(recipe.image_tokenizer, features).train()
     check_codebook(recipe, tokenizer)
-    module = Reconstruction(tokenizer, features)
+    module = Reconstructing(tokenizer, features)
     captions = any(isinstance(each, Contrastive) for each in module.asked.wanted)
     datasets = _pictures(recipe, name, stage, captions)
     preview = preview_reconstructions(tokenizer, datasets[0].pixels[:64], folder / name)
     trained = _train(recipe, folder, name, stage, status, module, datasets, preview)
     if ranks.rank() == 0:
         tokenizer = codec.build_tokenizer(recipe.image_tokenizer, features)
-        load_weights(trained, Reconstruction(tokenizer, features))
+        load_weights(trained, Reconstructing(tokenizer, features))
         codec.save_tokenizer(tokenizer, folder / system.TOKENIZER_FOLDER)
         ranks.say(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {folder / system.TOKENIZER_FOLDER}")
 

@@ -17,10 +17,12 @@ def check(owner, holds: bool, name: str, want: str) -> None:
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
-def config(*, positive: str = "", zero_or_more: str = "", fraction: str = "", **tag: str) -> Callable[[type], type]:
+def config(*, positive: str = "", zero_or_more: str = "", fraction: str = "", whole: str = "",
+           **tag: str) -> Callable[[type], type]:
     """Makes a class one of frozen values, given by their names.
 
     positive, ...  names of fields, with spaces between, that are refused beyond that; before what else the class checks
+    whole          "width/heads": pairs of fields, the first of which is to be a multiple of the second
     tag            kind="vq": a last field, by which JSON, the command line and `match` tell it from others in its place
     """
     def made(cls: type) -> type:
@@ -35,6 +37,9 @@ def config(*, positive: str = "", zero_or_more: str = "", fraction: str = "", **
                 check(self, getattr(self, name) >= 0, name, "0 or more")
             for name in fraction.split():
                 check(self, 0 <= getattr(self, name) <= 1, name, "between 0 and 1")
+            for over, under in (pair.split("/") for pair in whole.split()):
+                by = getattr(self, under)
+                check(self, getattr(self, over) % by == 0, over, f"a multiple of {under} ({by})")
             further(self)
 
         for name, value in {**tag, "__post_init__": __post_init__}.items():

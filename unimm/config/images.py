@@ -8,7 +8,7 @@ from unimm.config.quantizers import FSQ, LFQ, VQ, IndexBackprop, Quantizer
 from unimm.config.tokenizer_losses import TokenizerLoss
 
 
-@config(positive="image downsample width foreground_weight", zero_or_more="l1")
+@config(positive="image downsample width foreground_weight", zero_or_more="l1", whole="image/downsample")
 class OwnTokenizer:
     """What the tokenizers that a run trains share."""
 
@@ -23,9 +23,6 @@ class OwnTokenizer:
     losses: tuple[TokenizerLoss, ...] = ()
     """What is asked of it beside the pixels."""
     codebook: str = "visual"
-
-    def __post_init__(self):
-        check(self, self.image % self.downsample == 0, "image", f"a multiple of downsample ({self.downsample})")
 
 
 @config(kind="conv", positive="blocks")
@@ -46,7 +43,7 @@ class ConvTokenizer(OwnTokenizer):
 
 
 @config(kind="vit", positive="layers heads decoder_layers", zero_or_more="queries expander keep_weight locality",
-        fraction="drop_tail")
+        fraction="drop_tail", whole="width/heads")
 class ViTTokenizer(OwnTokenizer):
     """Patches through a vision transformer to tokens that are no grid, and back (see `unimm.images.vit`).
 
@@ -75,7 +72,6 @@ class ViTTokenizer(OwnTokenizer):
     quantizer: Quantizer = VQ()
 
     def __post_init__(self):
-        check(self, self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
         check(self, 0 < self.keep <= 1, "keep", "above 0 and at most 1")
         rest = self.queries or self.expander or self.drop_tail
         check(self, self.keep == 1 or not rest, "keep", "1 where there are queries, an expander or drop_tail")

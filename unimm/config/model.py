@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from unimm.config.check import check, config
+from unimm.config.check import config
 
 
-@config(kind="fresh", positive="width layers heads kv_heads mlp rope_theta")
+@config(kind="fresh", positive="width layers heads kv_heads mlp rope_theta", whole="width/heads heads/kv_heads")
 class FreshBackbone:
     """A randomly initialised transformers causal LM, for the laptop and for tests."""
 
@@ -16,10 +16,6 @@ class FreshBackbone:
     kv_heads: int = 6
     mlp: int = 512
     rope_theta: float = 10000.0
-
-    def __post_init__(self):
-        check(self, self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
-        check(self, self.heads % self.kv_heads == 0, "heads", f"a multiple of kv_heads ({self.kv_heads})")
 
 
 @config(kind="pretrained")
@@ -64,7 +60,7 @@ class SharedTable:
     that trains for minutes to say where things are; a stock transformers class has no such vectors."""
 
 
-@config(kind="fresh", positive="patch width layers heads")
+@config(kind="fresh", positive="patch width layers heads", whole="width/heads")
 class FreshVision:
     """A randomly initialised vision transformer of SigLIP's make."""
 
@@ -73,9 +69,6 @@ class FreshVision:
     width: int = 64
     layers: int = 2
     heads: int = 4
-
-    def __post_init__(self):
-        check(self, self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
 
 
 @config(kind="pretrained")
@@ -158,7 +151,7 @@ class SeparateHead:
     """A released Janus, whose head is taken: a local folder or a hub id. Empty: a fresh one."""
 
 
-@config(kind="depth_head", positive="width layers heads")
+@config(kind="depth_head", positive="width layers heads", whole="width/heads")
 class DepthHead:
     """A small transformer over the codes of one position, each predicted from the hidden state and the codes before it
     (RQ-Transformer, arXiv:2203.01941; VILA-U, FQGAN)."""
@@ -166,9 +159,6 @@ class DepthHead:
     width: int = 128
     layers: int = 2
     heads: int = 4
-
-    def __post_init__(self):
-        check(self, self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
 
 
 @config(kind="flow_head", positive="width layers steps repeat")

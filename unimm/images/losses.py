@@ -1,4 +1,4 @@
-"""What a tokenizer of one's own may be asked for beside the pixels, by `config.losses`.
+"""Training the image tokenizer: its own losses, and what one of one's own is asked for beside them, by `config.losses`.
 
 The modules here learn beside the tokenizer and are no part of it, so that a saved tokenizer has none of them. The
 feature network is no part of either: it is frozen, and whoever builds this has it.
@@ -15,6 +15,7 @@ from unimm.config import tokenizer_losses as config
 from unimm.config.images import OwnTokenizer
 from unimm.images.base import ImageTokenizer, Reconstruction, TokenizerError
 from unimm.images.captions import Captions
+from unimm.losses import OfPictures
 
 Hidden = tuple[Tensor, ...]
 """What a feature network says of pictures: (B, positions, width) after each of its layers."""
@@ -110,11 +111,10 @@ class TokenizerLosses(nn.Module):
         kinds = [each.kind for each in self.wanted]
         if len(set(kinds)) < len(kinds):
             raise TokenizerError(f"the image tokenizer's losses are {', '.join(kinds)}; name each once")
-        asking = [kind for kind in kinds if kind in ("perceptual", "gram", "distill")]
+        asking = [each.kind for each in self.wanted if isinstance(each, config.OfFeatures)]
         if asking and features is None:
             raise TokenizerError(f"the image tokenizer's losses {', '.join(asking)} ask for features, and there are "
                                  "none; set features, and a stage Contrast before where they are fresh")
-        self.sees = bool(asking)
         self.looks_again = "perceptual" in kinds or "gram" in kinds
         # In a tuple, where torch does not find it.
         self.features = (features.eval().requires_grad_(False),) if asking else ()
@@ -126,12 +126,11 @@ class TokenizerLosses(nn.Module):
                 case config.Contrastive():
                     self.learned[each.kind] = Captions(tokenizer.vector_dim)
                 case config.Distill():
-                    width = features.config.hidden_size
-                    self.learned[each.kind] = DistillLoss(tokenizer.vector_dim, width, tokenizer.grid)
+                    self.learned[each.kind] = DistillLoss(
+                        tokenizer.vector_dim, features.config.hidden_size, tokenizer.grid)
 
     def _hidden(self, images: Tensor) -> Hidden:
-        network = self.features[0].to(images.device)
-        hidden = network(images, output_hidden_states=True)
+        hidden = self.features[0].to(images.device)(images, output_hidden_states=True)
         return *hidden.hidden_states[1:-1], hidden.last_hidden_state
 
     def forward(self, tokenizer: ImageTokenizer, images: Tensor, texts: tuple[str, ...],
@@ -139,7 +138,7 @@ class TokenizerLosses(nn.Module):
         if not self.wanted:
             return {}
         with torch.no_grad():
-            target = self._hidden(images) if self.sees else ()
+            target = self._hidden(images) if self.features else ()
         again = self._hidden(found.images) if self.looks_again else ()
         seen = Seen(images, texts, found, tokenizer.expand(found.vectors), target, again)
         losses = {}
@@ -162,3 +161,19 @@ class TokenizerLosses(nn.Module):
                 return {wanted.kind: self.learned[wanted.kind](seen)}
             case _:
                 assert_never(wanted)
+
+
+class Reconstructing(OfPictures):
+    """The image tokenizer's own losses, and those that its configuration asks for beside them.
+
+    Raises TokenizerError where they ask for `features`, a vision encoder, and there is none.
+    """
+
+    def __init__(self, tokenizer: ImageTokenizer, features: nn.Module | None = None):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.asked = TokenizerLosses(tokenizer, features)
+
+    def losses(self, images, texts):
+        found = self.tokenizer(images)
+        return found.losses | self.asked(self.tokenizer, images, texts, found)
