@@ -21,7 +21,7 @@ from unimm.config.tokenizer_losses import Adversarial, Contrastive, Perceptual
 from unimm.config.tokens import Codebook
 from unimm.generate.use import draw
 from unimm.hardware import gpu_named
-from unimm.images.tokenizer import TokenizerError, build_tokenizer, load_tokenizer
+from unimm.images.tokenizer import build_tokenizer, load_tokenizer
 from unimm.pipeline import train_run
 from unimm.plan.plan import Cluster, plan
 from unimm.published import vision
@@ -81,15 +81,11 @@ def test_what_the_stages_lack_is_refused_in_one_line(tmp_path):
 
     with pytest.raises(ConfigError, match="fresh and no stage has trained them; put a stage Contrast before"):
         train_run(stages(stages={"tokenizer": TINY.stages["tokenizer"]}), tmp_path / "a")
-    with pytest.raises(ConfigError, match="trains the recipe's features, and there are none"):
-        train_run(stages(features=None), tmp_path / "b")
-    with pytest.raises(TokenizerError, match="built on features, and there are none"):
-        train_run(stages(features=None, stages={"tokenizer": TINY.stages["tokenizer"]}), tmp_path / "c")
     with pytest.raises(ConfigError, match="learns from captions, and 'edits' has none"):
         train_run(stages(stages={"features": replace(SEES, mix=(Use(data="edits"),))}), tmp_path / "d")
     several = ConvTokenizer(width=16, quantizer=Product(of=VQ(size=32, dim=4)))
     wrong = stages(features=None, image_tokenizer=several, stages={"tokenizer": TINY.stages["tokenizer"]})
-    with pytest.raises(ConfigError, match="has 32 codes, but the image tokenizer's quantizer makes 32 of depth 2"):
+    with pytest.raises(ConfigError, match="has 32 codes, 1 a position, but the image tokenizer makes 32 codes, 2 a"):
         train_run(wrong, tmp_path / "e")
 
 

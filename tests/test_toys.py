@@ -42,6 +42,9 @@ def test_a_toy_scale_trains_draws_answers_and_draws_on(path, tmp_path, monkeypat
     assert [picture.shape for picture in drawn] == [(32 * scale, 32 * scale, 3)] * 2
     again = draw(system, [[Text("two blue squares at the top")]], [1], sampling)
     assert np.abs(again[0].astype(int) - drawn[1]).max() <= 1, "a picture depends on its neighbours"
+    for rows, columns in recipe.layout.sizes[1:]:
+        other = draw(system, [[Text("a red circle")]], [0], sampling, (rows, columns))[0]
+        assert other.shape == (8 * rows * scale, 8 * columns * scale, 3), "a picture of each size that the layout has"
     shown = Image(Pixels(drawn[0]), role="user")
     assert isinstance(answer(system, [[shown, Text("what is this?", role="user")]])[0], str)
     assert draw(system, [[shown, Text("make it red", role="user")]], [0], sampling)[0].shape == drawn[0].shape

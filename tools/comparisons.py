@@ -9,8 +9,22 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.toys import base, ett, illume_plus, tokenflow
+from recipes.toys import (
+    base,
+    emu3,
+    ett,
+    fqgan,
+    illume_plus,
+    lavit,
+    liquid,
+    ming_univision,
+    seed_llama,
+    tokenflow,
+    vila_u,
+)
+from unimm.config.decoder import TokenizerDecoder
 from unimm.config.recipe import Recipe
+from unimm.config.stages import Contrast, Reconstruct
 from unimm.config.tokens import Codebook
 
 Row = dict[str, tuple[float, int]]
@@ -57,7 +71,26 @@ PIXELS = replace(tokenflow.recipe, name="tokenflow_pixels", features=None, image
                  codebooks=(Codebook(name="visual", size=512),),
                  stages={name: stage for name, stage in tokenflow.recipe.stages.items() if name != "features"})
 
+def budgeted(recipe: Recipe) -> Recipe:
+    """The image tokenizer alone, at the steps that all of them have."""
+    kept = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, Contrast | Reconstruct)}
+    kept |= {name: replace(stage, steps=base.TOKENIZER.steps) for name, stage in kept.items()
+             if isinstance(stage, Reconstruct)}
+    used = {use.data for stage in kept.values() for use in stage.mix}
+    return replace(recipe, name=f"{recipe.name}_tokenizer", stages=kept, decoder=TokenizerDecoder(),
+                   data={name: source for name, source in recipe.data.items() if name in used})
+
+
+TOKENIZERS = (liquid, emu3, seed_llama, tokenflow, illume_plus, fqgan, vila_u, lavit, ett, ming_univision)
+
 COMPARISONS = {
+    "tokenizers": Comparison(
+        f"How do image tokenizers compare at equal training budget, {base.TOKENIZER.steps:,} steps of "
+        f"{base.TOKENIZER.batch} pictures? Liquid's and Janus's are one; what contrast has taught the features of "
+        "others before is not counted.",
+        {system.recipe.name: budgeted(system.recipe) for system in TOKENIZERS},
+        ("tokenizer.tokens.mean", "tokenizer.psnr", "tokenizer.ssim", "tokenizer.judge", "tokenizer.rfid.random",
+         "tokenizer.probe.colour", "tokenizer.probe.shape", "tokenizer.words.all")),
     "detokenizer": Comparison(
         "ILLUME+: is a diffusion decoder at twice the size better than enlarging what the tokenizer's own draws?",
         {"illume_plus": illume_plus.recipe}, measured=enlarged),

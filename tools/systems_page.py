@@ -76,9 +76,10 @@ def section(name: str, system: dict, toy: str, published: str) -> str:
 def tokenizers(systems: dict[str, dict]) -> str:
     """All tokenizers in one table, then how their codes are used."""
     keys = [key for key in MEASURES if any(score(system, key) for system in systems.values())]
-    rows = [["system", *(MEASURES[key] for key in keys)]]
+    rows = [["system", "seconds", *(MEASURES[key] for key in keys)]]
     for name, system in systems.items():
-        rows.append([name, *(f"{found[0]:.3g}" if (found := score(system, key)) else "-" for key in keys)])
+        spent = f"{system['seconds'].get('tokenizer', 0):.0f}"
+        rows.append([name, spent, *(f"{found[0]:.3g}" if (found := score(system, key)) else "-" for key in keys)])
     codes = [["codebook", "used", "of", "entropy, bits", "perplexity", "Zipf slope"]]
     for name, system in systems.items():
         books = dict.fromkeys(key.split(".")[2] for key in system["scores"] if key.startswith("tokenizer.codes."))
@@ -88,9 +89,11 @@ def tokenizers(systems: dict[str, dict]) -> str:
             codes.append([f"{name}, {book.replace('_', ' ')}", f"{of['used']:.0f}", f"{of['size']:.0f}",
                           f"{of['entropy']:.2f}", f"{of['perplexity']:.1f}", f"{of['zipf']:.2f}"])
     return "\n".join([
-        "## Tokenizers at equal training budget\n",
-        "The measures of `unimm/images/measure.py`, on the same unseen scenes. Frechet distances are of features of "
-        "few pictures: they compare rows of this table, not with other tables. Words are never in training.\n",
+        "## Tokenizers beside one another\n",
+        "As the systems above have them, after the seconds that each took; at equal budget they stand under "
+        "Comparisons. The measures are those of `unimm/images/measure.py`, on the same unseen scenes. Frechet "
+        "distances are of features of few pictures: they compare rows of this table, not with other tables. Words are "
+        "never in training.\n",
         _table(rows), _table(codes)])
 
 
@@ -106,7 +109,8 @@ def compared(comparisons: dict[str, dict]) -> str:
 
 
 def _value(key: str, value: float, count: int) -> str:
-    return f"{value:.2f}" if key.endswith(("psnr", "ssim", "random", "features")) else _share((value, count))
+    plain = ("psnr", "ssim", "random", "features", "mean", "words.all")
+    return f"{value:.3g}" if key.endswith(plain) else _share((value, count))
 
 
 def page(kept: dict, root: Path = ROOT) -> str:

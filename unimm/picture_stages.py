@@ -75,9 +75,6 @@ def _train(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status:
 
 def _train_features(recipe: Recipe, folder: Path, name: str, stage: Contrast, status: Status) -> None:
     """Train the feature network and keep it as transformers does."""
-    if recipe.features is None:
-        raise ConfigError(f"stage {name!r} trains the recipe's features, and there are none; set features, or leave "
-                          "the stage out")
     size = recipe.image_tokenizer.image
     module = Contrasting(vision(recipe.features, size))
     trained = _train(recipe, folder, name, stage, status, module, _pictures(recipe, name, stage, captions=True))

@@ -31,7 +31,7 @@ TOKENIZER = Reconstruct(mix=(Use(data="pairs"),), steps=1000, batch=32, optimize
 MIX = (Use(data="pairs", task="t2i", weight=0.4), Use(data="pairs", task="draw", weight=0.05),
        Use(data="pairs", task="caption", weight=0.05), Use(data="chats", weight=0.5))
 LANGUAGE = NextToken(
-    mix=MIX, steps=2000, step_tokens=9 * 256, seq_len=256, optimizer=Muon(lr=0.02, adamw_lr=4e-3),
-    schedule=Schedule(warmup=0.02, anneal=0.5), preview_every=2000, save_every=1000)
+    mix=MIX, steps=1000, step_tokens=6 * 256, seq_len=256, optimizer=Muon(lr=0.02, adamw_lr=4e-3),
+    schedule=Schedule(warmup=0.02, anneal=0.5), preview_every=1000, save_every=500)
 
 SAMPLING = Sampling(image=Choice(temperature=0.3), guidance=1.5)

@@ -25,9 +25,9 @@ recipe = replace(
     special_ids={}, backbone=base.BACKBONE, data=base.DATA,
     stages={
         "tokenizer": replace(base.TOKENIZER, steps=1100, optimizer=AdamW(lr=6e-3)),
-        "alignment": replace(READ, steps=600, schedule=Schedule(warmup=0.02, anneal=0.0)),
-        "semantic": replace(READ, steps=400, reconstruction=0.25, schedule=Schedule(warmup=0.02, anneal=0.0),
+        "alignment": replace(READ, steps=200, schedule=Schedule(warmup=0.02, anneal=0.0)),
+        "semantic": replace(READ, steps=200, reconstruction=0.25, schedule=Schedule(warmup=0.02, anneal=0.0),
                             train=Trains(rates={"tokenizer": 0.1})),
-        "sft": replace(base.LANGUAGE, steps=1800),
+        "sft": replace(base.LANGUAGE, steps=800),
     },
     sampling=base.SAMPLING, judge="shapes")

@@ -38,6 +38,6 @@ recipe = replace(
     stages={
         "features": base.SEEN, "tokenizer": base.TOKENIZER,
         "detokenizer": Detokenize(mix=(Use(data="large"),), steps=600, batch=32, optimizer=AdamW(lr=4e-3)),
-        "pretrain": replace(base.LANGUAGE, steps=2600, train=Trains(frozen=("vision",))),
+        "pretrain": replace(base.LANGUAGE, train=Trains(frozen=("vision",))),
     },
     sampling=base.SAMPLING, judge="shapes")

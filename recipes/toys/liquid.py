@@ -20,7 +20,7 @@ recipe = replace(
     data=base.DATA | {"text": Shapes(part="sentences", count=20000, seed=4)},
     stages={
         "tokenizer": base.TOKENIZER,
-        "words": replace(base.LANGUAGE, mix=(Use(data="text"),), steps=200, drop_context=0.0),
+        "words": replace(base.LANGUAGE, mix=(Use(data="text"),), steps=150, drop_context=0.0),
         "pretrain": replace(base.LANGUAGE, mix=(*base.MIX, Use(data="text", weight=0.1))),
     },
     sampling=base.SAMPLING, judge="shapes")

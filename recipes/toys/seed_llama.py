@@ -33,8 +33,8 @@ recipe = replace(
     data=base.DATA | {"text": Shapes(part="sentences", count=20000, seed=4)},
     stages={
         "tokenizer": replace(base.TOKENIZER, steps=2400),
-        "words": replace(base.LANGUAGE, mix=(Use(data="text"),), steps=300, drop_context=0.0),
-        "pretrain": replace(base.LANGUAGE, mix=base.MIX[:3], steps=1200, train=LORA),
-        "sft": replace(base.LANGUAGE, steps=1800, train=LORA),
+        "words": replace(base.LANGUAGE, mix=(Use(data="text"),), steps=150, drop_context=0.0),
+        "pretrain": replace(base.LANGUAGE, mix=base.MIX[:3], steps=300, train=LORA),
+        "sft": replace(base.LANGUAGE, steps=900, train=LORA),
     },
     sampling=base.SAMPLING, judge="shapes")

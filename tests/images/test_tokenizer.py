@@ -79,7 +79,8 @@ def test_without_a_quantizer_there_are_latents(tmp_path):
     assert found == to_codes(tokenizer, squares(3)), "noise is for training's forward alone"
     again = tokenizer.eval()(to_tensor(squares(3)))
     assert torch.allclose(again.images, tokenizer.pictures(found), atol=1e-5) and again.ids is None
-    assert not any("codes" in name for name in measure(tokenizer, squares(3)).values)
+    values = measure(tokenizer, squares(3)).values
+    assert "psnr" in values and "codes_used" not in values
     for wrong in (Codes.of_grid(np.zeros((4, 4), int)), Latents(np.zeros((16, 4), np.float32))):
         with pytest.raises(TokenizerError, match="has 16 latents of 5 channels"):
             to_pixels(tokenizer, [wrong])

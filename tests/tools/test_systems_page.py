@@ -45,7 +45,7 @@ def test_prose_is_of_the_docstrings_and_numbers_are_of_the_results(root):
     assert f"| draws one object | 90.0% ({low:.1%} to {high:.1%}) of 200 |" in page
     assert "| nats a token of text after pretrain | 1.234 over 4,000 tokens |" in page
     assert "| toy | shared_table | depth_head | 90.0% | - | - | - | - | - | 100.0% | 300 |" in page
-    assert "| toy | 16 | 31.2 | 1 |" in page and "| toy, visual 2 | 97 | 128 | 5.50 | 45.2 | -1.20 |" in page
+    assert "| toy | 60 | 16 | 31.2 | 1 |" in page and "| toy, visual 2 | 97 | 128 | 5.50 | 45.2 | -1.20 |" in page
     assert "abc123, 2026-01-02, torch 2.13" in page
 
 

@@ -114,7 +114,7 @@ def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | PictureSta
 
 def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, device: str) -> Measured:
     model = around(skeleton(recipe.backbone, layout.vocab), recipe, layout, weights=False,
-                   tokenizer=build_tokenizer(recipe.image_tokenizer))
+                   tokenizer=build_tokenizer(recipe.image_tokenizer, _features(recipe)))
     new = new_rows(recipe, layout, model)
     # peft moves its adapters to where they are already; torch can't replace tensors without storage by themselves.
     with mock.patch.object(nn.Module, "_apply", lambda module, change, recurse=True: module):
