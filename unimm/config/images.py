@@ -172,18 +172,24 @@ class Chameleon(Published):
     """False for weights without one, such as transformers' Chameleon: such a tokenizer encodes only."""
 
 
-@config(kind="emu3")
-class Emu3(Published):
-    """Emu3-VisionTokenizer: 32,768 codes of 8 x 8 pixels, or of `frames` times that in a video."""
+@config()
+class Finer(Published):
+    """8 x 8 pixels to a code, of 4 channels."""
 
-    image: int = 720
-    fit: Fit = "within"
     width: int = 256
     multipliers: tuple[int, ...] = (1, 2, 2, 4)
     attention: tuple[int, ...] = (3,)
     latent: int = 4
-    size: int = 32768
     dim: int = 4
+
+
+@config(kind="emu3")
+class Emu3(Finer):
+    """Emu3-VisionTokenizer: 32,768 codes of 8 x 8 pixels, or of `frames` times that in a video."""
+
+    image: int = 720
+    fit: Fit = "within"
+    size: int = 32768
     frames: int = 4
     pixels: tuple[int, int] = (512 * 512, 1024 * 1024)
     """The least and the most pixels of an image, where `fit` is 'within'."""
@@ -206,17 +212,12 @@ class LlamaGen(Published):
 
 
 @config(kind="movq")
-class MoVQ(Published):
+class MoVQ(Finer):
     """SBER-MoVQGAN 270M: 16,384 codes of 8 x 8 pixels, a decoder whose norms read the codes."""
 
     image: int = 512
     fit: Fit = "square"
-    width: int = 256
-    multipliers: tuple[int, ...] = (1, 2, 2, 4)
-    attention: tuple[int, ...] = (3,)
-    latent: int = 4
     size: int = 16384
-    dim: int = 4
 
 
 @config(kind="ibq")

@@ -109,11 +109,6 @@ class ImageTokenizer(nn.Module):
         return latents
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the configuration's own image."""
-        return self.grid[0] * self.patch, self.grid[1] * self.patch
-
-    @property
     def vector_dim(self) -> int:
         return sum(quantizer.dim for quantizer in self.quantizers)
 
@@ -130,8 +125,7 @@ class ImageTokenizer(nn.Module):
 
     def conditions(self, contents: list[Content]) -> Tensor:
         """What the decoder draws such contents from, (B, C, h, w); all of one grid."""
-        arrays = [[level.ids for level in c.levels] if isinstance(c, Codes) else [c.array] for c in contents]
-        stacked = [torch.from_numpy(np.stack(each)).to(self.device) for each in zip(*arrays)]
+        stacked = [torch.from_numpy(np.stack(each)).to(self.device) for each in zip(*map(arrays, contents))]
         found = [quantizer.codes_to_vectors(each.long().squeeze(-1)) if quantizer.depth else each
                  for quantizer, each in zip(self.quantizers, stacked)]
         return self.joined([_on_grid(each, grid) for each, grid in zip(found, self._grids(contents[0]))])
@@ -151,13 +145,7 @@ class ImageTokenizer(nn.Module):
     def check(self, number: int, content: Content) -> tuple[int, int]:
         """The pixels (height, width) of a content. Raises TokenizerError where it is none of this tokenizer's."""
         depth, (height, width) = self.quantizer.depth, self._grids(content)[-1]
-        match content:
-            case Codes(levels=levels) if depth:
-                found = [level.ids for level in levels]
-            case Latents(array=array) if not depth:
-                found = [array]
-            case _:
-                found = []
+        found = arrays(content) if isinstance(content, Codes if depth else Latents) else []
         spaces = [(columns, -1, size) for size, columns in self.books.values()] or [(self.dim, -np.inf, np.inf)]
         wanted = list(zip(self._counts(content), spaces, strict=True))
         if len(found) != len(wanted) or not all(map(_fits, found, wanted)):
@@ -208,14 +196,14 @@ class ImageTokenizer(nn.Module):
         """Whether an image may have this many pixels."""
         if self.any_size:
             return height > 0 and width > 0 and height % self.patch == 0 and width % self.patch == 0
-        return (height, width) == self.image_size
+        return height == width == self.config.image
 
     @property
     def sizes_taken(self) -> str:
         """The sizes of images in words, for messages."""
         if self.any_size:
             return f"(height, width, 3), both sides multiples of {self.patch}"
-        return f"{(*self.image_size, 3)}"
+        return f"{(self.config.image, self.config.image, 3)}"
 
     def _checked(self, images: Tensor) -> Tensor:
         """The images as the weights' type. Raises TokenizerError for a size that isn't taken."""
@@ -223,6 +211,11 @@ class ImageTokenizer(nn.Module):
             raise TokenizerError(f"this image tokenizer takes images of {self.sizes_taken}, channels first; "
                                  f"got {tuple(images.shape[1:])}; crop and resize them first")
         return images.to(next(self.parameters()).dtype)
+
+
+def arrays(content: Codes | Latents) -> list[np.ndarray]:
+    """The ids of each level, or the latents."""
+    return [level.ids for level in content.levels] if isinstance(content, Codes) else [content.array]
 
 
 Space = tuple[tuple[int, int], tuple[int, float, float]]

@@ -15,9 +15,8 @@ class ResidualQuantizer(Quantizer):
     all depths, each against what was left for it (eq. 7), their mean."""
 
     def __init__(self, of: Nearest, depth: int):
-        super().__init__()
+        super().__init__(of.size, of.dim)
         self.of, self.depth = of, depth
-        self.size, self.dim = of.size, of.dim
 
     def _ids(self, rows):
         found = []
@@ -43,10 +42,9 @@ class ProductQuantizer(Quantizer):
     """Codebooks side by side, each with its share of the channels (Bai et al. 2024, FQGAN, 3.1)."""
 
     def __init__(self, parts: list[Nearest], disentangle: float):
-        super().__init__()
+        super().__init__(parts[0].size, sum(part.dim for part in parts))
         self.parts = nn.ModuleList(parts)
-        self.disentangle = disentangle
-        self.depth, self.size, self.dim = len(parts), parts[0].size, sum(part.dim for part in parts)
+        self.depth, self.disentangle = len(parts), disentangle
 
     def _shares(self, rows: Tensor):
         return zip(self.parts, rows.chunk(self.depth, dim=-1))

@@ -21,7 +21,6 @@ from unimm.images.base import ImageTokenizer, Reconstruction
 from unimm.images.conv import Block, Decoder, Encoder, PositionNorm
 from unimm.images.losses import resized
 from unimm.images.quantize import VectorQuantizer
-from unimm.images.quantizer import Quantized
 
 
 class DualImageTokenizer(ImageTokenizer):
@@ -63,7 +62,7 @@ class DualImageTokenizer(ImageTokenizer):
         return [torch.cat([meant, self.encoder(images)], 1)]
 
     def forward(self, images: Tensor) -> Reconstruction:
-        inputs = self._checked(images)
+        inputs, weight = self._checked(images), self.config.semantic_weight
         seen = self._seen(inputs)
         found = [quantizer(each) for quantizer, each in zip(self.quantizers, self._maps(seen, inputs))]
         vectors = self.joined([each.vectors for each in found])
@@ -71,13 +70,9 @@ class DualImageTokenizer(ImageTokenizer):
         target = self._seen(inputs, self.taught) if self.taught else seen
         recalled = resized(self.recall(found[0].vectors[:, :self.config.semantic.dim]), self.side)
         semantic = (1 - F.cosine_similarity(recalled, target, dim=1)).mean()
-        losses = self.pixel_losses(again, images.float()) | {
-            "quantizer": self._loss(*found), "semantic": self.config.semantic_weight * semantic}
+        lost = sum([weight * each.loss for each in found[:-1]], found[-1].loss)
+        losses = self.pixel_losses(again, images.float()) | {"quantizer": lost, "semantic": weight * semantic}
         return Reconstruction(again, found[-1].ids, losses, vectors.flatten(2).mT)
-
-    def _loss(self, *levels: Quantized) -> Tensor:
-        """Of the pixels' quantizer, or the shared one, and of one of meaning by its weight."""
-        return sum([self.config.semantic_weight * each.loss for each in levels[:-1]], levels[-1].loss)
 
 
 def _copied(features: nn.Module) -> nn.Module:

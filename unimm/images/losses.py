@@ -4,7 +4,7 @@ The modules here learn beside the tokenizer and are no part of it, so that a sav
 feature network is no part of either: it is frozen, and whoever builds this has it.
 """
 
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +19,6 @@ from unimm.losses import OfPictures
 
 Hidden = tuple[Tensor, ...]
 """What a feature network says of pictures: (B, positions, width) after each of its layers."""
-
-
-class Seen(NamedTuple):
-    """One forward: pictures float32 (B, 3, H, W) with captions, what the tokenizer made of them, the vectors
-    (B, P, dim) that a language model reads, and the features of pictures and of what came back, where asked for."""
-
-    images: Tensor
-    texts: tuple[str, ...]
-    found: Reconstruction
-    read: Tensor
-    target: Hidden = ()
-    again: Hidden = ()
 
 
 def perceptual(ours: Hidden, theirs: Hidden) -> Tensor:
@@ -67,13 +55,14 @@ class AdversarialLoss(nn.Module):
         self.judge = PatchDiscriminator()
         self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, seen: Seen) -> dict[str, Tensor]:
-        again, fixed = seen.found.images, {name: p.detach() for name, p in self.judge.named_parameters()}
+    def forward(self, images: Tensor, again: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures, and what came back of them -> the loss of the discriminator, and that of the tokenizer."""
+        fixed = {name: p.detach() for name, p in self.judge.named_parameters()}
         shown = (self.forwards >= self.after).float()
         if self.training:
             self.forwards += 1
-        hinge = F.relu(1 - self.judge(seen.images)).mean() + F.relu(1 + self.judge(again.detach())).mean()
-        return {"discriminator": hinge / 2, "adversarial": -shown * functional_call(self.judge, fixed, (again,)).mean()}
+        hinge = F.relu(1 - self.judge(images)).mean() + F.relu(1 + self.judge(again.detach())).mean()
+        return hinge / 2, -shown * functional_call(self.judge, fixed, (again,)).mean()
 
 
 class DistillLoss(nn.Module):
@@ -84,8 +73,8 @@ class DistillLoss(nn.Module):
         self.grid = grid
         self.linear = nn.Linear(dim, width)
 
-    def forward(self, seen: Seen) -> Tensor:
-        ours, target = self.linear(seen.read), seen.target[-1]
+    def forward(self, read: Tensor, target: Tensor) -> Tensor:
+        ours = self.linear(read)
         if ours.shape[1] != target.shape[1]:
             if ours.shape[1] != self.grid[0] * self.grid[1]:
                 raise TokenizerError(f"distill compares grids, but an image has {ours.shape[1]} tokens and "
@@ -140,27 +129,23 @@ class TokenizerLosses(nn.Module):
         with torch.no_grad():
             target = self._hidden(images) if self.features else ()
         again = self._hidden(found.images) if self.looks_again else ()
-        seen = Seen(images, texts, found, tokenizer.expand(found.vectors), target, again)
-        losses = {}
+        read, losses = tokenizer.expand(found.vectors), {}
         for each in self.wanted:
-            losses |= {name: loss if name == "discriminator" else each.weight * loss
-                       for name, loss in self._one(each, seen).items()}
+            match each:
+                case config.Perceptual():
+                    loss = perceptual(again, target)
+                case config.Gram():
+                    loss = gram(again, target)
+                case config.Adversarial():
+                    losses["discriminator"], loss = self.learned[each.kind](images, found.images)
+                case config.Contrastive():
+                    loss = self.learned[each.kind](read.mean(1), texts)
+                case config.Distill():
+                    loss = self.learned[each.kind](read, target[-1])
+                case _:
+                    assert_never(each)
+            losses[each.kind] = each.weight * loss
         return losses
-
-    def _one(self, wanted: config.TokenizerLoss, seen: Seen) -> dict[str, Tensor]:
-        match wanted:
-            case config.Perceptual():
-                return {wanted.kind: perceptual(seen.again, seen.target)}
-            case config.Gram():
-                return {wanted.kind: gram(seen.again, seen.target)}
-            case config.Adversarial():
-                return self.learned[wanted.kind](seen)
-            case config.Contrastive():
-                return {wanted.kind: self.learned[wanted.kind](seen.read.mean(1), seen.texts)}
-            case config.Distill():
-                return {wanted.kind: self.learned[wanted.kind](seen)}
-            case _:
-                assert_never(wanted)
 
 
 class Reconstructing(OfPictures):

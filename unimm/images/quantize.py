@@ -26,9 +26,8 @@ class FiniteScalar(Quantizer):
     """
 
     def __init__(self, kind: config.FSQ):
-        super().__init__()
         levels = kind.levels
-        self.size, self.dim = math.prod(levels), len(levels)
+        super().__init__(math.prod(levels), len(levels))
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
@@ -58,8 +57,8 @@ class LookupFree(Quantizer):
     COMMITMENT = 0.25
 
     def __init__(self, kind: config.LFQ):
-        super().__init__()
-        self.kind, self.size, self.dim = kind, 2**kind.bits, kind.bits
+        super().__init__(2**kind.bits, kind.bits)
+        self.kind = kind
         self.scale = 1 / math.sqrt(kind.bits) if kind.spherical else 1.0
         self.register_buffer("basis", 2 ** torch.arange(kind.bits - 1, -1, -1), persistent=False)
 
@@ -75,22 +74,16 @@ class LookupFree(Quantizer):
     def _learn(self, rows, ids, vectors):
         # Probability of a bit under a softmax over codes of -|z - code|^2 / SOFTNESS, in units of the code's scale.
         logits = 4 * rows / self.scale
-        entropy_each = _binary_entropy(logits).sum(-1).mean()
+        entropy_each = (F.softplus(logits) - logits * logits.sigmoid()).sum(-1).mean()  # of each bit, in nats
         entropy_all = sum(_joint_entropy(group) for group in logits.split(self.GROUP, dim=-1))
         return self.kind.entropy_weight * (entropy_each - entropy_all) + self.COMMITMENT * F.mse_loss(rows, vectors)
 
 
-def _binary_entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of bits that are 1 with probability sigmoid(logits)."""
-    return F.softplus(logits) - logits * logits.sigmoid()
-
-
 def _joint_entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of the average over N of distributions over 2^G codes with independent bits (N, G)."""
-    one, zero = logits.sigmoid(), (-logits).sigmoid()
     p = logits.new_ones(len(logits), 1)
-    for i in range(logits.shape[1]):
-        p = torch.cat([p * zero[:, i : i + 1], p * one[:, i : i + 1]], dim=1)  # (N, 2^(i+1))
+    for bit in logits.split(1, dim=1):
+        p = torch.cat([p * (-bit).sigmoid(), p * bit.sigmoid()], dim=1)  # (N, 2^(i+1))
     p = p.mean(0)
     return -(p * p.clamp_min(1e-9).log()).sum()
 
@@ -172,11 +165,11 @@ class VectorQuantizer(Nearest):
 class Continuous(Quantizer):
     """Nothing is rounded: latents of length sqrt(dim), so that a channel's mean square is 1, with noise in training."""
 
-    size, depth = 0, 0
+    depth = 0
 
     def __init__(self, kind: config.Unquantized):
-        super().__init__()
-        self.dim, self.noise = kind.dim, kind.noise
+        super().__init__(0, kind.dim)
+        self.noise = kind.noise
 
     def settled(self, rows):
         return F.rms_norm(rows, rows.shape[-1:])

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.config.images import ViTTokenizer
-from unimm.images.base import ImageTokenizer, Reconstruction
+from unimm.images.base import ImageTokenizer, Reconstruction, arrays
 from unimm.images.quantize import build_quantizer
 from unimm.sample import Codes, Latents, Level
 
@@ -177,7 +177,7 @@ class ViTImageTokenizer(ImageTokenizer):
 
     def conditions(self, contents):
         """What is missing up to `positions` is absent."""
-        given = [c.array if self.continuous else c.levels[0].ids for c in contents]
+        given = [arrays(content)[0] for content in contents]
         rows = np.zeros((len(given), self.positions, given[0].shape[1]), given[0].dtype)
         present = np.zeros(rows.shape[:2], bool)
         for i, codes in enumerate(given):
@@ -199,10 +199,9 @@ class ViTImageTokenizer(ImageTokenizer):
         quantized = self.quantizer(z[chosen].T[None, :, None])  # only what is kept
         ids = quantized.ids
         if ids is not None:
-            places = torch.arange(keep.shape[1], device=z.device) % self.wheres
+            places = (torch.arange(keep.shape[1], device=z.device) % self.wheres).expand_as(chosen)[chosen]
             ids = torch.full((*keep.shape, *ids.shape[2:]), -1, device=z.device)
-            ids[chosen] = quantized.ids[0] * self.wheres
-            ids = torch.where(ids < 0, ids, ids + places.view(-1, *[1] * (ids.ndim - 2)))
+            ids[chosen] = quantized.ids[0] * self.wheres + places.view(-1, *[1] * (ids.ndim - 2))
         vectors = z.masked_scatter(chosen[..., None], quantized.vectors[0, :, 0].T)
         features = self.features(vectors, keep * self._prefixes(keep) if self.training else keep)
         again = self.drawn(self._patches_of(features)).float()
