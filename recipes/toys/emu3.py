@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from recipes.systems import emu3_gen
 from recipes.toys import base
-from unimm.config.model import SharedTable
 from unimm.config.tokens import Codebook
 
 recipe = replace(
@@ -16,8 +15,8 @@ recipe = replace(
     text=base.TEXT, image_tokenizer=replace(base.IMAGES, any_size=True),
     codebooks=(Codebook(name="visual", size=512),),
     layout=replace(emu3_gen.recipe.layout, sizes=((4, 4), (4, 6), (6, 4)), pixels_per_code=base.PIXELS_PER_CODE,
-                   learn="all", chat=replace(emu3_gen.recipe.layout.chat, preface="", draw_preface="")),
-    special_ids={}, backbone=base.BACKBONE, image_in=SharedTable(rows="codebook"),
+                   learn="all", chat=base.CHAT),
+    special_ids={}, backbone=base.BACKBONE, image_in=base.TABLE,
     data={"pairs": replace(base.PAIRS, wide=0.3), "chats": replace(base.CHATS, wide=0.3)},
     stages={"tokenizer": base.TOKENIZER, "pretrain": base.LANGUAGE},
     sampling=base.SAMPLING, judge="shapes")

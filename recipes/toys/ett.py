@@ -21,13 +21,13 @@ recipe = replace(
         base.IMAGES, quantizer=IndexBackprop(size=512, dim=32, entropy_weight=0.5), losses=()),
     codebooks=(Codebook(name="visual", size=512),),
     layout=replace(ett_1_5b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
-                   chat=replace(ett_1_5b.recipe.layout.chat, preface="", draw_preface="")),
+                   chat=base.CHAT),
     special_ids={}, backbone=base.BACKBONE, data=base.DATA,
     stages={
         "tokenizer": replace(base.TOKENIZER, steps=1100, optimizer=AdamW(lr=6e-3)),
-        "alignment": replace(READ, steps=200, schedule=Schedule(warmup=0.02, anneal=0.0)),
-        "semantic": replace(READ, steps=200, reconstruction=0.25, schedule=Schedule(warmup=0.02, anneal=0.0),
+        "alignment": replace(READ, steps=300, schedule=Schedule(warmup=0.02, anneal=0.0)),
+        "semantic": replace(READ, steps=300, reconstruction=0.25, schedule=Schedule(warmup=0.02, anneal=0.0),
                             train=Trains(rates={"tokenizer": 0.1})),
-        "sft": replace(base.LANGUAGE, steps=800),
+        "sft": replace(base.LANGUAGE, steps=1100),
     },
     sampling=base.SAMPLING, judge="shapes")

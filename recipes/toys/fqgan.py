@@ -14,12 +14,12 @@ from unimm.config.tokenizer_losses import Distill
 from unimm.config.tokens import Codebook
 
 recipe = replace(
-    fqgan.recipe, name="fqgan", about="FQGAN at toy scale: 2 x 128 codes a position, a depth transformer.",
+    fqgan.recipe, name="fqgan", about="FQGAN at toy scale: 2 x 32 codes a position, a depth transformer.",
     text=base.TEXT, features=base.FEATURES, image_tokenizer=replace(
-        base.IMAGES, quantizer=Product(of=VQ(size=128, dim=8), parts=2, disentangle=0.1),
+        base.IMAGES, quantizer=Product(of=VQ(size=32, dim=8), parts=2, disentangle=0.1),
         losses=(Distill(weight=0.2),)),
-    codebooks=(Codebook(name="visual", size=128, depth=2, shared=False),),
-    layout=replace(fqgan.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE),
+    codebooks=(Codebook(name="visual", size=32, depth=2, shared=False),),
+    layout=replace(fqgan.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE, chat=base.CHAT),
     backbone=base.BACKBONE, image_in=CodeVectors(depth=2), image_out=DepthHead(width=96, layers=2, heads=4),
     data=base.DATA, stages={"features": base.SEEN, "tokenizer": base.TOKENIZER, "pretrain": base.LANGUAGE},
     sampling=base.SAMPLING, judge="shapes")

@@ -30,9 +30,10 @@ recipe = replace(
     continuous=(Continuous(name="vision", channels=64, placeholder="<vision>"),),
     layout=replace(
         LAYOUT, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE, replacement="<unconditional>",
+        draw_words="{text}",
         write=replace(LAYOUT.write, levels=(replace(SEMANTIC, shape=Grid()), PIXEL)),
         read=replace(LAYOUT.read, levels=(replace(READ, shape=Grid()),)),
-        chat=replace(LAYOUT.chat, preface="", draw_preface="")), special_ids={},
+        chat=base.CHAT), special_ids={},
     backbone=base.BACKBONE, image_in=VisionFeatures(encoder=RecipeVision(), image=32),
     data={"large": replace(base.PAIRS, count=20000, scale=2)} | base.DATA,
     stages={

@@ -16,7 +16,7 @@ recipe = replace(
     text=base.TEXT, image_tokenizer=base.IMAGES, codebooks=(Codebook(name="visual", size=512, shared=False),),
     continuous=(Continuous(name="vision", channels=64, placeholder="<image_placeholder>"),),
     layout=replace(janus_pro_1b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
-                   chat=replace(janus_pro_1b.recipe.layout.chat, preface="")), special_ids={},
+                   chat=base.CHAT), special_ids={},
     backbone=base.BACKBONE, image_in=VisionFeatures(encoder=base.FEATURES, image=32, dim=16),
     image_out=SeparateHead(), data=base.DATA,
     stages={"tokenizer": base.TOKENIZER, "pretrain": base.LANGUAGE},

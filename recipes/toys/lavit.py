@@ -9,7 +9,6 @@ from recipes.systems import lavit_7b
 from recipes.toys import base
 from unimm.config.decoder import TokenizerDecoder
 from unimm.config.images import ViTTokenizer
-from unimm.config.model import SharedTable
 from unimm.config.quantizers import VQ
 from unimm.config.tokens import Codebook, LevelLayout, UpTo
 
@@ -20,8 +19,8 @@ recipe = replace(
         quantizer=VQ(size=256, dim=16), foreground_weight=4.0),
     codebooks=(Codebook(name="visual", size=256 * 16),),
     layout=replace(
-        lavit_7b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
+        lavit_7b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE, chat=base.CHAT,
         write=replace(lavit_7b.recipe.layout.write, levels=(LevelLayout(space="visual", shape=UpTo(longest=16)),))),
-    special_ids={}, backbone=base.BACKBONE, image_in=SharedTable(rows="codebook"), data=base.DATA,
+    special_ids={}, backbone=base.BACKBONE, image_in=base.TABLE, data=base.DATA,
     stages={"tokenizer": replace(base.TOKENIZER, steps=1600), "pretrain": base.LANGUAGE},
     sampling=base.SAMPLING, judge="shapes")

@@ -9,14 +9,14 @@ from dataclasses import replace
 from recipes.systems import liquid_7b
 from recipes.toys import base
 from unimm.config.data import Shapes, Use
-from unimm.config.model import SharedTable
 from unimm.config.tokens import Codebook
 
 recipe = replace(
     liquid_7b.recipe, name="liquid", about="Liquid at toy scale: a million parameters, 512 codes in their table.",
     text=base.TEXT, image_tokenizer=base.IMAGES, codebooks=(Codebook(name="visual", size=512),),
-    layout=replace(liquid_7b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE), special_ids={},
-    backbone=base.BACKBONE, image_in=SharedTable(rows="codebook"),
+    layout=replace(liquid_7b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
+                   chat=base.CHAT, draw_words="{text}", caption_words=""), special_ids={},
+    backbone=base.BACKBONE, image_in=base.TABLE,
     data=base.DATA | {"text": Shapes(part="sentences", count=20000, seed=4)},
     stages={
         "tokenizer": base.TOKENIZER,

@@ -22,7 +22,8 @@ recipe = replace(
         codebook="latent"),
     continuous=(Continuous(name="latent", channels=16, placeholder="<imagePatch>"),),
     layout=replace(
-        ming_univision_16b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
+        ming_univision_16b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE, chat=base.CHAT,
+        draw_words="{text}",
         write=replace(ming_univision_16b.recipe.layout.write,
                       levels=(LevelLayout(space="latent", shape=Line(length=16)),))),
     special_ids={}, backbone=base.BACKBONE, image_out=FlowHead(width=192, layers=3, steps=12, repeat=4),

@@ -11,7 +11,6 @@ from recipes.toys import base
 from unimm.config.data import Shapes, Use
 from unimm.config.decoder import TokenizerDecoder
 from unimm.config.images import ViTTokenizer
-from unimm.config.model import SharedTable
 from unimm.config.quantizers import VQ
 from unimm.config.tokenizer_losses import Contrastive
 from unimm.config.tokens import Codebook, LevelLayout, Line
@@ -26,15 +25,15 @@ recipe = replace(
         locality=6.0, quantizer=VQ(size=512, dim=16), foreground_weight=4.0, losses=(Contrastive(weight=0.05),)),
     codebooks=(Codebook(name="visual", size=512),),
     layout=replace(
-        seed_llama_8b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
+        seed_llama_8b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE, chat=base.CHAT,
         write=replace(seed_llama_8b.recipe.layout.write,
                       levels=(LevelLayout(space="visual", shape=Line(length=16)),))), special_ids={},
-    backbone=base.BACKBONE, image_in=SharedTable(rows="codebook"),
+    backbone=base.BACKBONE, image_in=base.TABLE,
     data=base.DATA | {"text": Shapes(part="sentences", count=20000, seed=4)},
     stages={
         "tokenizer": replace(base.TOKENIZER, steps=2400),
-        "words": replace(base.LANGUAGE, mix=(Use(data="text"),), steps=150, drop_context=0.0),
-        "pretrain": replace(base.LANGUAGE, mix=base.MIX[:3], steps=300, train=LORA),
-        "sft": replace(base.LANGUAGE, steps=900, train=LORA),
+        "words": replace(base.LANGUAGE, mix=(Use(data="text"),), steps=200, drop_context=0.0),
+        "pretrain": replace(base.LANGUAGE, mix=base.MIX[:3], steps=500, train=LORA),
+        "sft": replace(base.LANGUAGE, steps=1200, train=LORA),
     },
     sampling=base.SAMPLING, judge="shapes")

@@ -19,7 +19,8 @@ recipe = replace(
         image=32, downsample=8, width=96, index="shared", semantic=VQ(size=512, dim=8), pixel=VQ(size=512, dim=16),
         semantic_weight=0.2, tune=True, encoder_kernel=1, foreground_weight=4.0),
     codebooks=(Codebook(name="visual", size=512),),
-    layout=replace(tokenflow_t2i_7b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE),
+    layout=replace(tokenflow_t2i_7b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
+                   chat=base.CHAT),
     special_ids={}, backbone=base.BACKBONE, image_in=CodeVectors(depth=2),
     data=base.DATA, stages={"features": base.SEEN, "tokenizer": base.TOKENIZER, "pretrain": base.LANGUAGE},
     sampling=base.SAMPLING, judge="shapes")

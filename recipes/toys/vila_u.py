@@ -19,9 +19,9 @@ recipe = replace(
     codebooks=(Codebook(name="visual", size=128, depth=3, shared=False),),
     layout=replace(
         vila_u_7b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
-        replacement="USER:  ASSISTANT:",
+        replacement="<unconditional>",
         write=replace(vila_u_7b.recipe.layout.write, levels=(LevelLayout(space="visual", shape=Grid()),)),
-        chat=replace(vila_u_7b.recipe.layout.chat, preface="", draw_preface="")), special_ids={},
+        chat=base.CHAT), special_ids={},
     backbone=base.BACKBONE, image_in=CodeVectors(depth=2), image_out=DepthHead(width=96, layers=2, heads=4),
     data=base.DATA, stages={"tokenizer": base.TOKENIZER, "pretrain": base.LANGUAGE},
     sampling=base.SAMPLING, judge="shapes")
