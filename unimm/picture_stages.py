@@ -4,6 +4,8 @@ Each leaves a folder in the run's and is skipped where that is there.
 """
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,14 +18,13 @@ from unimm.config.stages import Contrast, Detokenize, PictureStage, Reconstruct
 from unimm.config.tokenizer_losses import Contrastive
 from unimm.images import tokenizer as codec
 from unimm.images.base import ImageTokenizer
-from unimm.images.features import Contrast as Contrasting
-from unimm.images.reconstruct import Reconstruction
+from unimm.images.captions import Contrast as Contrasting
+from unimm.images.losses import Reconstructing
 from unimm.losses import OfPictures
 from unimm.plan.measure import measure
-from unimm.previews import Preview, preview_detokenized, preview_reconstructions
+from unimm.previews import preview_detokenized, preview_reconstructions
 from unimm.published import vision
 from unimm.recipe import recipe_to_json
-from unimm.sample import Pictures
 from unimm.status import Status
 from unimm.stream.pixel_batches import PixelBatches, images_of
 from unimm.stream.sources import open_source
@@ -48,10 +49,11 @@ def train_pictures(recipe: Recipe, folder: Path, name: str, stage: PictureStage,
     ranks.barrier()
 
 
-def _pictures(recipe: Recipe, name: str, stage: PictureStage, captions: bool = False,
-              scale: int = 1) -> list[Pictures]:
-    """The stage's datasets, `scale` times as large as the tokenizer's. Raises ConfigError where `captions` are needed
-    and one has none."""
+def _train(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status: Status, module: OfPictures,
+           preview: Callable | None = None, captions: bool = False, scale: int = 1) -> Path:
+    """The final checkpoint of a module trained on pictures `scale` times as large as the tokenizer's; `preview` takes
+    the first of them, the stage's folder and the step. Raises ConfigError where `captions` are needed and a dataset has
+    none."""
     datasets = []
     for use in stage.mix:
         images, skipped = images_of(open_source(recipe.data[use.data]), scale * recipe.image_tokenizer.image)
@@ -60,15 +62,10 @@ def _pictures(recipe: Recipe, name: str, stage: PictureStage, captions: bool = F
             raise ConfigError(f"stage {name!r} learns from captions, and {use.data!r} has none: a row has one where it "
                               "is one picture and one text; use data of pairs")
         datasets.append(images)
-    return datasets
-
-
-def _train(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status: Status, module: OfPictures,
-           datasets: list[Pictures], preview: Preview | None = None) -> Path:
-    """The final checkpoint of a module trained on pictures."""
     batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
                            ranks.world())
-    work = Work(module.train(), batches, preview, recipe=json.loads(recipe_to_json(recipe)),
+    shown = preview and partial(preview, datasets[0].pixels[:64], folder / name)
+    work = Work(module.train(), batches, shown, recipe=json.loads(recipe_to_json(recipe)),
                 flops=lambda: measure(recipe, None, stage, name).multiplied.flops)
     return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
 
@@ -77,7 +74,7 @@ def _train_features(recipe: Recipe, folder: Path, name: str, stage: Contrast, st
     """Train the feature network and keep it as transformers does."""
     size = recipe.image_tokenizer.image
     module = Contrasting(vision(recipe.features, size))
-    trained = _train(recipe, folder, name, stage, status, module, _pictures(recipe, name, stage, captions=True))
+    trained = _train(recipe, folder, name, stage, status, module, captions=True)
     if ranks.rank() == 0:
         module = Contrasting(vision(recipe.features, size, weights=False))
         load_weights(trained, module)
@@ -92,14 +89,13 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     features = system.features_of(recipe, folder)
     tokenizer = codec.first_tokenizer(recipe.image_tokenizer, features).train()
     check_codebook(recipe, tokenizer)
-    module = Reconstruction(tokenizer, features)
+    module = Reconstructing(tokenizer, features)
     captions = any(isinstance(each, Contrastive) for each in module.asked.wanted)
-    datasets = _pictures(recipe, name, stage, captions)
-    preview = preview_reconstructions(tokenizer, datasets[0].pixels[:64], folder / name)
-    trained = _train(recipe, folder, name, stage, status, module, datasets, preview)
+    preview = partial(preview_reconstructions, tokenizer)
+    trained = _train(recipe, folder, name, stage, status, module, preview, captions)
     if ranks.rank() == 0:
         tokenizer = codec.build_tokenizer(recipe.image_tokenizer, features)
-        load_weights(trained, Reconstruction(tokenizer, features))
+        load_weights(trained, Reconstructing(tokenizer, features))
         codec.save_tokenizer(tokenizer, folder / system.TOKENIZER_FOLDER)
         ranks.say(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {folder / system.TOKENIZER_FOLDER}")
 
@@ -113,9 +109,8 @@ def _train_decoder(recipe: Recipe, folder: Path, name: str, stage: Detokenize, s
                           "stage that trains the tokenizer before it")
     tokenizer = codec.load_tokenizer(system.tokenizer_of(recipe, folder)).to(ranks.device())
     decoder = FlowDetokenizer(recipe.decoder, tokenizer).to(ranks.device())
-    datasets = _pictures(recipe, name, stage, scale=recipe.decoder.scale)
-    preview = preview_detokenized(decoder, datasets[0].pixels[:64], folder / name)
-    trained = _train(recipe, folder, name, stage, status, Detokenization(decoder), datasets, preview)
+    preview, scale = partial(preview_detokenized, decoder), recipe.decoder.scale
+    trained = _train(recipe, folder, name, stage, status, Detokenization(decoder), preview, scale=scale)
     if ranks.rank() == 0:
         decoder = FlowDetokenizer(recipe.decoder, tokenizer)
         load_weights(trained, Detokenization(decoder))

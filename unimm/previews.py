@@ -23,29 +23,23 @@ def _target(folder: Path, step: int) -> Path:
     return folder / "previews" / f"step-{step:08d}.png"
 
 
-def preview_reconstructions(tokenizer: ImageTokenizer, images: np.ndarray, folder: Path) -> Preview:
+def preview_reconstructions(tokenizer: ImageTokenizer, images: np.ndarray, folder: Path, step: int) -> dict[str, float]:
     """Pictures above what comes back of them, and the measures of all `images` for the metrics."""
-    def preview(step: int) -> dict[str, float]:
-        found = measure(tokenizer, list(images))
-        write_png(_target(folder, step), grid([*images[:8], *found.back[:8]]))
-        return {f"preview/{name}": value for name, value in found.values.items()}
-
-    return preview
+    found = measure(tokenizer, list(images))
+    write_png(_target(folder, step), grid([*images[:8], *found.back[:8]]))
+    return {f"preview/{name}": value for name, value in found.values.items()}
 
 
-def preview_detokenized(decoder: FlowDetokenizer, images: np.ndarray, folder: Path) -> Preview:
+def preview_detokenized(decoder: FlowDetokenizer, images: np.ndarray, folder: Path, step: int) -> dict[str, float]:
     """Pictures, what their tokenizer gives back of them, enlarged, and what the decoder does; how near both come."""
-    def preview(step: int) -> dict[str, float]:
-        tokenizer, kinds = decoder.tokenizer, {}
-        codes = to_codes(tokenizer, [fit(image, tokenizer.config.image) for image in images])
-        if tokenizer.draws:
-            kinds["enlarged"] = [resized(picture, images.shape[1:3]) for picture in to_pixels(tokenizer, codes)]
-        kinds["drawn"] = to_pixels(decoder, codes)
-        write_png(_target(folder, step), grid([*images[:8], *(p for some in kinds.values() for p in some[:8])]))
-        return {f"psnr_{kind}": psnr(*(to_tensor(list(some)) / 2 for some in (images, found)))
-                for kind, found in kinds.items()}
-
-    return preview
+    tokenizer, kinds = decoder.tokenizer, {}
+    codes = to_codes(tokenizer, [fit(image, tokenizer.config.image) for image in images])
+    if tokenizer.draws:
+        kinds["enlarged"] = [resized(picture, images.shape[1:3]) for picture in to_pixels(tokenizer, codes)]
+    kinds["drawn"] = to_pixels(decoder, codes)
+    write_png(_target(folder, step), grid([*images[:8], *(p for some in kinds.values() for p in some[:8])]))
+    return {f"psnr_{kind}": psnr(*(to_tensor(list(some)) / 2 for some in (images, found)))
+            for kind, found in kinds.items()}
 
 
 def preview_drawings(system: System, prompts: list[str], folder: Path) -> Preview | None:

@@ -8,20 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 
 from unimm.arguments import read_arguments
-from unimm.config import (
-    data,
-    decoder,
-    guards,
-    images,
-    model,
-    quantizers,
-    sampling,
-    stages,
-    tokenizer_losses,
-    tokens,
-    trains,
-)
-from unimm.config import recipe as whole
 from unimm.config.check import ConfigError
 from unimm.config.recipe import Recipe
 
@@ -67,8 +53,7 @@ def _explained(message: str) -> str:
     if not found:
         return message
     name, wrong = found.groups()
-    modules = (whole, data, decoder, guards, images, model, quantizers, sampling, stages, tokenizer_losses, tokens,
-               trains)
+    modules = [module for place, module in sys.modules.items() if place.startswith("unimm.config.")]
     known = next(([f.name for f in fields(vars(module)[name])] for module in modules if name in vars(module)), [])
     close = difflib.get_close_matches(wrong, known, n=1)
     meant = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}"

@@ -2,60 +2,43 @@
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from unimm.config.data import ChatJsonl, Emoji, Shapes, Source, Use
-from unimm.config.images import ConvTokenizer, DualTokenizer, OwnTokenizer, ViTTokenizer
+from unimm.config.data import ChatJsonl, Emoji, Shapes, Source
+from unimm.config.images import OwnTokenizer
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken, PictureStage, Stage
 from unimm.layout import Layout
 from unimm.sample import Batch, Codes, Image, Latents, Level, Sample, Text, sample
 from unimm.stream.tasks import as_task
 from unimm.system import layout_of, text_of
 from unimm.text import BytesTokenizer
+from unimm.words import templates
 
 BOLD, GREEN, DIM, PLAIN = "\033[1m", "\033[1;32m", "\033[2m", "\033[0m"
 
 
-def show(recipe: Recipe, colour: bool) -> Iterator[str]:
-    """The lines that `unimm show RECIPE` prints."""
-    bold, dim, plain = (BOLD, DIM, PLAIN) if colour else ("", "", "")
+def show(recipe: Recipe, colour: bool) -> list[str]:
+    """The lines that `unimm show RECIPE` prints, the template `show.txt.jinja` filled in.
+
+    lengths  the least and the most positions of each level
+    tokens   of an image of each size
+    bytes    whether bytes stand in for a tokenizer that is not at hand
+    samples  title and words of each of `examples`
+    """
     layout = layout_of(recipe, text_of(recipe, None))
-    yield f"{bold}{recipe.name}{plain}  {recipe.about}"
-    yield ""
-    for axis, value in axes(recipe, layout).items():
-        yield f"  {axis:<16}{value}"
-    yield ""
-    yield f"{bold}stages{plain}"
-    for name, stage in recipe.stages.items():
-        yield f"  {name:<12}{stage.objective:<13}{stage.steps:,} steps of {_batch(stage)}, {stage.precision}"
-        yield f"  {'':<12}{dim}{described(stage.optimizer, every=False)}{plain}"
-        yield f"  {'':<12}{dim}{' + '.join(map(_share, stage.mix))}{plain}"
-    yield ""
-    learned = f"{GREEN}learned{PLAIN}" if colour else "«learned»"
-    note = ""
-    if isinstance(layout.text, BytesTokenizer):
-        note = "; text as bytes, for " + (
-            "the run trains its own tokenizer" if recipe.text.kind == "sentencepiece"
-            else f"{recipe.text.path} is no folder here, and its tokenizer is not at hand")
-    yield f"{bold}samples{plain}  {learned} and read{note}; the codes stand for any"
-    for title, example in examples(recipe, layout):
-        sequence = layout.render(example)
-        yield f"  {bold}{title}{plain}"
-        yield f"    {in_words(layout, sequence.ids, sequence.learn, colour)}"
-
-
-def _batch(stage: Stage) -> str:
-    match stage:
-        case PictureStage(batch=images):
-            return f"{images} images"
-        case NextToken(rows=rows, seq_len=length, step_tokens=tokens):
-            return f"{tokens:,} tokens = {rows} rows x {length}"
-
-
-def _share(use: Use) -> str:
-    return f"{use.weight:g} {use.data}" + (f" as {use.task}" if use.task != "as_is" else "")
+    plan, sampling = layout.write_plans[recipe.layout.sizes[0]], vars(recipe.sampling)
+    bold, green, dim, plain = (BOLD, GREEN, DIM, PLAIN) if colour else ("",) * 4
+    return templates(Path(__file__).parent, described=described).get_template("show.txt.jinja").render(
+        recipe=recipe, layout=layout, own=isinstance(recipe.image_tokenizer, OwnTokenizer),
+        lengths=[plan.lengths(n) for n in range(len(plan.grids))],
+        tokens=[layout.tokens(size) for size in recipe.layout.sizes],
+        sampling=" ".join(f"{n}={value!r}".replace("Choice", "") for n, value in sampling.items() if value != ""),
+        bytes=isinstance(layout.text, BytesTokenizer), bold=bold, green=green, dim=dim, plain=plain,
+        samples=[(title, in_words(layout, made.ids, made.learn, colour))
+                 for title, made in ((title, layout.render(each)) for title, each in examples(recipe, layout))],
+    ).splitlines()
 
 
 def described(config, every: bool = True, but: tuple[str, ...] = ()) -> str:
@@ -72,53 +55,6 @@ def _value(value) -> str:
     if configs and all(map(is_dataclass, configs)):
         return f"({', '.join(described(config, every=False) for config in configs)})"
     return f"{value}"
-
-
-def axes(recipe: Recipe, layout: Layout) -> dict[str, str]:
-    """The system on its seven axes, and what they add up to."""
-    tokenizer, c = recipe.image_tokenizer, recipe.layout
-    counts = [layout.write_plans[c.sizes[0]].lengths(n) for n in range(len(c.write.levels))]
-    levels = ", ".join(f"{level.space} ({level.shape.kind} of {f'{least:,} to ' if least < most else ''}{most:,})"
-                       for level, (least, most) in zip(c.write.levels, counts))
-    codes = ", ".join(f"{r.name} {r.codes:,}" + (f" x {r.depth}" if r.depth > 1 else "") + f" from id {r.start:,}"
-                      for r in layout.vocab.ranges.values())
-    name, side = tokenizer.kind, f"{tokenizer.image} x {tokenizer.image} px, {tokenizer.downsample} px a code each way"
-    if isinstance(tokenizer, OwnTokenizer):
-        name = described(tokenizer, False, ("image", "downsample", "quantizer", "semantic", "pixel", "codebook"))
-    match tokenizer:
-        case DualTokenizer(semantic=semantic, pixel=pixel):
-            quantizer = f"{described(semantic)}; {described(pixel)}"
-        case ConvTokenizer(quantizer=kind) | ViTTokenizer(quantizer=kind):
-            quantizer = described(kind)
-        case _:
-            quantizer = f"{tokenizer.size:,} codes of {tokenizer.dim}, published: {tokenizer.weights or 'no weights'}"
-    features = {"features": described(recipe.features)} if recipe.features else {}
-    return {
-        "image tokenizer": f"{name}, {side}",
-        "quantizer": quantizer,
-        **features,
-        "image in": described(recipe.image_in),
-        "image out": described(recipe.image_out),
-        "layout": f"{c.write.begin} {levels} {c.write.end}, ends by {c.write.stop}, unconditional: {c.unconditional}",
-        "sizes": sizes(recipe, layout),
-        "decoder": described(recipe.decoder),
-        "backbone": described(recipe.backbone),
-        "text": described(recipe.text),
-        "sampling": " ".join(f"{name}={value!r}".replace("Choice", "") for name, value in vars(recipe.sampling).items()
-                             if value != ""),
-        "vocabulary": f"{layout.vocab.rows:,} rows: {layout.vocab.text_size:,} text, "
-                      f"{len(layout.vocab.special)} markers; {codes or 'no codes'}",
-    }
-
-
-def sizes(recipe: Recipe, layout: Layout) -> str:
-    """What an image may measure, and how many tokens it takes."""
-    pixels, counts = recipe.layout.pixels_per_code, sorted(layout.tokens(size) for size in recipe.layout.sizes)
-    h, w = recipe.layout.sizes[0]
-    said = f"{w * pixels} x {h * pixels} px in {layout.tokens((h, w)):,} tokens"
-    if len(counts) > 1:
-        said += f", {len(counts)} sizes of {counts[0]:,} to {counts[-1]:,}"
-    return said + (", any other where it is read or learned" if recipe.layout.any_size else "")
 
 
 def examples(recipe: Recipe, layout: Layout) -> Iterator[tuple[str, Sample]]:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from unimm.config.images import ConvTokenizer, DualTokenizer, ViTTokenizer
+from unimm.config.images import DualTokenizer, OwnTokenizer
 from unimm.config.recipe import Recipe
 
 SCORES = {"t2i.single": "one", "t2i.count": "count", "t2i.relation": "relation", "t2i.two": "two",
@@ -13,15 +13,10 @@ SCORES = {"t2i.single": "one", "t2i.count": "count", "t2i.relation": "relation",
 
 def axes(recipe: Recipe) -> dict[str, str]:
     """A recipe's choice on every axis, in a word or two."""
-    levels = recipe.layout.write.levels
-    match recipe.image_tokenizer:
-        case ConvTokenizer(quantizer=made) | ViTTokenizer(quantizer=made):
-            quantizer = made.kind
-        case DualTokenizer(index=index):
-            quantizer = f"vq, {index} index"
-        case _:
-            quantizer = "published"
-    return {"tokenizer": recipe.image_tokenizer.kind, "quantizer": quantizer, "image in": recipe.image_in.kind,
+    tokenizer, levels = recipe.image_tokenizer, recipe.layout.write.levels
+    quantizer = (f"vq, {tokenizer.index} index" if isinstance(tokenizer, DualTokenizer)
+                 else tokenizer.quantizer.kind if isinstance(tokenizer, OwnTokenizer) else "published")
+    return {"tokenizer": tokenizer.kind, "quantizer": quantizer, "image in": recipe.image_in.kind,
             "image out": recipe.image_out.kind, "decoder": recipe.decoder.kind,
             "layout": " ".join(f"{level.space}:{level.shape.kind}" for level in levels),
             "stages": " ".join(recipe.stages)}

@@ -60,7 +60,7 @@ def test_one_index_is_the_least_joint_distance_and_addresses_both_codebooks():
     learn(tokenizer, 5)
     tokenizer.eval()
     images = to_tensor(pictures())
-    semantic, pixel = tokenizer.codebooks()
+    semantic, pixel = tokenizer.quantizer.codebook.split([4, 6], dim=1)
     assert semantic.shape == (24, 4) and pixel.shape == (24, 6)
     with torch.no_grad():
         meant = tokenizer.meant(tokenizer._seen(images))
@@ -92,8 +92,10 @@ def test_two_levels_are_written_in_order_each_on_its_own_grid(patch):
     assert [(level.grid, len(level.ids)) for level in codes[0].levels] == [((side, side), side**2), ((4, 4), 16)]
     found = tokenizer(to_tensor(pictures()))
     assert torch.allclose(found.images, tokenizer.pictures(codes), atol=1e-5)
-    semantic, pixel = tokenizer.codebooks()
-    assert tokenizer.code_vectors() == {"semantic": semantic, "visual": pixel}
+    semantic, pixel = tokenizer.semantic.codebook, tokenizer.quantizer.codebook
+    vectors = tokenizer.code_vectors()
+    assert list(vectors) == ["semantic", "visual"]
+    assert torch.equal(vectors["semantic"], semantic) and torch.equal(vectors["visual"], pixel)
     conditions = tokenizer.conditions(codes)
     assert conditions.shape == (8, 10, 4, 4)
     assert torch.equal(conditions[3, 4:, 1, 2], pixel[codes[3].levels[1].ids[6, 0]])

@@ -9,10 +9,8 @@ from unimm.config.images import ConvTokenizer
 from unimm.config.model import FreshVision, PretrainedVision
 from unimm.config.quantizers import VQ
 from unimm.config.tokenizer_losses import Adversarial, Contrastive, Distill, Gram, Perceptual
-from unimm.images.captions import Captions
-from unimm.images.features import Contrast
-from unimm.images.losses import gram, perceptual
-from unimm.images.reconstruct import Reconstruction
+from unimm.images.captions import Captions, Contrast
+from unimm.images.losses import Reconstructing, gram, perceptual
 from unimm.images.tokenizer import TokenizerError, build_tokenizer
 from unimm.published import vision
 from unimm.sample import Pictures
@@ -28,7 +26,7 @@ def features(patch=8):
 def asked(*losses, patch=8, downsample=4):
     torch.manual_seed(0)
     config = ConvTokenizer(image=16, downsample=downsample, width=16, quantizer=VQ(size=16, dim=4), losses=losses)
-    return Reconstruction(build_tokenizer(config), features(patch)).train()
+    return Reconstructing(build_tokenizer(config), features(patch)).train()
 
 
 def captioned(count=16, seed=0):
@@ -190,6 +188,6 @@ def test_distilled_features_are_read_from_the_vectors(patch):
 def test_losses_without_features_and_named_twice_are_refused():
     config = ConvTokenizer(image=16, downsample=4, width=16, losses=(Perceptual(), Contrastive(), Distill()))
     with pytest.raises(TokenizerError, match="perceptual, distill ask for features, and there are none; set features"):
-        Reconstruction(build_tokenizer(config))
+        Reconstructing(build_tokenizer(config))
     with pytest.raises(TokenizerError, match="gram, gram; name each once"):
         asked(Gram(), Gram())

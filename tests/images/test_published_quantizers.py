@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from images.published import TINY, photographs, tensor, tiny
 
 from unimm.config.images import Chameleon
-from unimm.images.codebooks import Codebook, IndexBackpropagation, UnitCodebook
+from unimm.images.quantize import Codebook, IndexBackpropagation, UnitCodebook
 from unimm.images.tokenizer import TokenizerError, build_tokenizer, to_codes, to_pixels
 from unimm.sample import Codes, Level
 

@@ -119,7 +119,7 @@ def test_kept_patches_of_different_counts_draw_in_a_batch_as_one_by_one():
     assert len({len(c.levels[0].ids) for c in codes}) > 1
     assert codes == [to_codes(tokenizer, [image])[0] for image in images]
     assert all((np.diff(c.levels[0].ids[:, 0] % 16) > 0).all() for c in codes)  # raster order
-    assert tokenizer.code_vectors().shape == (64 * 16, tokenizer.dim)
+    assert tokenizer.code_vectors()["visual"].shape == (64 * 16, tokenizer.dim)
     alone = torch.cat([tokenizer.pictures([c]) for c in codes])
     assert torch.allclose(tokenizer.pictures(codes), alone, atol=1e-5)
     found = tokenizer(to_tensor(images))
@@ -217,10 +217,10 @@ def test_what_cannot_be_drawn_is_refused_in_one_line():
         assert "\n" not in str(refusal.value)
         return str(refusal.value)
 
-    assert "1 to 6 codes" in refused(SEED, Codes((Level(np.zeros((7, 1))),)))
+    assert "one of (1 to 6, 1)" in refused(SEED, Codes((Level(np.zeros((7, 1))),)))
     assert "below 216" in refused(SEED, Codes((Level(np.full((6, 1), 216)),)))
-    assert "1 to 16 codes" in refused(LAVIT, Codes((Level(np.zeros((3, 2))),)))
-    assert "one level" in refused(LAVIT, Latents(np.zeros((3, 8), np.float32)))
+    assert "one of (1 to 16, 1)" in refused(LAVIT, Codes((Level(np.zeros((3, 2))),)))
+    assert "0 level(s) of nothing" in refused(LAVIT, Latents(np.zeros((3, 8), np.float32)))
     assert "16 latents of 6 channels" in refused(MING, Latents(np.zeros((15, 6), np.float32)))
     assert "latents" in refused(MING, Codes((Level(np.zeros((16, 1))),)))
     assert "latents" in refused(MING, Latents(np.full((16, 6), np.nan, np.float32)))

@@ -30,7 +30,7 @@ from unimm.config.quantizers import VQ
 from unimm.config.recipe import Recipe
 from unimm.config.stages import AdamW, Muon, NextToken, Reconstruct, Schedule
 from unimm.config.tokens import Codebook, SentencePieceText
-from unimm.images.reconstruct import Reconstruction
+from unimm.images.losses import Reconstructing
 from unimm.images.tokenizer import build_tokenizer, fingerprint, load_tokenizer
 from unimm.status import Status, told
 from unimm.stream.batches import Batches, make_batch
@@ -198,7 +198,7 @@ def tokenizer_of(stage: Reconstruct, rank: Rank) -> Work:
     datasets = [images_of(open_source(recipe.data[use.data]), recipe.image_tokenizer.image)[0] for use in stage.mix]
     batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
                            ranks.world())
-    return Work(Reconstruction(build_tokenizer(recipe.image_tokenizer).train()), Recorded(batches, rank),
+    return Work(Reconstructing(build_tokenizer(recipe.image_tokenizer).train()), Recorded(batches, rank),
                 recipe={"name": "faults"})
 
 

@@ -1,12 +1,11 @@
 """Where samples come from, and what a stage makes of them."""
 
-from dataclasses import dataclass
 from typing import Literal
 
-from unimm.config.check import positive
+from unimm.config.check import config
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="shapes", positive="count scale")
 class Shapes:
     """The built-in world of coloured shapes (`data/shapes.py`)."""
 
@@ -18,64 +17,52 @@ class Shapes:
     """Pixels of the picture to a pixel of the world, which is 32 wide."""
     wide: float = 0.0
     """Share of pictures that are half as wide again as high, or as high as wide, the world in their middle."""
-    kind: Literal["shapes"] = "shapes"
-
-    def __post_init__(self):
-        positive(self, "count", "scale")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="emoji", positive="size")
 class Emoji:
     """Colour emoji with their Unicode names, drawn from the system's font (`data/emoji.py`)."""
 
     size: int = 32
-    kind: Literal["emoji"] = "emoji"
-
-    def __post_init__(self):
-        positive(self, "size")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="image_folder")
 class ImageFolder:
     """A folder of images with a metadata.jsonl: one {"file_name": ..., "text": ...} a line."""
 
     path: str
-    kind: Literal["image_folder"] = "image_folder"
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="chat_jsonl")
 class ChatJsonl:
     """A JSONL file of {"messages": [...]} with text and image parts; image paths relative to the file."""
 
     path: str
-    kind: Literal["chat_jsonl"] = "chat_jsonl"
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="parquet")
 class ParquetFiles:
     """Parquet files (a file, a folder or a pattern) with an image and a text column, or a messages column."""
 
     path: str
     image: str = "image"
     text: str = "text"
-    kind: Literal["parquet"] = "parquet"
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="webdataset")
 class WebDatasetTars:
     """WebDataset tars (a file, a folder or a pattern): members that share a stem are one sample."""
 
     path: str
     text: str = "txt"
     """The extension of the member that holds the text."""
-    kind: Literal["webdataset"] = "webdataset"
 
 
 Task = Literal["t2i", "caption", "draw", "as_is"]
 Source = Shapes | Emoji | ImageFolder | ChatJsonl | ParquetFiles | WebDatasetTars
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(positive="weight")
 class Use:
     """A dataset's share of a stage, and what is made of its pairs."""
 
@@ -85,6 +72,3 @@ class Use:
     draw: the same as t2i as a turn of chat. as_is: the sample as the source marks it."""
     weight: float = 1.0
     """Share of documents, relative to the other uses."""
-
-    def __post_init__(self):
-        positive(self, "weight")

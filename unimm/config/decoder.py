@@ -1,19 +1,15 @@
 """The decoder axis: what draws the pixels of an image's codes."""
 
-from dataclasses import dataclass
-from typing import Literal
 
-from unimm.config.check import positive
+from unimm.config.check import config
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="tokenizer")
 class TokenizerDecoder:
     """The image tokenizer's own decoder."""
 
-    kind: Literal["tokenizer"] = "tokenizer"
 
-
-@dataclass(frozen=True, kw_only=True)
+@config(kind="flow", positive="scale patch width layers steps foreground_weight")
 class FlowDecoder:
     """A diffusion (rectified-flow) decoder that draws from the codes' vectors, `scale` times as large as the image
     tokenizer's picture (ILLUME+, arXiv:2504.01934, 3.4). Trained by a stage `Detokenize`."""
@@ -29,10 +25,6 @@ class FlowDecoder:
     """Euler steps from noise to a picture."""
     foreground_weight: float = 1.0
     """Weight of pixels that differ from the image's border colour, as of the tokenizers."""
-    kind: Literal["flow"] = "flow"
-
-    def __post_init__(self):
-        positive(self, "scale", "patch", "width", "layers", "steps", "foreground_weight")
 
 
 Decoder = TokenizerDecoder | FlowDecoder

@@ -1,11 +1,10 @@
 """When a stage skips a step, goes back, cries for help, or stops."""
 
-from dataclasses import dataclass
 
-from unimm.config.check import check, positive, zero_or_more
+from unimm.config.check import check, config
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(positive="skips_in_row skips rollback_batches", zero_or_more="spike rollbacks late_seconds")
 class Guards:
     """What is watched while a stage trains. Nothing here changes a run in which nothing goes wrong."""
 
@@ -29,8 +28,6 @@ class Guards:
     """End the process half as long again after that report, with exit code 76, for a launcher that restarts runs."""
 
     def __post_init__(self):
-        positive(self, "skips_in_row", "skips", "rollback_batches")
         check(self, self.spike_window >= 8, "spike_window", "8 or more")
-        zero_or_more(self, "spike", "rollbacks", "late_seconds")
         check(self, not self.rollbacks or self.spike, "rollbacks", "0 where spike is 0 (off)")
         check(self, not self.end_when_late or self.late_seconds, "end_when_late", "False where late_seconds is 0 (off)")

@@ -1,47 +1,50 @@
 """The image tokenizer axis: pixels to codes and back. One is trained by the run, the others are published ones."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
-from unimm.config.check import check, fraction, positive, zero_or_more
+from unimm.config.check import check, config
 from unimm.config.quantizers import FSQ, LFQ, VQ, IndexBackprop, Quantizer
 from unimm.config.tokenizer_losses import TokenizerLoss
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConvTokenizer:
-    """Patches, residual convolutions on the grid of codes, a quantizer, and the way back (see `unimm.images.conv`)."""
+@config(positive="image downsample width foreground_weight", zero_or_more="l1", whole="image/downsample")
+class OwnTokenizer:
+    """What the tokenizers that a run trains share."""
 
     image: int = 32
     """Height and width in pixels."""
     downsample: int = 8
+    """Pixels to a code, or to a patch, each way."""
     width: int = 96
-    blocks: int = 1
-    """Residual blocks in the encoder and in the decoder, at the resolution of the codes."""
-    encoder_kernel: int = 3
-    """1 makes a code depend on its own patch alone: fewer distinct codes where patches repeat."""
-    quantizer: Quantizer = FSQ()
     foreground_weight: float = 1.0
     """Weight of pixels that differ from the image's border colour; small objects drown in background at 1."""
     l1: float = 0.5
     losses: tuple[TokenizerLoss, ...] = ()
     """What is asked of it beside the pixels."""
+    codebook: str = "visual"
+
+
+@config(kind="conv", positive="blocks")
+class ConvTokenizer(OwnTokenizer):
+    """Patches, residual convolutions on the grid of codes, a quantizer, and the way back (see `unimm.images.conv`)."""
+
+    blocks: int = 1
+    """Residual blocks in the encoder and in the decoder, at the resolution of the codes."""
+    encoder_kernel: int = 3
+    """1 makes a code depend on its own patch alone: fewer distinct codes where patches repeat."""
+    quantizer: Quantizer = FSQ()
     any_size: bool = False
     """Whether pictures are brought to the nearest of the layout's sizes, not to the square of `image`."""
-    codebook: str = "visual"
-    kind: Literal["conv"] = "conv"
 
     def __post_init__(self):
-        positive(self, "image", "width", "blocks", "foreground_weight")
-        power = self.downsample > 0 and self.downsample & (self.downsample - 1) == 0
-        check(self, power, "downsample", "a power of two")
-        check(self, self.image % self.downsample == 0, "image", f"a multiple of downsample ({self.downsample})")
+        check(self, self.downsample & (self.downsample - 1) == 0, "downsample", "a power of two")
         check(self, self.encoder_kernel in (1, 3), "encoder_kernel", "1 or 3")
-        zero_or_more(self, "l1")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ViTTokenizer:
+@config(kind="vit", positive="layers heads decoder_layers", zero_or_more="queries expander keep_weight locality",
+        fraction="drop_tail", whole="width/heads")
+class ViTTokenizer(OwnTokenizer):
     """Patches through a vision transformer to tokens that are no grid, and back (see `unimm.images.vit`).
 
     queries   so many learned queries read the patches (SEED); 0: the patches themselves are the tokens
@@ -49,9 +52,6 @@ class ViTTokenizer:
     expander  causal layers from latents to features that the language model reads, taught by Distill (MingTok)
     """
 
-    image: int = 32
-    downsample: int = 8
-    """Pixels to a patch, each way."""
     width: int = 128
     layers: int = 2
     heads: int = 4
@@ -70,18 +70,8 @@ class ViTTokenizer:
     """Of the squared distance from `keep` in the loss (LaVIT, eq. 6)."""
     expander: int = 0
     quantizer: Quantizer = VQ()
-    foreground_weight: float = 1.0
-    l1: float = 0.5
-    losses: tuple[TokenizerLoss, ...] = ()
-    codebook: str = "visual"
-    kind: Literal["vit"] = "vit"
 
     def __post_init__(self):
-        positive(self, "image", "downsample", "width", "layers", "heads", "decoder_layers", "foreground_weight")
-        zero_or_more(self, "queries", "expander", "l1", "keep_weight", "locality")
-        fraction(self, "drop_tail")
-        check(self, self.image % self.downsample == 0, "image", f"a multiple of downsample ({self.downsample})")
-        check(self, self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
         check(self, 0 < self.keep <= 1, "keep", "above 0 and at most 1")
         rest = self.queries or self.expander or self.drop_tail
         check(self, self.keep == 1 or not rest, "keep", "1 where there are queries, an expander or drop_tail")
@@ -90,21 +80,17 @@ class ViTTokenizer:
         check(self, self.keep == 1 or single, "quantizer", "of one code a position where patches are dropped")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DualTokenizer:
+@config(kind="dual", positive="blocks semantic_weight")
+class DualTokenizer(OwnTokenizer):
     """Two views of one picture: meaning, from the recipe's `features`, and pixels, from convolutions of its own.
 
     index "shared"    one index addresses both codebooks, chosen by their joint distance (TokenFlow, arXiv:2412.03069)
     index "separate"  two levels of codes, meaning before pixels (ILLUME+, arXiv:2504.01934)
 
-    The decoder draws from both; another one gives the features back from the meaning alone.
+    `downsample` is that of the pixel level; the semantic level has the grid of the features, or where the index is
+    shared the two are one. The decoder draws from both; another one gives the features back from the meaning alone.
     """
 
-    image: int = 32
-    downsample: int = 8
-    """Pixels to a code of the pixel level; the semantic level has the grid of the features, or where the index is
-    shared the two are one."""
-    width: int = 96
     blocks: int = 1
     encoder_kernel: int = 3
     """1 makes what the pixel encoder says depend on its own patch alone."""
@@ -115,18 +101,10 @@ class DualTokenizer:
     """Of the distance to the semantic code, where the index is shared, and of the features' reconstruction."""
     tune: bool = False
     """Whether the features' encoder learns too (TokenFlow); else it stays as it is (ILLUME+)."""
-    foreground_weight: float = 1.0
-    l1: float = 0.5
-    losses: tuple[TokenizerLoss, ...] = ()
-    codebook: str = "visual"
-    """Of the pixel codes, or of the one index."""
     semantic_codebook: str = "semantic"
-    kind: Literal["dual"] = "dual"
+    """Beside `codebook`, which is that of the pixel codes, or of the one index."""
 
     def __post_init__(self):
-        positive(self, "image", "downsample", "width", "blocks", "foreground_weight", "semantic_weight")
-        zero_or_more(self, "l1")
-        check(self, self.image % self.downsample == 0, "image", f"a multiple of downsample ({self.downsample})")
         check(self, self.encoder_kernel in (1, 3), "encoder_kernel", "1 or 3")
         alike = replace(self.semantic, dim=self.pixel.dim) == self.pixel
         check(self, self.index == "separate" or alike, "semantic", "as pixel but for dim, where they share an index")
@@ -137,7 +115,7 @@ Fit = Literal["square", "short_side", "area", "within", "sizes"]
 Filter = Literal["bicubic", "lanczos"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(positive="image width blocks latent size dim")
 class Published:
     """What the published VQGANs share: a pyramid of convolutions around a codebook (see `unimm.images.vqgan`).
 
@@ -175,7 +153,6 @@ class Published:
         return 2 ** (len(self.multipliers) - 1)
 
     def __post_init__(self):
-        positive(self, "image", "width", "blocks", "latent", "size", "dim")
         check(self, len(self.multipliers) > 0 and min(self.multipliers) > 0, "multipliers", "numbers above 0")
         check(self, self.width % 32 == 0, "width", "a multiple of 32, the groups of its norms")
         check(self, self.image % self.downsample == 0, "image", f"a multiple of {self.downsample}, pixels to a code")
@@ -183,7 +160,7 @@ class Published:
         check(self, known, "attention", f"levels below {len(self.multipliers)}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="chameleon")
 class Chameleon(Published):
     """Chameleon's VQGAN, also Anole's, Liquid's and Lumina-mGPT's: 8,192 codes of 16 x 16 pixels."""
 
@@ -193,34 +170,37 @@ class Chameleon(Published):
     dim: int = 256
     decoder: bool = True
     """False for weights without one, such as transformers' Chameleon: such a tokenizer encodes only."""
-    kind: Literal["chameleon"] = "chameleon"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Emu3(Published):
-    """Emu3-VisionTokenizer: 32,768 codes of 8 x 8 pixels, or of `frames` times that in a video."""
+@config()
+class Finer(Published):
+    """8 x 8 pixels to a code, of 4 channels."""
 
-    image: int = 720
-    fit: Fit = "within"
     width: int = 256
     multipliers: tuple[int, ...] = (1, 2, 2, 4)
     attention: tuple[int, ...] = (3,)
     latent: int = 4
-    size: int = 32768
     dim: int = 4
+
+
+@config(kind="emu3")
+class Emu3(Finer):
+    """Emu3-VisionTokenizer: 32,768 codes of 8 x 8 pixels, or of `frames` times that in a video."""
+
+    image: int = 720
+    fit: Fit = "within"
+    size: int = 32768
     frames: int = 4
     pixels: tuple[int, int] = (512 * 512, 1024 * 1024)
     """The least and the most pixels of an image, where `fit` is 'within'."""
-    kind: Literal["emu3"] = "emu3"
 
     def __post_init__(self):
-        super().__post_init__()
         check(self, self.frames > 0 and self.frames & (self.frames - 1) == 0, "frames", "a power of two")
         check(self, 0 < self.pixels[0] <= self.pixels[1], "pixels", "two numbers above 0, the smaller one first")
         check(self, self.latent == self.dim, "latent", f"dim ({self.dim}): both pass the same temporal layers")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="llamagen")
 class LlamaGen(Published):
     """VQ-16 of LlamaGen and of Janus: 16,384 codes of 16 x 16 pixels, unit vectors of 8 channels."""
 
@@ -229,25 +209,18 @@ class LlamaGen(Published):
     attention: tuple[int, ...] = (4,)
     size: int = 16384
     dim: int = 8
-    kind: Literal["llamagen"] = "llamagen"
 
 
-@dataclass(frozen=True, kw_only=True)
-class MoVQ(Published):
+@config(kind="movq")
+class MoVQ(Finer):
     """SBER-MoVQGAN 270M: 16,384 codes of 8 x 8 pixels, a decoder whose norms read the codes."""
 
     image: int = 512
     fit: Fit = "square"
-    width: int = 256
-    multipliers: tuple[int, ...] = (1, 2, 2, 4)
-    attention: tuple[int, ...] = (3,)
-    latent: int = 4
     size: int = 16384
-    dim: int = 4
-    kind: Literal["movq"] = "movq"
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="ibq")
 class IBQ(Published):
     """Emu3.5's tokenizer, index backpropagation quantization: 131,072 codes of 16 x 16 pixels.
 
@@ -260,8 +233,6 @@ class IBQ(Published):
     attention: tuple[int, ...] = (4,)
     size: int = 131072
     dim: int = 256
-    kind: Literal["ibq"] = "ibq"
 
 
-OwnTokenizer = ConvTokenizer | ViTTokenizer | DualTokenizer
 ImageTokenizer = ConvTokenizer | ViTTokenizer | DualTokenizer | Chameleon | Emu3 | LlamaGen | MoVQ | IBQ

@@ -1,12 +1,11 @@
 """The model axes: the backbone, how it reads images, how it writes them."""
 
-from dataclasses import dataclass
 from typing import Literal
 
-from unimm.config.check import check, positive, zero_or_more
+from unimm.config.check import config
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="fresh", positive="width layers heads kv_heads mlp rope_theta", whole="width/heads heads/kv_heads")
 class FreshBackbone:
     """A randomly initialised transformers causal LM, for the laptop and for tests."""
 
@@ -17,15 +16,9 @@ class FreshBackbone:
     kv_heads: int = 6
     mlp: int = 512
     rope_theta: float = 10000.0
-    kind: Literal["fresh"] = "fresh"
-
-    def __post_init__(self):
-        positive(self, "width", "layers", "heads", "kv_heads", "mlp", "rope_theta")
-        check(self, self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
-        check(self, self.heads % self.kv_heads == 0, "heads", f"a multiple of kv_heads ({self.kv_heads})")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="pretrained")
 class PretrainedBackbone:
     """A published transformers causal LM: a local folder, or a hub id where a hub is reachable.
 
@@ -37,7 +30,6 @@ class PretrainedBackbone:
     """Which rows of its table are trained ones: as many as its tokenizer has ids, so that those of codes and markers
     behind them start anew; or all, as in a released unified model such as Liquid. Of Chameleon, Emu3 and Janus all
     are."""
-    kind: Literal["pretrained"] = "pretrained"
 
 
 Backbone = FreshBackbone | PretrainedBackbone
@@ -56,7 +48,7 @@ A fresh model has no old rows: all but codebook start as normal then.
 """
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="shared_table", zero_or_more="places spread")
 class SharedTable:
     """The LLM reads codes as rows of its own embedding table (Liquid, Chameleon, Emu3)."""
 
@@ -66,13 +58,9 @@ class SharedTable:
     places: int = 0
     """Above 0: a code is read with a learned vector for its place in the image, of this many places. Helps a model
     that trains for minutes to say where things are; a stock transformers class has no such vectors."""
-    kind: Literal["shared_table"] = "shared_table"
-
-    def __post_init__(self):
-        zero_or_more(self, "places", "spread")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="fresh", positive="patch width layers heads", whole="width/heads")
 class FreshVision:
     """A randomly initialised vision transformer of SigLIP's make."""
 
@@ -81,32 +69,24 @@ class FreshVision:
     width: int = 64
     layers: int = 2
     heads: int = 4
-    kind: Literal["fresh"] = "fresh"
-
-    def __post_init__(self):
-        positive(self, "patch", "width", "layers", "heads")
-        check(self, self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="pretrained")
 class PretrainedVision:
     """A published SigLIP, or the encoder of a released Janus: a local folder, or a hub id where a hub is reachable."""
 
     path: str
-    kind: Literal["pretrained"] = "pretrained"
 
 
 VisionEncoder = FreshVision | PretrainedVision
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="recipe")
 class RecipeVision:
     """The recipe's own `features`, as the run has trained them, or as they were published."""
 
-    kind: Literal["recipe"] = "recipe"
 
-
-@dataclass(frozen=True, kw_only=True)
+@config(kind="vision_features", positive="image depth dim")
 class VisionFeatures:
     """A read image is a vision encoder's features through an aligner, a written one codes of a table of their own
     through another (Janus).
@@ -127,13 +107,9 @@ class VisionFeatures:
     """Channels of a code's vector in its table."""
     weights: str = ""
     """A released Janus, whose aligners and table are taken: a local folder or a hub id. Empty: fresh ones."""
-    kind: Literal["vision_features"] = "vision_features"
-
-    def __post_init__(self):
-        positive(self, "image", "depth", "dim")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="code_vectors", positive="depth", zero_or_more="places")
 class CodeVectors:
     """Codes are read as the image tokenizer's own vectors of them through a projector of `depth` linear layers
     (VILA-U, TokenFlow); several codes a position as what their vectors make together.
@@ -145,14 +121,9 @@ class CodeVectors:
     depth: int = 2
     places: int = 0
     """As of `SharedTable`."""
-    kind: Literal["code_vectors"] = "code_vectors"
-
-    def __post_init__(self):
-        positive(self, "depth")
-        zero_or_more(self, "places")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="latent_vectors", positive="depth", zero_or_more="places")
 class LatentVectors:
     """Continuous latents are read through the tokenizer's expander, if it has one, and a projector of `depth` linear
     layers (Ming-UniVision)."""
@@ -160,27 +131,21 @@ class LatentVectors:
     depth: int = 2
     places: int = 0
     """As of `SharedTable`."""
-    kind: Literal["latent_vectors"] = "latent_vectors"
-
-    def __post_init__(self):
-        positive(self, "depth")
-        zero_or_more(self, "places")
 
 
 ImageIn = SharedTable | VisionFeatures | CodeVectors | LatentVectors
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="shared_softmax")
 class SharedSoftmax:
     """The LLM writes codes through its own softmax over the extended vocabulary."""
 
     rows: Rows | Literal["as_read", "zero"] = "as_read"
     """How the head's rows start where it is not tied to the table: as `image_in.rows` says, or otherwise; at zero the
     first loss at every new id is that of its mean, and gradients into the old model begin small."""
-    kind: Literal["shared_softmax"] = "shared_softmax"
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="separate_head", zero_or_more="width")
 class SeparateHead:
     """The LLM writes codes through a softmax of their own, over one codebook, behind two linear layers (Janus)."""
 
@@ -188,13 +153,9 @@ class SeparateHead:
     """Features between the two layers; 0: as many as the language model's."""
     weights: str = ""
     """A released Janus, whose head is taken: a local folder or a hub id. Empty: a fresh one."""
-    kind: Literal["separate_head"] = "separate_head"
-
-    def __post_init__(self):
-        zero_or_more(self, "width")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="depth_head", positive="width layers heads", whole="width/heads")
 class DepthHead:
     """A small transformer over the codes of one position, each predicted from the hidden state and the codes before it
     (RQ-Transformer, arXiv:2203.01941; VILA-U, FQGAN)."""
@@ -202,14 +163,9 @@ class DepthHead:
     width: int = 128
     layers: int = 2
     heads: int = 4
-    kind: Literal["depth_head"] = "depth_head"
-
-    def __post_init__(self):
-        positive(self, "width", "layers", "heads")
-        check(self, self.width % self.heads == 0, "width", f"a multiple of heads ({self.heads})")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="flow_head", positive="width layers steps repeat")
 class FlowHead:
     """A small network that carries noise to the next latent by rectified flow, given the hidden state (MAR,
     arXiv:2406.11838; Ming-UniVision)."""
@@ -220,10 +176,6 @@ class FlowHead:
     """Euler steps from noise to a latent."""
     repeat: int = 4
     """Times drawn for each position in training."""
-    kind: Literal["flow_head"] = "flow_head"
-
-    def __post_init__(self):
-        positive(self, "width", "layers", "steps", "repeat")
 
 
 ImageOut = SharedSoftmax | SeparateHead | DepthHead | FlowHead

@@ -1,23 +1,20 @@
 """The quantizer axis: from an encoder's vectors to codes."""
 
-from dataclasses import dataclass
-from typing import Literal
 
-from unimm.config.check import check, fraction, positive, zero_or_more
+from unimm.config.check import check, config
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="fsq")
 class FSQ:
     """Finite scalar quantization (Mentzer et al. 2023): each channel rounds to one of a few levels."""
 
     levels: tuple[int, ...] = (8, 8, 8)
-    kind: Literal["fsq"] = "fsq"
 
     def __post_init__(self):
         check(self, len(self.levels) > 0 and min(self.levels) >= 2, "levels", "two or more levels in each channel")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="vq", positive="size dim", fraction="decay")
 class VQ:
     """Vector quantization with an exponential moving average codebook (van den Oord et al. 2017, A.1)."""
 
@@ -27,14 +24,9 @@ class VQ:
     commitment: float = 0.25
     dead_below: float = 0.1
     """Codes whose moving count falls below this are set to an encoder output of the batch."""
-    kind: Literal["vq"] = "vq"
-
-    def __post_init__(self):
-        positive(self, "size", "dim")
-        fraction(self, "decay")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="lfq")
 class LFQ:
     """Lookup-free quantization (Yu et al. 2023, MAGVIT-v2): the signs of `bits` channels."""
 
@@ -42,13 +34,12 @@ class LFQ:
     entropy_weight: float = 0.02
     spherical: bool = False
     """Binary spherical quantization (Zhao et al. 2024): channels are normalised first."""
-    kind: Literal["lfq"] = "lfq"
 
     def __post_init__(self):
         check(self, 1 <= self.bits <= 18, "bits", "between 1 and 18")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="index_backprop", positive="size dim")
 class IndexBackprop:
     """Index backpropagation (Shi et al. 2024, arXiv:2412.02692): the choice of a code is a softmax over all of them
     with a straight-through gradient, so that every code's vector learns from every position (ETT builds on it)."""
@@ -58,26 +49,21 @@ class IndexBackprop:
     commitment: float = 0.25
     entropy_weight: float = 0.5
     """Of codes that are sure and all used. Below 0.2 few were used on coloured shapes, and pictures came back wrong."""
-    kind: Literal["index_backprop"] = "index_backprop"
-
-    def __post_init__(self):
-        positive(self, "size", "dim")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="residual")
 class Residual:
     """Residual quantization (Lee et al. 2022, arXiv:2203.01941; VILA-U): `depth` codes a position out of one codebook,
     each of what those before it left over; their vectors add up."""
 
     of: VQ = VQ()
     depth: int = 4
-    kind: Literal["residual"] = "residual"
 
     def __post_init__(self):
         check(self, self.depth > 1, "depth", "2 or more; one code a position is VQ")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="product", zero_or_more="disentangle")
 class Product:
     """Factorized quantization (Bai et al. 2024, arXiv:2411.16681, FQGAN): `parts` codebooks of their own side by side,
     each with its share of the channels, kept from saying the same."""
@@ -87,25 +73,18 @@ class Product:
     parts: int = 2
     disentangle: float = 0.0
     """Weight of the squared cosine between the parts' vectors of a position (FQGAN, eq. 3)."""
-    kind: Literal["product"] = "product"
 
     def __post_init__(self):
         check(self, self.parts > 1, "parts", "2 or more; one codebook is VQ")
-        zero_or_more(self, "disentangle")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="unquantized", positive="dim", zero_or_more="noise")
 class Unquantized:
     """Continuous latents of `dim` channels, normalised, with noise in training so that a near one decodes alike."""
 
     dim: int = 16
     noise: float = 0.1
     """Standard deviation of that noise, the latents' own being 1."""
-    kind: Literal["unquantized"] = "unquantized"
-
-    def __post_init__(self):
-        positive(self, "dim")
-        zero_or_more(self, "noise")
 
 
 Quantizer = FSQ | VQ | LFQ | IndexBackprop | Residual | Product | Unquantized

@@ -4,22 +4,22 @@ Frozen values without torch: every recipe loads in milliseconds. A variant of an
 its own with a `kind`, so that JSON, the command line and `match` agree on what it is.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from unimm.config import model
-from unimm.config.check import ConfigError
+from unimm.config.check import ConfigError, config
 from unimm.config.data import Source
 from unimm.config.decoder import Decoder, FlowDecoder, TokenizerDecoder
 from unimm.config.images import ConvTokenizer, DualTokenizer, ImageTokenizer, OwnTokenizer
 from unimm.config.model import Backbone, FreshBackbone, ImageIn, ImageOut, SharedSoftmax, SharedTable, VisionEncoder
 from unimm.config.sampling import Sampling
 from unimm.config.stages import AnyStage, Contrast, Detokenize, NextToken
-from unimm.config.tokenizer_losses import Distill, Gram, Perceptual
+from unimm.config.tokenizer_losses import OfFeatures
 from unimm.config.tokens import Codebook, Continuous, Layout, SentencePieceText, TextTokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
+@config()
 class Recipe:
     """A system and how it is trained."""
 
@@ -67,7 +67,7 @@ class Recipe:
         losses = tokenizer.losses if isinstance(tokenizer, OwnTokenizer) else ()
         encoder = self.image_in.encoder if isinstance(self.image_in, model.VisionFeatures) else None
         looking = [part for part in (tokenizer, encoder, *losses, *stages)
-                   if isinstance(part, DualTokenizer | model.RecipeVision | Perceptual | Gram | Distill | Contrast)]
+                   if isinstance(part, DualTokenizer | model.RecipeVision | OfFeatures | Contrast)]
         if looking and self.features is None:
             raise ConfigError(f"{type(looking[0]).__name__} works with the recipe's features, but it has none; set "
                               "features to FreshVision, which a stage Contrast trains, or to PretrainedVision")

@@ -1,11 +1,11 @@
 """How ids are chosen from logits, and how images are guided."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
-from unimm.config.check import ConfigError, check, fraction, positive, zero_or_more
+from unimm.config.check import ConfigError, check, config
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(zero_or_more="temperature top_k adaptive_k", fraction="min_p")
 class Choice:
     """How one id is chosen. Each filter keeps at least the likeliest id; all of them hold at once."""
 
@@ -21,12 +21,10 @@ class Choice:
     """The most ids where top-k follows the logits' entropy (PURE, arXiv:2503.11073); 0: off."""
 
     def __post_init__(self):
-        zero_or_more(self, "temperature", "top_k", "adaptive_k")
         check(self, 0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
-        fraction(self, "min_p")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(positive="text_length window", zero_or_more="guidance image_guidance")
 class Sampling:
     """Defaults of sampling, saved with every run: a score reproduces only with these."""
 
@@ -44,10 +42,6 @@ class Sampling:
     """Words that the unconditional branch reads in place of the form that it had in training (Emu3)."""
     window: int = 1
     """The most ids that a row reads in a step; above 1: speculative Jacobi decoding of images."""
-
-    def __post_init__(self):
-        zero_or_more(self, "guidance", "image_guidance")
-        positive(self, "text_length", "window")
 
     @classmethod
     def settings(cls) -> dict[str, type]:

@@ -1,28 +1,24 @@
 """One stage of training as data: what is learned, from what mixture, for how long, by which optimizer."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Literal
 
-from unimm.config.check import check, fraction, nearest, positive, zero_or_more
+from unimm.config.check import check, config, nearest
 from unimm.config.data import Use
 from unimm.config.guards import Guards
 from unimm.config.trains import Trains
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="adamw", positive="lr clip")
 class AdamW:
     lr: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     clip: float = 1.0
     """Gradient norm above which gradients are scaled down."""
-    kind: Literal["adamw"] = "adamw"
-
-    def __post_init__(self):
-        positive(self, "lr", "clip")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="muon", positive="lr adamw_lr clip")
 class Muon:
     """Muon (Jordan 2024) for matrices inside blocks, AdamW for everything else."""
 
@@ -32,13 +28,9 @@ class Muon:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     clip: float = 1.0
-    kind: Literal["muon"] = "muon"
-
-    def __post_init__(self):
-        positive(self, "lr", "adamw_lr", "clip")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(fraction="warmup anneal final")
 class Schedule:
     """Learning rate over a stage: rise over `warmup`, hold, fall to `final` over `anneal` (fractions of the steps).
 
@@ -52,11 +44,10 @@ class Schedule:
     final: float = 0.0
 
     def __post_init__(self):
-        fraction(self, "warmup", "anneal", "final")
         check(self, self.warmup + self.anneal <= 1, "anneal", f"at most 1 - warmup ({1 - self.warmup:g})")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(positive="steps log_every preview_every save_every keep", zero_or_more="keep_every micro")
 class Stage:
     """One stage of training. Subclasses say what is learned; everything here is common to all."""
 
@@ -89,27 +80,21 @@ class Stage:
     guards: Guards = Guards()
 
     def __post_init__(self):
-        positive(self, "steps", "log_every", "preview_every", "save_every", "keep")
         check(self, len(self.mix) > 0, "mix", "at least one Use of a dataset")
-        zero_or_more(self, "keep_every", "micro")
         check(self, 0 <= self.ema < 1, "ema", "0 (no average) or a decay below 1, 0.999 say")
         check(self, self.zero > 0 or not self.offload, "offload", "False at zero 0: set zero to 1, 2 or 3, or offload "
               "to False")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(positive="batch")
 class PictureStage(Stage):
     """One stage on pictures, with their captions, in place of documents."""
 
     batch: int = 64
     """Images per optimizer step, over all ranks."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        positive(self, "batch")
 
-
-@dataclass(frozen=True, kw_only=True)
+@config(objective="reconstruct")
 class Reconstruct(PictureStage):
     """Train the image tokenizer to give back the pixels it is given, and to what its `losses` ask for.
 
@@ -117,25 +102,20 @@ class Reconstruct(PictureStage):
     `micro`, from that many images.
     """
 
-    objective: Literal["reconstruct"] = "reconstruct"
 
-
-@dataclass(frozen=True, kw_only=True)
+@config(objective="contrast")
 class Contrast(PictureStage):
     """Train the recipe's `features` so that pictures and their captions find each other in a batch, by a sigmoid loss
     (SigLIP, arXiv:2303.15343)."""
 
-    objective: Literal["contrast"] = "contrast"
 
-
-@dataclass(frozen=True, kw_only=True)
+@config(objective="detokenize")
 class Detokenize(PictureStage):
     """Train the recipe's diffusion decoder to draw the pictures whose codes it is given, by rectified flow."""
 
-    objective: Literal["detokenize"] = "detokenize"
 
-
-@dataclass(frozen=True, kw_only=True)
+@config(objective="next_token", positive="step_tokens seq_len image_weight", zero_or_more="z_loss reconstruction",
+        fraction="drop_context")
 class NextToken(Stage):
     """Train the language model to write the next token of packed documents, text and image alike."""
 
@@ -159,13 +139,8 @@ class NextToken(Stage):
     tokenizer learns from both (ETT, arXiv:2505.10562, eq. 3). What it becomes encodes the data of later stages."""
     too_long: Literal["refuse", "drop"] = "refuse"
     """What to do with a sample longer than seq_len: stop with its length, or leave it out and count it."""
-    objective: Literal["next_token"] = "next_token"
 
     def __post_init__(self):
-        super().__post_init__()
-        positive(self, "step_tokens", "seq_len", "image_weight")
-        fraction(self, "drop_context")
-        zero_or_more(self, "z_loss", "reconstruction")
         drawn = [use.data for use in self.mix if use.task in ("t2i", "draw")]
         check(self, not (self.reconstruction and drawn), "reconstruction", f"0 where images are drawn ({drawn}): their "
               "codes would be those of the tokenizer before it learned")

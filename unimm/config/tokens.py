@@ -1,12 +1,11 @@
 """How text and images become tokens: the text tokenizer, the codebooks, the layout."""
 
-from dataclasses import dataclass
 from typing import Literal
 
-from unimm.config.check import check, positive, zero_or_more
+from unimm.config.check import check, config
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="sentencepiece", positive="texts")
 class SentencePieceText:
     """A byte-pair SentencePiece model with byte fallback, trained on the recipe's own texts at the run's start."""
 
@@ -14,14 +13,12 @@ class SentencePieceText:
     """At most; a small text yields fewer pieces."""
     texts: int = 20000
     """How many training texts to learn it from."""
-    kind: Literal["sentencepiece"] = "sentencepiece"
 
     def __post_init__(self):
         check(self, self.vocab_size >= 300, "vocab_size", "at least 300: 256 of them are bytes")
-        positive(self, "texts")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="pretrained", zero_or_more="size")
 class PretrainedText:
     """The tokenizer of a published model: a local folder, or a hub id where a hub is reachable.
 
@@ -31,16 +28,12 @@ class PretrainedText:
     path: str
     size: int = 0
     """How many ids it has. With that number bytes can stand in for it where it is not at hand; 0: not stated."""
-    kind: Literal["pretrained"] = "pretrained"
-
-    def __post_init__(self):
-        zero_or_more(self, "size")
 
 
 TextTokenizer = SentencePieceText | PretrainedText
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(positive="size depth")
 class Codebook:
     """The codes of one level of an image tokenizer, as a range in the one id space."""
 
@@ -57,16 +50,13 @@ class Codebook:
     {code:06d}), {letters} the number with A to J for 0 to 9 (Chameleon). A tokenizer at hand that has them settles
     their ids, which may be in another order; without it they follow `start` in order."""
 
-    def __post_init__(self):
-        positive(self, "size", "depth")
-
     @property
     def ids(self) -> int:
         """How many ids its codes take."""
         return self.size if self.depth == 1 else 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(positive="channels")
 class Continuous:
     """Positions that hold vectors, not codes: vision features that are read, latents that are written."""
 
@@ -75,45 +65,33 @@ class Continuous:
     placeholder: str
     """The marker whose id stands at these positions."""
 
-    def __post_init__(self):
-        positive(self, "channels")
 
-
-@dataclass(frozen=True, kw_only=True)
+@config(kind="grid", positive="scale")
 class Grid:
     """Positions of a level: row by row, the image's size in codes times `scale`, rounded."""
 
     scale: float = 1
-    kind: Literal["grid"] = "grid"
-
-    def __post_init__(self):
-        positive(self, "scale")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="line", positive="length")
 class Line:
     """Positions of a level: always `length`, without a grid (SEED, TiTok)."""
 
     length: int
-    kind: Literal["line"] = "line"
-
-    def __post_init__(self):
-        positive(self, "length")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kind="up_to")
 class UpTo:
     """Positions of a level: as many as the model chooses, between `shortest` and `longest` (LaVIT)."""
 
     longest: int
     shortest: int = 1
-    kind: Literal["up_to"] = "up_to"
 
     def __post_init__(self):
         check(self, 1 <= self.shortest <= self.longest, "shortest", f"between 1 and longest ({self.longest})")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config()
 class LevelLayout:
     """How one level of codes is written between the image's markers."""
 
@@ -130,7 +108,7 @@ class LevelLayout:
         check(self, self.row_ends == "none" or self.shape.kind == "grid", "row_ends", "'none' without a grid")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config()
 class ImageLayout:
     """One image as tokens. Templates hold markers and literal text.
 
@@ -150,7 +128,7 @@ class ImageLayout:
         check(self, not varies or self.stop == "marker", "stop", "'marker' where the length varies")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config()
 class Chat:
     """What stands before and after each speaker's turn: markers and literal text.
 
@@ -179,7 +157,7 @@ class Chat:
         check(self, not same, "user", "opened by another text than the assistant's turn")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(positive="pixels_per_code")
 class Layout:
     """Everything about how a sample becomes a sequence. `unimm.layout` derives the four functions from it."""
 
@@ -216,7 +194,6 @@ class Layout:
     def __post_init__(self):
         check(self, len(self.sizes) > 0, "sizes", "at least one (rows, columns)")
         check(self, all(h > 0 and w > 0 for h, w in self.sizes), "sizes", "pairs of numbers above 0")
-        positive(self, "pixels_per_code")
         check(self, (self.unconditional == "replace") == (self.replacement != ""), "replacement",
                "set exactly when unconditional is 'replace'")
         check(self, self.draw_words.count("{text}") == 1, "draw_words", "a template with {text} once")

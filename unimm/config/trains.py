@@ -14,13 +14,13 @@ Parts are named by the words of the field or by dotted names:
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from fnmatch import fnmatchcase
 
-from unimm.config.check import ConfigError, check, positive
+from unimm.config.check import ConfigError, check, config
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(positive="rank alpha")
 class Lora:
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): W x + alpha / rank * B A x, with A and B learned, W not.
 
@@ -35,12 +35,11 @@ class Lora:
     """The layers that are adapted, by dotted names such as q_proj; all-linear: every linear layer of the blocks."""
 
     def __post_init__(self):
-        positive(self, "rank", "alpha")
         check(self, 0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
         check(self, len(self.targets) > 0, "targets", "at least one name, such as 'all-linear'")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config()
 class Trains:
     """What trains in a stage: `parts` without `frozen`, and the adapters of `lora`."""
 

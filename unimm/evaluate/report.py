@@ -7,6 +7,7 @@ Nothing is chosen but by order.
 import base64
 import json
 import math
+from collections import defaultdict
 from collections.abc import Sequence as Many
 from functools import partial
 from pathlib import Path
@@ -93,19 +94,17 @@ def _uniform(report: dict) -> str:
 
 def _curves(stages: Metrics) -> tuple[list[tuple[str, str, float]], Chart]:
     """The parts of the loss over the steps of all stages, one stage behind the other: last values, and the chart."""
-    given: dict[str, tuple[list, list]] = {}
+    given: dict[str, list[tuple[float, float]]] = defaultdict(list)
     begins, first = [], 0
     for stage, lines in stages.items():
         begins.append((first, stage))
         for line in lines:
             for name in [key for key in line if key.startswith("loss/")] or ["loss"]:
-                steps, values = given.setdefault(name, ([], []))
-                steps.append(first + line["step"])
-                values.append(line[name])
+                given[name].append((first + line["step"], line[name]))
         first += lines[-1]["step"]
     drawn = list(zip(COLOURS, sorted(given, reverse=True)))
-    last = [(name.removeprefix("loss/"), colour, given[name][1][-1]) for colour, name in drawn]
-    return last, curves([(colour, *given[name]) for colour, name in drawn], begins if len(begins) > 1 else ())
+    last = [(name.removeprefix("loss/"), colour, given[name][-1][1]) for colour, name in drawn]
+    return last, curves([(colour, *zip(*given[name])) for colour, name in drawn], begins if len(begins) > 1 else ())
 
 
 def rounds(high: float, parts: int = 5) -> Labels:

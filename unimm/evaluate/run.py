@@ -35,8 +35,11 @@ def evaluate(system: System, count: int = 200, seed: int = 0, features: Path | N
     report = {**_about(system), **scores.values, "counts": scores.counts,
               "sampling": {**asdict(system.recipe.sampling), "guided": True, "count": count, "seed": seed}}
     metrics = {name: _lines(system.folder / name / "metrics.jsonl") for name in system.recipe.stages}
-    report |= _training(system, metrics) | {"reproduce": _commands(system.folder, count, seed),
-                                            "recipe": json.loads(recipe_to_json(system.recipe))}
+    place = Path(os.path.relpath(system.folder)).as_posix()
+    report |= _training(system, metrics) | {
+        "reproduce": [f"unimm train {place}/recipe.json --out runs/again",
+                      f"unimm eval runs/again --count {count} --seed {seed}"],
+        "recipe": json.loads(recipe_to_json(system.recipe))}
     kept = system.folder / "seconds.json"
     seconds = json.loads(kept.read_text()) if kept.is_file() else {}
     # Writing the page is the last step and can't be in the page: a few tenths of a second.
@@ -95,10 +98,9 @@ def _training(system: System, metrics: Metrics) -> dict:
     """Of each stage: how far it went, how fast (tokens or images a second, its own time only), its last losses."""
     found: dict = {"tokens_per_second": {}, "images_per_second": {}, "stages": {}}
     for name, lines in metrics.items():
-        lines = [line for line in lines if "tokens_per_second" in line]
-        if not lines:
+        last = next((line for line in reversed(lines) if "tokens_per_second" in line), None)
+        if last is None:
             continue
-        last = lines[-1]
         unit = "tokens" if isinstance(system.recipe.stages[name], NextToken) else "images"
         found[f"{unit}_per_second"][name] = round(last["tokens"] / max(last["seconds"], 1e-9), 1)
         found["stages"][name] = {"steps": last["step"], unit: last["tokens"], "seconds": last["seconds"],
@@ -110,12 +112,6 @@ def _lines(path: Path) -> list[dict[str, float]]:
     """The whole lines of a JSONL file, none where there is no file."""
     whole = path.read_text().splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in whole if line.endswith("\n")]
-
-
-def _commands(folder: Path, count: int, seed: int) -> list[str]:
-    """Commands that train and score the same again, elsewhere."""
-    name = Path(os.path.relpath(folder)).as_posix()
-    return [f"unimm train {name}/recipe.json --out runs/again", f"unimm eval runs/again --count {count} --seed {seed}"]
 
 
 def _tell(report: dict, bars: tuple[Bar, ...], folder: Path) -> None:

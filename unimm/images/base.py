@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.config.images import ImageTokenizer as Config
+from unimm.config.images import OwnTokenizer
 from unimm.errors import UserError
 from unimm.images.quantizer import Quantizer
+from unimm.losses import pixel_errors
 from unimm.sample import Codes, Content, Latents, Level
 
 
@@ -38,7 +40,7 @@ class ImageTokenizer(nn.Module):
         images float32 (B, 3, H, W) in [-1, 1] --contents--> B x Codes or Latents, on the host
         B x Codes or Latents                   --pictures--> float32 (B, 3, H, W), in [-1, 1] but for overshoot
         images                                 --forward---> Reconstruction, whose loss trains the tokenizer
-        ids (..., P) or (..., P, depth)        --vectors_of> float32 (..., P, dim): what codes stand for
+        ids (..., P) or (..., P, depth)        --vectors_of> float32 (..., P, dim): what codes of a level stand for
 
     and of those with one level of codes on a grid, which contents and pictures go through,
 
@@ -77,57 +79,56 @@ class ImageTokenizer(nn.Module):
     def drawn(self, vectors: Tensor) -> Tensor:
         return self.decoder(vectors)
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What the quantizer of each level codes, (B, dim, h, w) each."""
+        return [self.latents(images)]
+
+    def joined(self, vectors: list[Tensor]) -> Tensor:
+        """What the decoder draws from, (B, C, h, w), of the vectors (B, dim, h, w) of each level."""
+        return vectors[0]
+
     def pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
         """Of images given back, float32 (B, 3, H, W). Each image by itself, so that equal shares of a batch average to
         the whole."""
+        if isinstance(self.config, OwnTokenizer):
+            return pixel_errors(again, images, self.config.foreground_weight, self.config.l1)
         return {"mse": F.mse_loss(again, images)}
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        return self.quantizer.ids_of(self.latents(self._checked(images)))
+        return self.quantizer.ids_of(self.maps(self._checked(images))[-1])
 
     def decode(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        return self.drawn(self._on_grid(ids, grid).to(next(self.parameters()).dtype)).float()
+        return self.pictures([Codes((Level(row.reshape(len(row), -1), grid),)) for row in ids.cpu().numpy()])
 
-    def _on_grid(self, ids: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        return self.vectors_of(ids).unflatten(1, grid or self.grid).permute(0, 3, 1, 2)
-
-    def vectors_of(self, ids: Tensor) -> Tensor:
-        return self.quantizer.codes_to_vectors(ids)
+    def vectors_of(self, ids: Tensor, level: int = -1) -> Tensor:
+        return self.quantizers[level].codes_to_vectors(ids)
 
     def expand(self, latents: Tensor) -> Tensor:
         """Latents (B, n, channels) as the vectors that they are read as, (B, n, vector_dim)."""
         return latents
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the configuration's own image."""
-        return self.grid[0] * self.patch, self.grid[1] * self.patch
-
-    @property
     def vector_dim(self) -> int:
-        return self.dim
+        return sum(quantizer.dim for quantizer in self.quantizers)
 
     @torch.no_grad()
     def contents(self, images: Tensor) -> list[Content]:
-        grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
-        if self.quantizer.depth:
-            return [Codes((Level(row.reshape(len(row), -1), grid),)) for row in self.encode(images).cpu().numpy()]
-        found = self.latents(self._checked(images)).flatten(2).transpose(1, 2)
-        return [Latents(row, grid) for row in self.quantizer.settled(found.float()).cpu().numpy()]
+        maps = self.maps(self._checked(images))
+        grids = [tuple(found.shape[2:]) for found in maps]
+        if not self.quantizer.depth:
+            rows = self.quantizer.settled(maps[0].float().flatten(2).mT)
+            return [Latents(row, *grids) for row in rows.cpu().numpy()]
+        ids = [quantizer.ids_of(found).reshape(len(images), -1, quantizer.depth).cpu().numpy()
+               for quantizer, found in zip(self.quantizers, maps)]
+        return [Codes(tuple(map(Level, each, grids))) for each in zip(*ids)]
 
     def conditions(self, contents: list[Content]) -> Tensor:
         """What the decoder draws such contents from, (B, C, h, w); all of one grid."""
-        grid = self._grids(contents[0])[0]
-        if self.quantizer.depth:
-            return self._on_grid(self._ids_of(contents), grid)
-        arrays = torch.from_numpy(np.stack([c.array for c in contents])).to(self.device)
-        return arrays.unflatten(1, grid).permute(0, 3, 1, 2)
-
-    def _ids_of(self, contents: list[Content], level: int = 0) -> Tensor:
-        """(B, P) or (B, P, depth)"""
-        ids = torch.from_numpy(np.stack([c.levels[level].ids for c in contents])).long().to(self.device)
-        return ids.squeeze(-1)
+        stacked = [torch.from_numpy(np.stack(each)).to(self.device) for each in zip(*map(arrays, contents))]
+        found = [quantizer.codes_to_vectors(each.long().squeeze(-1)) if quantizer.depth else each
+                 for quantizer, each in zip(self.quantizers, stacked)]
+        return self.joined([_on_grid(each, grid) for each, grid in zip(found, self._grids(contents[0]))])
 
     def pictures(self, contents: list[Content]) -> Tensor:
         return self.drawn(self.conditions(contents).to(next(self.parameters()).dtype)).float()
@@ -137,28 +138,27 @@ class ImageTokenizer(nn.Module):
         own = content.levels[0] if isinstance(content, Codes) else content
         return [(self.any_size and own.grid) or self.grid]
 
+    def _counts(self, content: Content) -> list[tuple[int, int]]:
+        """The least and the most positions of each level of such a content."""
+        return [(h * w, h * w) for h, w in self._grids(content)]
+
     def check(self, number: int, content: Content) -> tuple[int, int]:
         """The pixels (height, width) of a content. Raises TokenizerError where it is none of this tokenizer's."""
-        grids = self._grids(content)
-        if self.quantizer.depth == 0:
-            wanted = (grids[0][0] * grids[0][1], self.dim)
-            if not isinstance(content, Latents) or content.array.shape != wanted:
-                raise TokenizerError(f"contents {number} are no latents {wanted}; this image tokenizer draws from such")
-        elif fault := self._fault(content, grids):
-            raise TokenizerError(f"codes {number} are {fault}")
-        return grids[-1][0] * self.patch, grids[-1][1] * self.patch
+        depth, (height, width) = self.quantizer.depth, self._grids(content)[-1]
+        found = arrays(content) if isinstance(content, Codes if depth else Latents) else []
+        spaces = [(columns, -1, size) for size, columns in self.books.values()] or [(self.dim, -np.inf, np.inf)]
+        wanted = list(zip(self._counts(content), spaces, strict=True))
+        if len(found) != len(wanted) or not all(map(_fits, found, wanted)):
+            given = " and ".join(f"{rows.shape}, {rows.min()} to {rows.max()}" for rows in found) or "nothing"
+            ours = " and ".join(map(_in_words, wanted))
+            raise TokenizerError(f"{'codes' if depth else 'contents'} {number} are {len(found)} level(s) of {given}; "
+                                 f"this image tokenizer has {ours}")
+        return height * self.patch, width * self.patch
 
-    def _fault(self, content: Content, grids: list[tuple[int, int]]) -> str:
-        """What is wrong with codes, or nothing."""
-        levels = content.levels if isinstance(content, Codes) else ()
-        wanted = [((h * w, depth), size) for (h, w), (size, depth) in zip(grids, self.books.values(), strict=True)]
-        if len(levels) == len(wanted) and all(
-                level.ids.shape == shape and level.ids.min() >= 0 and level.ids.max() < size
-                for level, (shape, size) in zip(levels, wanted)):
-            return ""
-        found = " and ".join(f"{level.ids.shape}, {level.ids.min()} to {level.ids.max()}" for level in levels)
-        ours = " and ".join(f"one of {shape} below {size}" for shape, size in wanted)
-        return f"{len(levels)} level(s) of {found or 'nothing'}; this image tokenizer has {ours}"
+    @property
+    def quantizers(self) -> list[Quantizer]:
+        """That of each level."""
+        return [self.quantizer]
 
     @property
     def books(self) -> dict[str, tuple[int, int]]:
@@ -170,16 +170,15 @@ class ImageTokenizer(nn.Module):
 
     def forward(self, images: Tensor) -> Reconstruction:
         """The reconstruction and the loss; in training mode this also updates a moving-average codebook."""
-        quantized = self.quantizer(self.latents(self._checked(images)))
-        again = self.drawn(quantized.vectors).float()
-        losses = self.pixel_losses(again, images.float())
-        vectors = quantized.vectors.flatten(2).transpose(1, 2)
-        return Reconstruction(again, quantized.ids, losses | {"quantizer": quantized.loss}, vectors)
+        vectors, ids, loss = self.quantizer(self.latents(self._checked(images)))
+        again = self.drawn(vectors).float()
+        losses = self.pixel_losses(again, images.float()) | {"quantizer": loss}
+        return Reconstruction(again, ids, losses, vectors.flatten(2).mT)
 
     @torch.no_grad()
     def code_vectors(self) -> dict[str, Tensor]:
-        return {name: self.vectors_of(torch.arange(size, device=self.device))
-                for name, (size, depth) in self.books.items() if depth == 1}
+        return {name: self.vectors_of(torch.arange(size, device=self.device), level)
+                for level, (name, (size, depth)) in enumerate(self.books.items()) if depth == 1}
 
     @property
     def size(self) -> int:
@@ -197,14 +196,14 @@ class ImageTokenizer(nn.Module):
         """Whether an image may have this many pixels."""
         if self.any_size:
             return height > 0 and width > 0 and height % self.patch == 0 and width % self.patch == 0
-        return (height, width) == self.image_size
+        return height == width == self.config.image
 
     @property
     def sizes_taken(self) -> str:
         """The sizes of images in words, for messages."""
         if self.any_size:
             return f"(height, width, 3), both sides multiples of {self.patch}"
-        return f"{(*self.image_size, 3)}"
+        return f"{(self.config.image, self.config.image, 3)}"
 
     def _checked(self, images: Tensor) -> Tensor:
         """The images as the weights' type. Raises TokenizerError for a size that isn't taken."""
@@ -212,3 +211,28 @@ class ImageTokenizer(nn.Module):
             raise TokenizerError(f"this image tokenizer takes images of {self.sizes_taken}, channels first; "
                                  f"got {tuple(images.shape[1:])}; crop and resize them first")
         return images.to(next(self.parameters()).dtype)
+
+
+def arrays(content: Codes | Latents) -> list[np.ndarray]:
+    """The ids of each level, or the latents."""
+    return [level.ids for level in content.levels] if isinstance(content, Codes) else [content.array]
+
+
+Space = tuple[tuple[int, int], tuple[int, float, float]]
+"""The least and the most positions of a level; its columns, and what its values lie between."""
+
+
+def _fits(rows: np.ndarray, wanted: Space) -> bool:
+    (least, most), (columns, low, high) = wanted
+    return least <= len(rows) <= most and rows.shape[1] == columns and bool(low < rows.min() and rows.max() < high)
+
+
+def _in_words(wanted: Space) -> str:
+    (least, most), (columns, _, high) = wanted
+    count = f"{least} to {most}" if least < most else f"{least}"
+    return f"one of ({count}, {columns}) below {high}" if high < np.inf else f"{count} latents of {columns} channels"
+
+
+def _on_grid(rows: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, h * w, C) -> (B, C, h, w)"""
+    return rows.unflatten(1, grid).permute(0, 3, 1, 2)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimm.losses import OfPictures
+
 ROWS, DIM = 2**13, 128
 
 
@@ -52,3 +54,16 @@ class Captions(nn.Module):
         counts = ((same[:, None] != same) | pair) & said[:, None] & said
         sign, counts = (2.0 * pair - 1).to(logits.device), counts.to(logits.device)
         return -(F.logsigmoid(sign * logits) * counts).sum() / max(1, int(said.sum()))
+
+
+class Contrast(OfPictures):
+    """Teaches a feature network to see meaning: pooled features (their mean) of a vision encoder, as of
+    `unimm.published.vision`, against captions."""
+
+    def __init__(self, vision: nn.Module):
+        super().__init__()
+        self.vision = vision
+        self.captions = Captions(vision.config.hidden_size)
+
+    def losses(self, images, texts):
+        return {"contrast": self.captions(self.vision(images).last_hidden_state.mean(1), texts)}

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from unimm.config.images import ConvTokenizer
 from unimm.images.base import ImageTokenizer
 from unimm.images.quantize import build_quantizer
-from unimm.losses import pixel_errors
 
 
 class PositionNorm(nn.LayerNorm):
@@ -69,6 +68,3 @@ class ConvImageTokenizer(ImageTokenizer):
         self.quantizer = build_quantizer(config.quantizer)
         self.encoder = Encoder(config.downsample, config.width, config.blocks, config.encoder_kernel, self.dim)
         self.decoder = Decoder(config.downsample, config.width, config.blocks, self.dim)
-
-    def pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
-        return pixel_errors(again, images, self.config.foreground_weight, self.config.l1)

@@ -21,8 +21,6 @@ from unimm.images.base import ImageTokenizer, Reconstruction
 from unimm.images.conv import Block, Decoder, Encoder, PositionNorm
 from unimm.images.losses import resized
 from unimm.images.quantize import VectorQuantizer
-from unimm.losses import pixel_errors
-from unimm.sample import Codes, Content, Level
 
 
 class DualImageTokenizer(ImageTokenizer):
@@ -56,37 +54,25 @@ class DualImageTokenizer(ImageTokenizer):
             found = (network or self.features)(images).last_hidden_state
         return found.mT.unflatten(2, (self.side, self.side))
 
-    def latents(self, images: Tensor) -> Tensor:
-        return self._beside(self._seen(images), images)
+    def maps(self, images):
+        return self._maps(self._seen(images), images)
 
-    def _beside(self, seen: Tensor, images: Tensor) -> Tensor:
-        """What the shared index is chosen for, (B, dim, h, w)."""
+    def _maps(self, seen: Tensor, images: Tensor) -> list[Tensor]:
         meant = resized(self.meant(seen), self.grid) * self.config.semantic_weight ** 0.5
-        return torch.cat([meant, self.encoder(images)], 1)
-
-    def codebooks(self) -> tuple[Tensor, Tensor]:
-        """float32 (size, semantic.dim), (size, pixel.dim): the vectors of every code, or of the codes of each level."""
-        return self.quantizer.codebook.tensor_split([self.config.semantic.dim], dim=1)
-
-    def _coded(self, seen: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Semantic vectors on their own grid, all vectors on that of pixels, ids, loss."""
-        vectors, ids, loss = self.quantizer(self._beside(seen, images))
-        return vectors[:, :self.config.semantic.dim], vectors, ids, loss
+        return [torch.cat([meant, self.encoder(images)], 1)]
 
     def forward(self, images: Tensor) -> Reconstruction:
-        inputs = self._checked(images)
+        inputs, weight = self._checked(images), self.config.semantic_weight
         seen = self._seen(inputs)
-        meaning, vectors, ids, loss = self._coded(seen, inputs)
+        found = [quantizer(each) for quantizer, each in zip(self.quantizers, self._maps(seen, inputs))]
+        vectors = self.joined([each.vectors for each in found])
         again = self.drawn(vectors).float()
         target = self._seen(inputs, self.taught) if self.taught else seen
-        recalled = resized(self.recall(meaning), self.side)
+        recalled = resized(self.recall(found[0].vectors[:, :self.config.semantic.dim]), self.side)
         semantic = (1 - F.cosine_similarity(recalled, target, dim=1)).mean()
-        losses = self.pixel_losses(again, images.float()) | {
-            "quantizer": loss, "semantic": self.config.semantic_weight * semantic}
-        return Reconstruction(again, ids, losses, vectors.flatten(2).mT)
-
-    def pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
-        return pixel_errors(again, images, self.config.foreground_weight, self.config.l1)
+        lost = sum([weight * each.loss for each in found[:-1]], found[-1].loss)
+        losses = self.pixel_losses(again, images.float()) | {"quantizer": lost, "semantic": weight * semantic}
+        return Reconstruction(again, found[-1].ids, losses, vectors.flatten(2).mT)
 
 
 def _copied(features: nn.Module) -> nn.Module:
@@ -102,41 +88,19 @@ class LeveledImageTokenizer(DualImageTokenizer):
     def _quantizers(self) -> None:
         self.semantic, self.quantizer = VectorQuantizer(self.config.semantic), VectorQuantizer(self.config.pixel)
 
-    def codebooks(self):
-        return self.semantic.codebook, self.quantizer.codebook
-
-    def code_vectors(self):
-        return dict(zip(self.books, self.codebooks(), strict=True))
+    @property
+    def quantizers(self):
+        return [self.semantic, self.quantizer]
 
     @property
     def books(self):
         return {self.config.semantic_codebook: (self.semantic.size, 1)} | super().books
 
-    @property
-    def vector_dim(self) -> int:
-        return self.semantic.dim + self.dim
-
-    def latents(self, images: Tensor) -> Tensor:
-        return self.encoder(images)
-
     def _grids(self, content):
         return [(self.side, self.side), self.grid]
 
-    def _coded(self, seen, images):
-        (meaning, _, lost), (pixels, ids, loss) = self.semantic(self.meant(seen)), self.quantizer(self.encoder(images))
-        return meaning, self._joined(meaning, pixels), ids, self.config.semantic_weight * lost + loss
+    def _maps(self, seen, images):
+        return [self.meant(seen), self.encoder(images)]
 
-    def _joined(self, meaning: Tensor, pixels: Tensor) -> Tensor:
-        return torch.cat([resized(meaning, self.grid), pixels], 1)
-
-    @torch.no_grad()
-    def contents(self, images: Tensor) -> list[Content]:
-        meant = self.semantic.ids_of(self.meant(self._seen(self._checked(images)))).cpu().numpy()
-        return [Codes((Level(each[:, None], (self.side, self.side)), *pixels.levels))
-                for each, pixels in zip(meant, super().contents(images))]
-
-    def conditions(self, contents: list[Content]) -> Tensor:
-        meaning, pixels = (
-            book.codes_to_vectors(self._ids_of(contents, level)).unflatten(1, grid).permute(0, 3, 1, 2)
-            for level, (book, grid) in enumerate(zip((self.semantic, self.quantizer), self._grids(contents[0]))))
-        return self._joined(meaning, pixels)
+    def joined(self, vectors):
+        return torch.cat([resized(vectors[0], self.grid), vectors[1]], 1)

@@ -1,10 +1,10 @@
-"""What a tokenizer of one's own may be asked for beside the pixels, by `config.losses`.
+"""Training the image tokenizer: its own losses, and what one of one's own is asked for beside them, by `config.losses`.
 
 The modules here learn beside the tokenizer and are no part of it, so that a saved tokenizer has none of them. The
 feature network is no part of either: it is frozen, and whoever builds this has it.
 """
 
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
@@ -15,21 +15,10 @@ from unimm.config import tokenizer_losses as config
 from unimm.config.images import OwnTokenizer
 from unimm.images.base import ImageTokenizer, Reconstruction, TokenizerError
 from unimm.images.captions import Captions
+from unimm.losses import OfPictures
 
 Hidden = tuple[Tensor, ...]
 """What a feature network says of pictures: (B, positions, width) after each of its layers."""
-
-
-class Seen(NamedTuple):
-    """One forward: pictures float32 (B, 3, H, W) with captions, what the tokenizer made of them, the vectors
-    (B, P, dim) that a language model reads, and the features of pictures and of what came back, where asked for."""
-
-    images: Tensor
-    texts: tuple[str, ...]
-    found: Reconstruction
-    read: Tensor
-    target: Hidden = ()
-    again: Hidden = ()
 
 
 def perceptual(ours: Hidden, theirs: Hidden) -> Tensor:
@@ -66,13 +55,14 @@ class AdversarialLoss(nn.Module):
         self.judge = PatchDiscriminator()
         self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, seen: Seen) -> dict[str, Tensor]:
-        again, fixed = seen.found.images, {name: p.detach() for name, p in self.judge.named_parameters()}
+    def forward(self, images: Tensor, again: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures, and what came back of them -> the loss of the discriminator, and that of the tokenizer."""
+        fixed = {name: p.detach() for name, p in self.judge.named_parameters()}
         shown = (self.forwards >= self.after).float()
         if self.training:
             self.forwards += 1
-        hinge = F.relu(1 - self.judge(seen.images)).mean() + F.relu(1 + self.judge(again.detach())).mean()
-        return {"discriminator": hinge / 2, "adversarial": -shown * functional_call(self.judge, fixed, (again,)).mean()}
+        hinge = F.relu(1 - self.judge(images)).mean() + F.relu(1 + self.judge(again.detach())).mean()
+        return hinge / 2, -shown * functional_call(self.judge, fixed, (again,)).mean()
 
 
 class DistillLoss(nn.Module):
@@ -83,8 +73,8 @@ class DistillLoss(nn.Module):
         self.grid = grid
         self.linear = nn.Linear(dim, width)
 
-    def forward(self, seen: Seen) -> Tensor:
-        ours, target = self.linear(seen.read), seen.target[-1]
+    def forward(self, read: Tensor, target: Tensor) -> Tensor:
+        ours = self.linear(read)
         if ours.shape[1] != target.shape[1]:
             if ours.shape[1] != self.grid[0] * self.grid[1]:
                 raise TokenizerError(f"distill compares grids, but an image has {ours.shape[1]} tokens and "
@@ -110,11 +100,10 @@ class TokenizerLosses(nn.Module):
         kinds = [each.kind for each in self.wanted]
         if len(set(kinds)) < len(kinds):
             raise TokenizerError(f"the image tokenizer's losses are {', '.join(kinds)}; name each once")
-        asking = [kind for kind in kinds if kind in ("perceptual", "gram", "distill")]
+        asking = [each.kind for each in self.wanted if isinstance(each, config.OfFeatures)]
         if asking and features is None:
             raise TokenizerError(f"the image tokenizer's losses {', '.join(asking)} ask for features, and there are "
                                  "none; set features, and a stage Contrast before where they are fresh")
-        self.sees = bool(asking)
         self.looks_again = "perceptual" in kinds or "gram" in kinds
         # In a tuple, where torch does not find it.
         self.features = (features.eval().requires_grad_(False),) if asking else ()
@@ -126,12 +115,11 @@ class TokenizerLosses(nn.Module):
                 case config.Contrastive():
                     self.learned[each.kind] = Captions(tokenizer.vector_dim)
                 case config.Distill():
-                    width = features.config.hidden_size
-                    self.learned[each.kind] = DistillLoss(tokenizer.vector_dim, width, tokenizer.grid)
+                    self.learned[each.kind] = DistillLoss(
+                        tokenizer.vector_dim, features.config.hidden_size, tokenizer.grid)
 
     def _hidden(self, images: Tensor) -> Hidden:
-        network = self.features[0].to(images.device)
-        hidden = network(images, output_hidden_states=True)
+        hidden = self.features[0].to(images.device)(images, output_hidden_states=True)
         return *hidden.hidden_states[1:-1], hidden.last_hidden_state
 
     def forward(self, tokenizer: ImageTokenizer, images: Tensor, texts: tuple[str, ...],
@@ -139,26 +127,38 @@ class TokenizerLosses(nn.Module):
         if not self.wanted:
             return {}
         with torch.no_grad():
-            target = self._hidden(images) if self.sees else ()
+            target = self._hidden(images) if self.features else ()
         again = self._hidden(found.images) if self.looks_again else ()
-        seen = Seen(images, texts, found, tokenizer.expand(found.vectors), target, again)
-        losses = {}
+        read, losses = tokenizer.expand(found.vectors), {}
         for each in self.wanted:
-            losses |= {name: loss if name == "discriminator" else each.weight * loss
-                       for name, loss in self._one(each, seen).items()}
+            match each:
+                case config.Perceptual():
+                    loss = perceptual(again, target)
+                case config.Gram():
+                    loss = gram(again, target)
+                case config.Adversarial():
+                    losses["discriminator"], loss = self.learned[each.kind](images, found.images)
+                case config.Contrastive():
+                    loss = self.learned[each.kind](read.mean(1), texts)
+                case config.Distill():
+                    loss = self.learned[each.kind](read, target[-1])
+                case _:
+                    assert_never(each)
+            losses[each.kind] = each.weight * loss
         return losses
 
-    def _one(self, wanted: config.TokenizerLoss, seen: Seen) -> dict[str, Tensor]:
-        match wanted:
-            case config.Perceptual():
-                return {wanted.kind: perceptual(seen.again, seen.target)}
-            case config.Gram():
-                return {wanted.kind: gram(seen.again, seen.target)}
-            case config.Adversarial():
-                return self.learned[wanted.kind](seen)
-            case config.Contrastive():
-                return {wanted.kind: self.learned[wanted.kind](seen.read.mean(1), seen.texts)}
-            case config.Distill():
-                return {wanted.kind: self.learned[wanted.kind](seen)}
-            case _:
-                assert_never(wanted)
+
+class Reconstructing(OfPictures):
+    """The image tokenizer's own losses, and those that its configuration asks for beside them.
+
+    Raises TokenizerError where they ask for `features`, a vision encoder, and there is none.
+    """
+
+    def __init__(self, tokenizer: ImageTokenizer, features: nn.Module | None = None):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.asked = TokenizerLosses(tokenizer, features)
+
+    def losses(self, images, texts):
+        found = self.tokenizer(images)
+        return found.losses | self.asked(self.tokenizer, images, texts, found)

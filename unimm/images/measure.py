@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimm.images.base import ImageTokenizer
+from unimm.images.base import ImageTokenizer, arrays
 from unimm.images.tokenizer import to_codes, to_pixels
 from unimm.sample import Codes, Content, Latents
 
@@ -41,7 +41,7 @@ def measure(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> Measures:
     """
     contents = to_codes(tokenizer, images)
     back = to_pixels(tokenizer, contents)
-    lengths, counts = [_positions(content) for content in contents], code_counts(tokenizer, contents)
+    lengths, counts = [sum(map(len, arrays(each))) for each in contents], code_counts(tokenizer, contents)
     values = {**likeness(images, back), "tokens.mean": float(np.mean(lengths)),
               "tokens.least": min(lengths), "tokens.most": max(lengths)}
     for name, found in counts.items():
@@ -50,10 +50,6 @@ def measure(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> Measures:
                    f"codes.{name}.usage": len(used) / len(found), f"codes.{name}.entropy": entropy(found) / np.log(2),
                    f"codes.{name}.perplexity": float(np.exp(entropy(found))), f"codes.{name}.zipf": zipf(found)}
     return Measures(values, back, counts)
-
-
-def _positions(content: Content) -> int:
-    return sum(len(level.ids) for level in content.levels) if isinstance(content, Codes) else len(content.array)
 
 
 def code_counts(tokenizer: ImageTokenizer, contents: list[Content]) -> dict[str, np.ndarray]:

@@ -1,20 +1,27 @@
 """The kinds of quantizers; what they share stands in `unimm.images.quantizer`.
 
+    FiniteScalar, LookupFree                     no codebook: numbers rounded, signs
+    VectorQuantizer                              a codebook of moving averages, the nearest code
+    Codebook                                     the published ones', learned: the nearest (Chameleon, MoVQ, Emu3)
+    UnitCodebook                                 of the smallest angle (LlamaGen, Janus)
+    IndexBackpropagation                         learned, the largest inner product (IBQ, Emu3.5)
+    ResidualQuantizer, ProductQuantizer          several codes a position: made of others
+    Continuous                                   no codes
+
 vector-quantize-pytorch is the reference in the tests and not used here: it takes 2.5 s to import, its LFQ drops the
 result of its all-reduce, and whether its VQ synchronises ranks is decided once, when it is built.
 """
 
 import math
+from itertools import combinations
 from typing import assert_never
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from unimm.config import quantizers as config
-from unimm.images.codebooks import IndexBackpropagation
-from unimm.images.composed import ProductQuantizer, ResidualQuantizer
 from unimm.images.quantizer import Nearest, Quantized, Quantizer, rows_of
 
 
@@ -26,9 +33,8 @@ class FiniteScalar(Quantizer):
     """
 
     def __init__(self, kind: config.FSQ):
-        super().__init__()
         levels = kind.levels
-        self.size, self.dim = math.prod(levels), len(levels)
+        super().__init__(math.prod(levels), len(levels))
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
@@ -58,8 +64,8 @@ class LookupFree(Quantizer):
     COMMITMENT = 0.25
 
     def __init__(self, kind: config.LFQ):
-        super().__init__()
-        self.kind, self.size, self.dim = kind, 2**kind.bits, kind.bits
+        super().__init__(2**kind.bits, kind.bits)
+        self.kind = kind
         self.scale = 1 / math.sqrt(kind.bits) if kind.spherical else 1.0
         self.register_buffer("basis", 2 ** torch.arange(kind.bits - 1, -1, -1), persistent=False)
 
@@ -75,22 +81,16 @@ class LookupFree(Quantizer):
     def _learn(self, rows, ids, vectors):
         # Probability of a bit under a softmax over codes of -|z - code|^2 / SOFTNESS, in units of the code's scale.
         logits = 4 * rows / self.scale
-        entropy_each = _binary_entropy(logits).sum(-1).mean()
+        entropy_each = (F.softplus(logits) - logits * logits.sigmoid()).sum(-1).mean()  # of each bit, in nats
         entropy_all = sum(_joint_entropy(group) for group in logits.split(self.GROUP, dim=-1))
         return self.kind.entropy_weight * (entropy_each - entropy_all) + self.COMMITMENT * F.mse_loss(rows, vectors)
 
 
-def _binary_entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of bits that are 1 with probability sigmoid(logits)."""
-    return F.softplus(logits) - logits * logits.sigmoid()
-
-
 def _joint_entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of the average over N of distributions over 2^G codes with independent bits (N, G)."""
-    one, zero = logits.sigmoid(), (-logits).sigmoid()
     p = logits.new_ones(len(logits), 1)
-    for i in range(logits.shape[1]):
-        p = torch.cat([p * zero[:, i : i + 1], p * one[:, i : i + 1]], dim=1)  # (N, 2^(i+1))
+    for bit in logits.split(1, dim=1):
+        p = torch.cat([p * (-bit).sigmoid(), p * bit.sigmoid()], dim=1)  # (N, 2^(i+1))
     p = p.mean(0)
     return -(p * p.clamp_min(1e-9).log()).sum()
 
@@ -169,14 +169,137 @@ class VectorQuantizer(Nearest):
         self.codebook[codes], self.sums[codes], self.counts[codes] = drawn, drawn * count, count
 
 
+class Codebook(Nearest):
+    """The nearest of `size` learned vectors. Trained by its own loss alone, as in VQGAN: 1 part for the code,
+    0.25 parts for the encoder's output."""
+
+    def __init__(self, size: int, dim: int):
+        super().__init__(size, dim)
+        self.embedding = nn.Embedding(size, dim)
+        nn.init.uniform_(self.embedding.weight, -1 / size, 1 / size)
+
+    def table(self):
+        return self.embedding.weight.float()
+
+    def _learn(self, rows, ids, vectors):
+        return F.mse_loss(F.embedding(ids, self.table()), rows.detach()) + 0.25 * F.mse_loss(rows, vectors)
+
+
+class UnitCodebook(Codebook):
+    """Codes and what is coded are scaled to length 1: the nearest code is that of the smallest angle.
+
+    transformers' JanusVQVAE.encode does not normalise as the release does: it takes the nearest code by plain
+    distance, so its ids are the release's only where the stored codes are unit vectors already. Its decode
+    normalises. Here the release's rule holds for both.
+    """
+
+    def table(self):
+        return F.normalize(super().table(), dim=-1)
+
+    def settled(self, rows):
+        return F.normalize(rows, dim=-1)
+
+
+class IndexBackpropagation(Codebook):
+    """The code of the largest inner product (Shi et al. 2024). In training the choice itself carries a gradient: what
+    passes through is the mean of all codes under the softmax, so that every code learns at every step.
+
+    The loss is the release's; codes that are sure and all used are rewarded where `entropy_weight` is above 0 (4.1).
+    """
+
+    def __init__(self, size: int, dim: int, commitment: float = 0.25, entropy_weight: float = 0.0):
+        super().__init__(size, dim)
+        self.commitment, self.entropy_weight = commitment, entropy_weight
+        nn.init.normal_(self.embedding.weight)  # of so many that are all near 0, one alone would be chosen
+
+    def _far(self, rows, table):
+        return -rows @ table.T
+
+    def codes_to_vectors(self, ids):
+        return F.embedding(ids, self.table())
+
+    def _through(self, rows, vectors):
+        if self.training and torch.is_grad_enabled():
+            rows = F.softmax(rows @ self.table().T, dim=1) @ self.table().detach()
+        return super()._through(rows, vectors)
+
+    def _learn(self, rows, ids, vectors):
+        loss = (F.mse_loss(self._through(rows, vectors), rows) + F.mse_loss(rows, vectors.detach())
+                + self.commitment * F.mse_loss(vectors, rows.detach()))
+        if self.entropy_weight:
+            p, entropy = F.softmax(rows @ self.table().T, dim=1), torch.special.entr
+            loss = loss + self.entropy_weight * (entropy(p).sum(1).mean() - entropy(p.mean(0)).sum())
+        return loss
+
+
+class ResidualQuantizer(Quantizer):
+    """`depth` codes out of one codebook, each the nearest to what those before it left over; their vectors add up
+    (Lee et al. 2022, RQ-VAE, 3.1). The codebook learns from what is left over at every depth, and the loss is that of
+    all depths, each against what was left for it (eq. 7), their mean."""
+
+    def __init__(self, of: Nearest, depth: int):
+        super().__init__(of.size, of.dim)
+        self.of, self.depth = of, depth
+
+    def _ids(self, rows):
+        found = []
+        for _ in range(self.depth):
+            found.append(self.of._ids(rows))
+            rows = rows - self.of.codes_to_vectors(found[-1])
+        return torch.stack(found, -1)
+
+    def codes_to_vectors(self, ids):
+        each = self.of.codes_to_vectors(ids).unbind(-2)
+        return sum(each[1:], each[0])  # one after the other, so that no shape of ids rounds otherwise
+
+    def _start(self, rows):
+        self.of._start(rows)
+
+    def _learn(self, rows, ids, vectors):
+        each = self.of.codes_to_vectors(ids)  # (N, depth, C)
+        left = rows[:, None] - (each.cumsum(1) - each)
+        return self.of._learn(left.flatten(0, 1), ids.flatten(), each.flatten(0, 1))
+
+
+class ProductQuantizer(Quantizer):
+    """Codebooks side by side, each with its share of the channels (Bai et al. 2024, FQGAN, 3.1)."""
+
+    def __init__(self, parts: list[Nearest], disentangle: float):
+        super().__init__(parts[0].size, sum(part.dim for part in parts))
+        self.parts = nn.ModuleList(parts)
+        self.depth, self.disentangle = len(parts), disentangle
+
+    def _shares(self, rows: Tensor):
+        return zip(self.parts, rows.chunk(self.depth, dim=-1))
+
+    def _ids(self, rows):
+        return torch.stack([part._ids(share) for part, share in self._shares(rows)], -1)
+
+    def codes_to_vectors(self, ids):
+        return torch.cat([part.codes_to_vectors(some) for part, some in zip(self.parts, ids.unbind(-1))], -1)
+
+    def _start(self, rows):
+        for part, share in self._shares(rows):
+            part._start(share)
+
+    def _learn(self, rows, ids, vectors):
+        each = vectors.chunk(self.depth, dim=-1)
+        losses = [part._learn(share, some, own)
+                  for (part, share), some, own in zip(self._shares(rows), ids.unbind(-1), each)]
+        # The codebooks are averages, so what is to point elsewhere is what the encoder puts into them.
+        alike = [F.cosine_similarity(a, b, dim=-1).square().mean()
+                 for a, b in combinations(self._through(rows, vectors).chunk(self.depth, dim=-1), 2)]
+        return sum(losses) / self.depth + self.disentangle * sum(alike) / len(alike)
+
+
 class Continuous(Quantizer):
     """Nothing is rounded: latents of length sqrt(dim), so that a channel's mean square is 1, with noise in training."""
 
-    size, depth = 0, 0
+    depth = 0
 
     def __init__(self, kind: config.Unquantized):
-        super().__init__()
-        self.dim, self.noise = kind.dim, kind.noise
+        super().__init__(0, kind.dim)
+        self.noise = kind.noise
 
     def settled(self, rows):
         return F.rms_norm(rows, rows.shape[-1:])

@@ -34,10 +34,12 @@ class Quantizer(nn.Module):
     Rows are z as float32 (N, C), N = B * h * w, brought to where the codes are by `settled`.
     """
 
-    size: int
-    dim: int
     depth = 1
     """Codes a position; 0 where it has none, its vector being what is kept."""
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.size, self.dim = size, dim
 
     def settled(self, rows: Tensor) -> Tensor:
         """Rows as the kind compares them with its codes: squashed, or of length 1. Gradients pass through this."""
@@ -90,10 +92,6 @@ def by_image(ids: Tensor, images: int) -> Tensor:
 
 class Nearest(Quantizer):
     """The nearest of the vectors of a table."""
-
-    def __init__(self, size: int, dim: int):
-        super().__init__()
-        self.size, self.dim = size, dim
 
     def table(self) -> Tensor:
         """Every code's vector, float32 (size, dim)."""

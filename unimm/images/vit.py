@@ -22,10 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.config.images import ViTTokenizer
-from unimm.images.base import ImageTokenizer, Reconstruction, TokenizerError
+from unimm.images.base import ImageTokenizer, Reconstruction, arrays
 from unimm.images.quantize import build_quantizer
-from unimm.losses import pixel_errors
-from unimm.sample import Codes, Content, Latents, Level
+from unimm.sample import Codes, Latents, Level
 
 
 class Block(nn.Module):
@@ -144,24 +143,17 @@ class ViTImageTokenizer(ImageTokenizer):
         return x
 
     def _patches_of(self, features: Tensor) -> Tensor:
-        """(B, positions, width) -> (B, P, width)"""
+        """(B, positions, width) -> what the pixels are painted from, (B, width, h, w)"""
         x, memory = self.canvas.expand(len(features), -1, -1), self.memory(features)
         for block in self.decoder:
             x = block(x, self.draw, memory)
-        return x
-
-    def _painted(self, patches: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.paint(patches).permute(0, 3, 1, 2), self.patch)
+        return x.mT.unflatten(2, self.grid)
 
     def drawn(self, vectors):
-        """(B, dim, 1, n) -> images; what is missing up to `positions` is absent."""
-        b, _, _, n = vectors.shape
-        missing = self.positions - n
-        present = F.pad(vectors.new_ones(b, n), (0, missing))
-        features = self.features(F.pad(vectors[:, :, 0].transpose(1, 2), (0, 0, 0, missing)), present)
-        return self._painted(self._patches_of(features))
+        """Of what `conditions` gives."""
+        return F.pixel_shuffle(self.paint(vectors.flatten(2).mT).permute(0, 3, 1, 2), self.patch)
 
-    def vectors_of(self, ids):
+    def vectors_of(self, ids, level=-1):
         what = self.quantizer.codes_to_vectors(ids // self.wheres)
         return torch.cat([what, F.one_hot(ids % self.wheres, self.wheres)], -1) if self.varies else what
 
@@ -172,9 +164,6 @@ class ViTImageTokenizer(ImageTokenizer):
     @property
     def dim(self):
         return self.quantizer.dim + (self.wheres if self.varies else 0)
-
-    def _on_grid(self, ids, grid=None):
-        return self.vectors_of(ids).transpose(1, 2)[:, :, None]
 
     @torch.no_grad()
     def contents(self, images):
@@ -187,8 +176,8 @@ class ViTImageTokenizer(ImageTokenizer):
         return [Codes((Level(row[some]),)) for row, some in zip(ids.cpu().numpy(), kept)]
 
     def conditions(self, contents):
-        """The patches that the pixels are painted from, (B, width, h, w)."""
-        given = [c.array if self.continuous else c.levels[0].ids for c in contents]
+        """What is missing up to `positions` is absent."""
+        given = [arrays(content)[0] for content in contents]
         rows = np.zeros((len(given), self.positions, given[0].shape[1]), given[0].dtype)
         present = np.zeros(rows.shape[:2], bool)
         for i, codes in enumerate(given):
@@ -197,31 +186,11 @@ class ViTImageTokenizer(ImageTokenizer):
         rows, present = torch.from_numpy(rows).to(self.device), torch.from_numpy(present).to(self.device)
         vectors = rows if self.continuous else self.quantizer.codes_to_vectors(rows.long().squeeze(-1) // self.wheres)
         dtype = next(self.parameters()).dtype
-        patches = self._patches_of(self.features(vectors.to(dtype), present.to(dtype)))
-        return patches.transpose(1, 2).unflatten(2, self.grid)
+        return self._patches_of(self.features(vectors.to(dtype), present.to(dtype)))
 
-    def pictures(self, contents):
-        return self._painted(self.conditions(contents).flatten(2).transpose(1, 2)).float()
-
-    def check(self, number: int, content: Content) -> tuple[int, int]:
+    def _counts(self, content):
         least = 1 if self.varies or self.config.queries or self.config.drop_tail else self.positions
-        counts = f"{least} to {self.positions}" if least < self.positions else f"{least}"
-        if self.continuous:
-            fits, wanted = isinstance(content, Latents), f"{counts} latents of {self.dim} channels"
-            rows = content.array if fits else np.zeros((0, 0))
-            fits = rows.shape[1] == self.dim and bool(np.isfinite(rows).all())
-        else:
-            fits = isinstance(content, Codes) and len(content.levels) == 1
-            wanted = f"one level of {counts} codes, {self.quantizer.depth} a position, below {self.size}"
-            rows = content.levels[0].ids if fits else np.zeros((0, 0))
-            fits = fits and rows.shape[1] == self.quantizer.depth and 0 <= rows.min() and rows.max() < self.size
-        if not fits or not least <= len(rows) <= self.positions:
-            raise TokenizerError(f"content {number} is {type(content).__name__} of {rows.shape}; this image tokenizer "
-                                 f"draws {wanted}")
-        return self.config.image, self.config.image
-
-    def pixel_losses(self, again, images):
-        return pixel_errors(again, images, self.config.foreground_weight, self.config.l1)
+        return [(least, self.positions)]
 
     def forward(self, images):
         """Where patches are dropped their ids are -1 and their vectors 0."""
@@ -230,13 +199,12 @@ class ViTImageTokenizer(ImageTokenizer):
         quantized = self.quantizer(z[chosen].T[None, :, None])  # only what is kept
         ids = quantized.ids
         if ids is not None:
-            places = torch.arange(keep.shape[1], device=z.device) % self.wheres
+            places = (torch.arange(keep.shape[1], device=z.device) % self.wheres).expand_as(chosen)[chosen]
             ids = torch.full((*keep.shape, *ids.shape[2:]), -1, device=z.device)
-            ids[chosen] = quantized.ids[0] * self.wheres
-            ids = torch.where(ids < 0, ids, ids + places.view(-1, *[1] * (ids.ndim - 2)))
+            ids[chosen] = quantized.ids[0] * self.wheres + places.view(-1, *[1] * (ids.ndim - 2))
         vectors = z.masked_scatter(chosen[..., None], quantized.vectors[0, :, 0].T)
         features = self.features(vectors, keep * self._prefixes(keep) if self.training else keep)
-        again = self._painted(self._patches_of(features)).float()
+        again = self.drawn(self._patches_of(features)).float()
         losses = self.pixel_losses(again, images.float()) | {"quantizer": quantized.loss}
         if self.varies:
             losses["rate"] = self.config.keep_weight * (keep.float().mean() - self.config.keep).square()

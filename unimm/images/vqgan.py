@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from unimm.config.images import IBQ, Chameleon, Emu3, LlamaGen, MoVQ, Published
 from unimm.images.base import ImageTokenizer, TokenizerError
-from unimm.images.codebooks import Codebook, IndexBackpropagation, UnitCodebook
+from unimm.images.quantize import Codebook, IndexBackpropagation, UnitCodebook
 from unimm.images.quantizer import Quantizer
 
 

@@ -1,9 +1,9 @@
 """A recipe on a cluster, on paper: does each stage fit, how long does it take, what does it write."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from unimm.config.check import ConfigError, check, nearest, positive
+from unimm.config.check import ConfigError, check, config, nearest
 from unimm.config.data import Shapes
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, PictureStage, Reconstruct, Stage
@@ -25,7 +25,7 @@ CAPTION = 64
 """Text tokens beside an image, where --document does not say how long documents are; ours."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(positive="gpus per_node")
 class Cluster:
     gpus: int
     per_node: int
@@ -34,7 +34,6 @@ class Cluster:
     """Share of the peak that is reached, recomputation counted."""
 
     def __post_init__(self):
-        positive(self, "gpus", "per_node")
         check(self, 0 < self.mfu <= 1, "mfu", "above 0 and at most 1")
         if self.gpus > self.per_node and self.gpus % self.per_node:
             raise ConfigError(f"--gpus is {self.gpus}, which nodes of {self.per_node} don't make; "
