@@ -71,7 +71,7 @@ def backbone(request, tmp_path_factory):
         theirs(request.param).save_pretrained(folder)
         made = published(str(folder)).backbone
     use_packed_attention(made)
-    return made
+    return made.double()  # float32's rounding differs from CPU to CPU, at times by more than what is allowed here
 
 
 def own(backbone, embedded):
@@ -142,7 +142,7 @@ def test_nothing_is_held_twice_and_the_module_is_what_it_was(backbone):
                              (fused.out, [layer.self_attn.o_proj]), (fused.down, [layer.mlp.down_proj])):
             whole = whole[0]  # without its bias
             assert {p.weight.untyped_storage().data_ptr() for p in parts} == {whole.untyped_storage().data_ptr()}
-            assert sum(p.weight.numel() for p in parts) * 4 == whole.untyped_storage().nbytes()
+            assert sum(p.weight.nbytes for p in parts) == whole.untyped_storage().nbytes()
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3", "chameleon"])
