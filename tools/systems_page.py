@@ -33,6 +33,17 @@ MEASURES = {"tokenizer.tokens.mean": "tokens", "tokenizer.psnr": "PSNR, dB", "to
             "tokenizer.probe.shape": "shape read linearly", "tokenizer.words.all": "words still read"}
 
 
+BARS = {"t2i.single": 0.8, "vqa.exact_match": 0.7}
+"""What each toy scale is to reach."""
+
+
+def short(system: dict) -> str:
+    """By how much a system misses its bars, in words; "" where it does not."""
+    found = [f"{NAMES[key]} {100 * (bar - value[0]):.1f} points below {bar:.0%}" for key, bar in BARS.items()
+             if (value := score(system, key)) and value[0] < bar]
+    return f"Short of what a toy scale is to reach: {', '.join(found)}.\n" if found else ""
+
+
 def prose(name: str, root: Path = ROOT) -> tuple[str, str]:
     """The docstrings of a toy recipe and of the published one that it is made from; "" for what is not there."""
     path = root / "recipes" / "toys" / f"{name}.py"
@@ -67,7 +78,7 @@ def section(name: str, system: dict, toy: str, published: str) -> str:
                                     f"{system['tokens']['most']:g}"],
              ["parameters", ", ".join(f"{n.replace('_', ' ')} {count:,}" for n, count in system["parameters"].items())],
              ["seconds", ", ".join(f"{stage} {s:.0f}" for stage, s in system["seconds"].items())]]
-    found.append(_table(rows))
+    found += [_table(rows), short(system)] if short(system) else [_table(rows)]
     found.append(f"Trained at commit {system['commit'] or 'unknown'}, {system['date']}, "
                  f"torch {system['machine']['torch']}.\n")
     return "\n".join(found)
@@ -121,7 +132,10 @@ def page(kept: dict, root: Path = ROOT) -> str:
         shares = (score(system, key) for key in SCORES)
         rows.append([name, system["axes"]["image in"], system["axes"]["image out"],
                      *(f"{found[0]:.1%}" if found else "-" for found in shares), f"{system['seconds']['total']:.0f}"])
-    parts = [HEAD, _table(rows), *(section(name, system, *prose(name, root)) for name, system in systems.items())]
+    missing = sorted(path.stem for path in (root / "recipes" / "toys").glob("*.py")
+                     if "recipe = " in path.read_text() and path.stem not in systems)
+    told = [f"Not trained yet: {', '.join(missing)}.\n"] if missing else []
+    parts = [HEAD, _table(rows), *told, *(section(name, system, *prose(name, root)) for name, system in systems.items())]
     parts += [tokenizers(systems)] if systems else []
     parts += [compared(kept["comparisons"])] if kept["comparisons"] else []
     return "\n".join(parts)

@@ -47,6 +47,11 @@ def test_prose_is_of_the_docstrings_and_numbers_are_of_the_results(root):
     assert "| toy | shared_table | depth_head | 90.0% | - | - | - | - | - | 100.0% | 300 |" in page
     assert "| toy | 60 | 16 | 31.2 | 1 |" in page and "| toy, visual 2 | 97 | 128 | 5.50 | 45.2 | -1.20 |" in page
     assert "abc123, 2026-01-02, torch 2.13" in page
+    assert "Short of" not in page and "Not trained yet" not in page
+    worse = {"systems": {"other": SYSTEM | {"scores": SYSTEM["scores"] | {"t2i.single": [0.755, 200]}}},
+             "comparisons": {}}
+    page = systems_page.page(worse, root)
+    assert "to reach: draws one object 4.5 points below 80%.\n" in page and "Not trained yet: toy.\n" in page
 
 
 def test_every_table_has_as_many_cells_in_each_row(root):
