@@ -132,10 +132,11 @@ def page(kept: dict, root: Path = ROOT) -> str:
         shares = (score(system, key) for key in SCORES)
         rows.append([name, system["axes"]["image in"], system["axes"]["image out"],
                      *(f"{found[0]:.1%}" if found else "-" for found in shares), f"{system['seconds']['total']:.0f}"])
-    missing = sorted(path.stem for path in (root / "recipes" / "toys").glob("*.py")
-                     if "recipe = " in path.read_text() and path.stem not in systems)
+    toys = (root / "recipes" / "toys").glob("*.py")
+    missing = sorted(path.stem for path in toys if "recipe = " in path.read_text() and path.stem not in systems)
     told = [f"Not trained yet: {', '.join(missing)}.\n"] if missing else []
-    parts = [HEAD, _table(rows), *told, *(section(name, system, *prose(name, root)) for name, system in systems.items())]
+    sections = [section(name, system, *prose(name, root)) for name, system in systems.items()]
+    parts = [HEAD, _table(rows), *told, *sections]
     parts += [tokenizers(systems)] if systems else []
     parts += [compared(kept["comparisons"])] if kept["comparisons"] else []
     return "\n".join(parts)

@@ -1,7 +1,8 @@
 """FQGAN at toy scale: two codes a position, each of a codebook of its own, the second predicted given the first.
 
 Differs from the paper: captions in place of classes, and questions besides; the features that teach the codes are
-trained here, by contrast.
+trained here, by contrast. Tried: 2 x 128 codes, of which the first said all (0.006 nats for the second given it);
+without places it drew 58 % of single objects right.
 """
 
 from dataclasses import replace

@@ -1,6 +1,8 @@
 """LaVIT at toy scale: a selector keeps the patches that say something, so that the count of codes follows the picture.
 
-Differs from the paper: pixels are given back, not features alone; the decoder is the tokenizer's own.
+Differs from the paper: pixels are given back, not features alone; the decoder is the tokenizer's own; a code is what a
+patch shows times where it is, since kept patches have no grid. Tried: places learned before a codebook of 2,048, which
+gave 2 % of pictures back.
 """
 
 from dataclasses import replace
