@@ -34,7 +34,7 @@ Row = dict[str, tuple[float, int]]
 @dataclass(frozen=True)
 class Comparison:
     """`runs`: label -> recipe, by whose name its run is called. `keys`: what is compared of their reports, or
-    `measured`: rows from the folder of the only run."""
+    `measured`: rows from the folder of the only run, once it has an image decoder."""
 
     question: str
     runs: dict[str, Recipe]
@@ -48,15 +48,16 @@ def enlarged(run: Path, count: int = 200) -> dict[str, Row]:
     from data.shapes_judge import judge_scene
     from data.shapes_world import draw
     from unimm.images.measure import likeness
-    from unimm.images.tokenizer import to_codes, to_pixels
+    from unimm.images.tokenizer import load_tokenizer, to_codes, to_pixels
     from unimm.resize import resized
-    from unimm.system import open_run
+    from unimm.system import drawer_of, recipe_of, tokenizer_of
 
-    system, scenes = open_run(run), evaluation_scenes(count, 0)
-    codes = to_codes(system.tokenizer, [draw(scene) for scene in scenes])
+    recipe, scenes = recipe_of(run), evaluation_scenes(count, 0)
+    tokenizer = load_tokenizer(tokenizer_of(recipe, run))
+    codes = to_codes(tokenizer, [draw(scene) for scene in scenes])
     large = [draw(scene, 2) for scene in scenes]
-    ways = {"diffusion decoder at twice the size": to_pixels(system.drawer, codes),
-            "tokenizer's decoder, enlarged": [resized(p, (64, 64)) for p in to_pixels(system.tokenizer, codes)]}
+    ways = {"diffusion decoder at twice the size": to_pixels(drawer_of(recipe, run, tokenizer), codes),
+            "tokenizer's decoder, enlarged": [resized(p, (64, 64)) for p in to_pixels(tokenizer, codes)]}
     return {way: {**{name: (value, count) for name, value in likeness(large, drawn).items()},
                   "judge": (float(np.mean([judge_scene(p, s).ok for p, s in zip(drawn, scenes)])), count)}
             for way, drawn in ways.items()}

@@ -24,6 +24,7 @@ from unimm.config.recipe import Recipe
 from unimm.disk import replace_file
 from unimm.evaluate.scores import look_up
 from unimm.recipe import recipe_to_json
+from unimm.system import DECODER_FOLDER
 from unimm.systems import axes, read_recipes, read_results
 
 SCORES = ("t2i", "vqa", "edit", "rounds", "text", "tokenizer", "leakage")
@@ -165,7 +166,8 @@ def gathered(out: Path, comparisons: dict, earlier: dict, names: list[str]) -> d
     rows = dict(earlier["comparisons"])
     for name, comparison in comparisons.items():
         runs = {label: recipe.name for label, recipe in comparison.runs.items()}
-        if not set(runs.values()) <= set(found):
+        decoded = [run for run in runs.values() if (out / "runs" / run / DECODER_FOLDER).is_dir()]
+        if not set(runs.values()) <= set(decoded if comparison.measured else found):
             continue
         if comparison.measured:
             (run,) = runs.values()

@@ -13,6 +13,7 @@ from tools import run_systems
 from tools.comparisons import Comparison
 from tools.run_systems import Work, collected, flat, gathered, left, run_all
 from unimm.recipe import recipe_to_json
+from unimm.system import DECODER_FOLDER
 
 REPORT = {"t2i": {"single": 0.5}, "tokenizer": {"psnr": 30.0, "tokens": {"mean": 16, "least": 16, "most": 16}},
           "counts": {"t2i": {"single": 20}, "tokenizer": {"psnr": 5, "tokens": {"mean": 5, "least": 5, "most": 5}}},
@@ -101,6 +102,8 @@ def test_comparisons_appear_once_all_their_runs_are_there(tmp_path):
     result = {"scores": {"t2i.single": [0.5, 20]}}
     earlier = {"systems": {"old": result}, "comparisons": {}}
     (tmp_path / "results" / f"{TINY.name}.json").write_text(json.dumps(result))
+    assert gathered(tmp_path, both, earlier, [TINY.name])["comparisons"] == {}, "there is no decoder to measure yet"
+    (tmp_path / "runs" / TINY.name / DECODER_FOLDER).mkdir(parents=True)
     found = gathered(tmp_path, both, earlier, [TINY.name])
     assert set(found["systems"]) == {"old", TINY.name}
     assert found["comparisons"] == {"own": {"question": "!", "rows": {TINY.name: {"x": (1.0, 2)}}}}
