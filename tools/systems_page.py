@@ -18,7 +18,8 @@ HEAD = """# Ten systems
 Written by `tools/run_systems.py` from docs/systems.json and the docstrings of `recipes/toys` and `recipes/systems`.
 Every system is trained at toy scale, on the world of coloured shapes, through the code that its published scale takes;
 it is scored on scenes and prompts that training never saw. Shares have 95 % intervals (Wilson 1927); `unimm systems`
-prints the table.
+prints the table. Seconds are wall time of one process with one thread, two such side by side; whatever else the machine
+does lengthens them.
 """
 NAMES = {"t2i.single": "draws one object", "t2i.count": "draws several alike",
          "t2i.relation": "draws one beside another", "t2i.two": "draws two objects",
