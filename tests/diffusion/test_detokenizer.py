@@ -159,7 +159,7 @@ def test_codes_of_another_tokenizer_and_patches_that_do_not_fit_are_refused():
         to_pixels(drawer(), [Codes.of_grid(np.zeros((3, 3), int))])
     with pytest.raises(ConfigError, match="FlowDecoder.patch is 8; twice that must divide the 8 pixels"):
         drawer(patch=8)
-    with pytest.raises(ConfigError, match="a stage Detokenize trains a FlowDecoder, but the recipe has one of the two alone"):
+    with pytest.raises(ConfigError, match="Detokenize trains a FlowDecoder, but the recipe has one of the two alone"):
         replace(DRAWN_LARGER, decoder=TokenizerDecoder())
 
 
