@@ -16,7 +16,7 @@ from unimm.config.tokenizer_losses import Contrastive
 from unimm.config.tokens import Codebook, LevelLayout, Line
 from unimm.config.trains import Lora, Trains
 
-LORA = Trains(parts=("embeddings", "head", "norms"), lora=Lora(rank=48, alpha=96.0))
+LORA = Trains(parts=("embeddings", "head", "norms", "places"), lora=Lora(rank=48, alpha=96.0))
 
 recipe = replace(
     seed_llama_8b.recipe, name="seed_llama", about="SEED-LLaMA at toy scale: 16 causal tokens an image.",
