@@ -1,8 +1,8 @@
 """ILLUME+ at toy scale: semantic codes before pixel codes, features in, a diffusion decoder that doubles the size.
 
 Differs from the paper: one shape of picture; the semantic encoder is trained here, by contrast; one stage of the
-language model, its encoder frozen. Its semantic codes see the whole picture, so that the same patch has many (perplexity
-163 of 256, where the pixel codes have 24), and they come first: drawing is learned late.
+language model, its encoder frozen. Its semantic codes see the whole picture, so that the same patch has many
+(perplexity 163 of 256, where the pixel codes have 24), and they come first: drawing is learned late.
 """
 
 from dataclasses import replace
