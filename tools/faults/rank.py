@@ -135,7 +135,7 @@ class Recorded:
 
     def draw(self):
         batch = self.inner.next()
-        return batch, [zlib.crc32(row.tobytes()) for row in batch]
+        return batch, [zlib.crc32(row.tobytes()) for row in batch.pixels]
 
     def state(self) -> dict:
         return {"given": self.given, "inner": self.inner.state()}
