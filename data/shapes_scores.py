@@ -11,8 +11,7 @@ from data.shapes_words import ANSWERS, CAPTION_KINDS, QUESTION_TYPES
 from data.shapes_world import LATTICE, SEEN_PAIRS, SIZES, Scene, Thing, draw
 from unimm.config.data import Shapes
 from unimm.config.recipe import Recipe
-from unimm.evaluate.scores import Bar, EvaluationError, Scores, Shown, answer_all, draw_all
-from unimm.evaluate.text import add_text
+from unimm.evaluate.scores import Bar, EvaluationError, Scores, Shown, add_text, answer_all, draw_all
 from unimm.evaluate.tokenizer_scores import Labelled, Subject, add_tokenizer
 from unimm.generate.use import asked
 from unimm.sample import Image, Pixels, Text

@@ -4,12 +4,10 @@ Files are those of illume-unified-mllm/ILLUME_plus (commit 51de69d), vision_toke
 """
 
 from recipes.own_data import DRAWN
-from unimm.config.decoder import FlowDecoder
-from unimm.config.images import DualTokenizer
-from unimm.config.model import FreshVision
+from unimm.config.images import Adversarial, DualTokenizer, Perceptual
+from unimm.config.model import FlowDecoder, FreshVision
 from unimm.config.quantizers import VQ
 from unimm.config.stages import AdamW, Contrast, Detokenize, Reconstruct, Schedule
-from unimm.config.tokenizer_losses import Adversarial, Perceptual
 
 CONSTANT = Schedule(warmup=0.0, anneal=0.0)
 

@@ -5,7 +5,7 @@ import torch
 from tiny import TINY
 
 from unimm.checkpoint.folders import CheckpointError, verify
-from unimm.checkpoint.pieces import keyed
+from unimm.checkpoint.read import keyed
 from unimm.checkpoint.write import Saver
 from unimm.cli import main as cli
 from unimm.config.check import ConfigError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from unimm.config.decoder import TokenizerDecoder
+from unimm.config.model import TokenizerDecoder
 from unimm.layout import Layout
 from unimm.recipe import load_recipe
 from unimm.sample import SampleError, Text

@@ -13,11 +13,10 @@ from tiny import TINY
 from unimm.checkpoint.read import newest
 from unimm.config.check import ConfigError
 from unimm.config.data import Use
-from unimm.config.images import ConvTokenizer, DualTokenizer
+from unimm.config.images import Adversarial, Contrastive, ConvTokenizer, DualTokenizer, Perceptual
 from unimm.config.model import FreshVision, PretrainedVision
 from unimm.config.quantizers import VQ, Product
 from unimm.config.stages import Contrast
-from unimm.config.tokenizer_losses import Adversarial, Contrastive, Perceptual
 from unimm.config.tokens import Codebook
 from unimm.generate.use import draw
 from unimm.hardware import gpu_named

@@ -13,7 +13,7 @@ import pytest
 from tools.readme import BEGIN, END, table
 from unimm.cli.commands import train
 from unimm.cli.main import parse
-from unimm.config import data, decoder, images, model, tokenizer_losses, tokens
+from unimm.config import data, images, model, tokens
 from unimm.recipe import apply_overrides, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -70,8 +70,8 @@ def test_the_table_of_axes_names_every_choice_and_no_other():
     choices = {kind.__name__ for kind in (*image_tokenizer, *quantizer, *get_args(tokens.TextTokenizer),
                                           *get_args(model.Backbone), *get_args(model.ImageIn),
                                           *get_args(model.ImageOut), *get_args(data.Source),
-                                          *get_args(model.VisionEncoder), *get_args(decoder.Decoder),
-                                          *get_args(tokenizer_losses.TokenizerLoss))}
+                                          *get_args(model.VisionEncoder), *get_args(model.Decoder),
+                                          *get_args(images.TokenizerLoss))}
     assert named == choices | {"Layout", "Trains", "Lora", "AdamW", "Muon"}
 
 

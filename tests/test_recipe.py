@@ -9,10 +9,10 @@ from tiny import TINY
 
 from unimm.config.check import ConfigError
 from unimm.config.data import ChatJsonl, Emoji, ImageFolder, ParquetFiles, Shapes, Use, WebDatasetTars
-from unimm.config.decoder import FlowDecoder
-from unimm.config.images import ConvTokenizer, DualTokenizer, ViTTokenizer
+from unimm.config.images import Adversarial, ConvTokenizer, Distill, DualTokenizer, Gram, Perceptual, ViTTokenizer
 from unimm.config.model import (
     DepthHead,
+    FlowDecoder,
     FlowHead,
     FreshVision,
     PretrainedBackbone,
@@ -23,7 +23,6 @@ from unimm.config.model import (
 )
 from unimm.config.quantizers import LFQ, VQ
 from unimm.config.stages import AdamW, Contrast, Detokenize, Muon, NextToken, Reconstruct, Schedule
-from unimm.config.tokenizer_losses import Adversarial, Distill, Gram, Perceptual
 from unimm.config.tokens import Codebook, Continuous, PretrainedText
 from unimm.errors import UserError
 from unimm.recipe import apply_overrides, load_recipe, recipe_from_json, recipe_to_json

@@ -22,7 +22,7 @@ from recipes.toys import (
     tokenflow,
     vila_u,
 )
-from unimm.config.decoder import TokenizerDecoder
+from unimm.config.model import TokenizerDecoder
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Contrast, Reconstruct
 from unimm.config.tokens import Codebook
@@ -49,7 +49,7 @@ def enlarged(run: Path, count: int = 200) -> dict[str, Row]:
     from data.shapes_world import draw
     from unimm.images.measure import likeness
     from unimm.images.tokenizer import load_tokenizer, to_codes, to_pixels
-    from unimm.resize import resized
+    from unimm.pictures import resized
     from unimm.system import drawer_of, recipe_of, tokenizer_of
 
     recipe, scenes = recipe_of(run), evaluation_scenes(count, 0)

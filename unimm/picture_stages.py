@@ -1,6 +1,7 @@
-"""The stages that train on pictures: the feature network, the image tokenizer, the diffusion decoder.
+"""The stages that train on pictures: the feature network, the image tokenizer, the diffusion decoder; and what a run
+shows of itself while it trains.
 
-Each leaves a folder in the run's and is skipped where that is there.
+Each stage leaves a folder in the run's and is skipped where that is there.
 """
 
 import json
@@ -8,28 +9,70 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from unimm import system
 from unimm.checkpoint.read import load_weights
 from unimm.config.check import ConfigError
+from unimm.config.images import Contrastive
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Contrast, Detokenize, PictureStage, Reconstruct
-from unimm.config.tokenizer_losses import Contrastive
+from unimm.diffusion.detokenizer import FlowDetokenizer
+from unimm.generate.use import draw
 from unimm.images import tokenizer as codec
 from unimm.images.base import ImageTokenizer
-from unimm.images.captions import Contrast as Contrasting
+from unimm.images.losses import Contrast as Contrasting
 from unimm.images.losses import Reconstructing
+from unimm.images.measure import measure, psnr
+from unimm.images.tokenizer import to_codes, to_pixels, to_tensor
 from unimm.losses import OfPictures
-from unimm.plan.measure import measure
-from unimm.previews import preview_detokenized, preview_reconstructions
+from unimm.pictures import fit, grid, resized, write_png
+from unimm.plan.memory import measure as planned
 from unimm.published import vision
 from unimm.recipe import recipe_to_json
+from unimm.sample import Text
 from unimm.status import Status
-from unimm.stream.pixel_batches import PixelBatches, images_of
+from unimm.stream.batches import PixelBatches, images_of
 from unimm.stream.sources import open_source
+from unimm.system import System
 from unimm.train import ranks
 from unimm.train.loop import Work, run_stage
+
+Preview = Callable[[int], dict[str, float] | None]
+
+
+def _target(folder: Path, step: int) -> Path:
+    (folder / "previews").mkdir(parents=True, exist_ok=True)
+    return folder / "previews" / f"step-{step:08d}.png"
+
+
+def preview_reconstructions(tokenizer: ImageTokenizer, images: np.ndarray, folder: Path, step: int) -> dict[str, float]:
+    """Pictures above what comes back of them, and the measures of all `images` for the metrics."""
+    found = measure(tokenizer, list(images))
+    write_png(_target(folder, step), grid([*images[:8], *found.back[:8]]))
+    return {f"preview/{name}": value for name, value in found.values.items()}
+
+
+def preview_detokenized(decoder: FlowDetokenizer, images: np.ndarray, folder: Path, step: int) -> dict[str, float]:
+    """Pictures, what their tokenizer gives back of them, enlarged, and what the decoder does; how near both come."""
+    tokenizer, kinds = decoder.tokenizer, {}
+    codes = to_codes(tokenizer, [fit(image, tokenizer.config.image) for image in images])
+    if tokenizer.draws:
+        kinds["enlarged"] = [resized(picture, images.shape[1:3]) for picture in to_pixels(tokenizer, codes)]
+    kinds["drawn"] = to_pixels(decoder, codes)
+    write_png(_target(folder, step), grid([*images[:8], *(p for some in kinds.values() for p in some[:8])]))
+    return {f"psnr_{kind}": psnr(*(to_tensor(list(some)) / 2 for some in (images, found)))
+            for kind, found in kinds.items()}
+
+
+def preview_drawings(system: System, prompts: list[str], folder: Path) -> Preview | None:
+    """Drawings of the same few prompts, so that a row of files shows the learning; None without prompts."""
+    def preview(step: int) -> None:
+        pictures = draw(system, [[Text(p)] for p in prompts], list(range(len(prompts))))
+        write_png(_target(folder, step), grid(pictures, prompts, columns=4))
+
+    return preview if prompts else None
 
 
 def train_pictures(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status: Status) -> None:
@@ -66,7 +109,7 @@ def _train(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status:
                            ranks.world())
     shown = preview and partial(preview, datasets[0].pixels[:64], folder / name)
     work = Work(module.train(), batches, shown, recipe=json.loads(recipe_to_json(recipe)),
-                flops=lambda: measure(recipe, None, stage, name).multiplied.flops)
+                flops=lambda: planned(recipe, None, stage, name).multiplied.flops)
     return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
 
 

@@ -217,9 +217,8 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     import torch
 
     from unimm.model.attention import kernel_name
-    from unimm.model.backbone import compile_layers, recompute_layers
-    from unimm.model.multiplied import multiplied
-    from unimm.previews import preview_drawings
+    from unimm.model.backbone import compile_layers, multiplied, recompute_layers
+    from unimm.picture_stages import preview_drawings
 
     tokenizer = codec.load_tokenizer(system.tokenizer_of(recipe, folder, name))
     layout = system.layout_of(recipe, system.text_of(recipe, folder))
@@ -252,7 +251,7 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     work = Work(model, batches, preview,
                 new_rows=system.new_rows(recipe, layout, model), parts=model.parts(),
                 recipe=json.loads(recipe_to_json(recipe)), show=lambda batch: {"rows": batch_in_words(layout, batch)},
-                flops=lambda: (found := multiplied(model)) and found.flops,
+                flops=lambda: (found := multiplied(model.backbone)) and found.flops,
                 codes={r.name: (r.start, r.stop) for r in layout.vocab.ranges.values() if r.depth == 1})
     kernel = kernel_name(model.backbone.config, ranks.device(), stage.precision, stage.seq_len)
     ranks.say(f"{name}: {model.describe()}\n{name}: attention: {kernel}")

@@ -25,8 +25,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from unimm.config.check import ConfigError
-from unimm.config.decoder import Decoder, FlowDecoder, TokenizerDecoder
-from unimm.config.model import FreshVision, PretrainedBackbone, PretrainedVision, RecipeVision, VisionFeatures
+from unimm.config.model import (
+    Decoder,
+    FlowDecoder,
+    FreshVision,
+    PretrainedBackbone,
+    PretrainedVision,
+    RecipeVision,
+    TokenizerDecoder,
+    VisionFeatures,
+)
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Stage
 from unimm.config.tokens import PretrainedText, SentencePieceText
@@ -265,7 +273,7 @@ def load_converted(path: Path, model: "UnifiedModel", recipe: Recipe, layout: La
     Raises CheckpointError where they are of another model.
     """
     from unimm.checkpoint.folders import CheckpointError
-    from unimm.model.rows import start_rows
+    from unimm.model.backbone import start_rows
     from unimm.weights import open_weights
 
     own = model.state_dict()
@@ -287,7 +295,7 @@ def drawer_of(recipe: Recipe, folder: Path, tokenizer: "ImageTokenizer") -> "Dra
             return tokenizer
         case FlowDecoder():
             from unimm.diffusion.detokenizer import FlowDetokenizer
-            from unimm.kept import fetch
+            from unimm.weights import fetch
 
             what = f"a trained decoder (unimm train {folder} trains it where the recipe has a stage Detokenize)"
             return fetch(folder / DECODER_FOLDER, what, Decoder, lambda made: FlowDetokenizer(made, tokenizer))

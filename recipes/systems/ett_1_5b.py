@@ -7,13 +7,12 @@ from dataclasses import replace
 
 from recipes import qwen
 from recipes.own_data import CAPTIONED, CHATS, CHATTED, DRAWN_IN_CHAT, PAIRS
-from unimm.config.images import ConvTokenizer
+from unimm.config.images import Adversarial, ConvTokenizer, Perceptual
 from unimm.config.model import CodeVectors, PretrainedBackbone, PretrainedVision
 from unimm.config.quantizers import IndexBackprop
 from unimm.config.recipe import Recipe
 from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, NextToken, Reconstruct, Schedule
-from unimm.config.tokenizer_losses import Adversarial, Perceptual
 from unimm.config.tokens import Codebook, ImageLayout, Layout, LevelLayout, PretrainedText
 from unimm.config.trains import Trains
 

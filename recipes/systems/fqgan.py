@@ -5,13 +5,12 @@ a class is its name, a caption of data of one's own.
 """
 
 from recipes.own_data import DRAWN, PAIRS
-from unimm.config.images import ConvTokenizer
+from unimm.config.images import Adversarial, ConvTokenizer, Distill, Perceptual
 from unimm.config.model import CodeVectors, DepthHead, FreshBackbone, PretrainedVision
 from unimm.config.quantizers import VQ, Product
 from unimm.config.recipe import Recipe
 from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, NextToken, Reconstruct, Schedule
-from unimm.config.tokenizer_losses import Adversarial, Distill, Perceptual
 from unimm.config.tokens import Codebook, ImageLayout, Layout, LevelLayout
 
 CONSTANT = Schedule(warmup=0.0, anneal=0.0)

@@ -6,14 +6,12 @@ Files are those of jy0205/LaVIT (commit 8cde9b4), folder LaVIT/, which holds no 
 from dataclasses import replace
 
 from recipes.own_data import CAPTIONED, DRAWN, PAIRS, READ, TEXT
-from unimm.config.decoder import FlowDecoder
-from unimm.config.images import ViTTokenizer
-from unimm.config.model import PretrainedBackbone, PretrainedVision, SharedTable
+from unimm.config.images import Distill, ViTTokenizer
+from unimm.config.model import FlowDecoder, PretrainedBackbone, PretrainedVision, SharedTable
 from unimm.config.quantizers import VQ
 from unimm.config.recipe import Recipe
 from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, Detokenize, NextToken, Reconstruct, Schedule
-from unimm.config.tokenizer_losses import Distill
 from unimm.config.tokens import Chat, Codebook, ImageLayout, Layout, LevelLayout, PretrainedText, UpTo
 
 recipe = Recipe(

@@ -7,13 +7,12 @@ batches and steps are not stated there or in the paper; ours.
 from dataclasses import replace
 
 from recipes.own_data import CHATS, CHATTED, DRAWN, DRAWN_IN_CHAT, PAIRS, READ, TEXT
-from unimm.config.images import ViTTokenizer
+from unimm.config.images import Distill, ViTTokenizer
 from unimm.config.model import FlowHead, LatentVectors, PretrainedBackbone, PretrainedVision
 from unimm.config.quantizers import Unquantized
 from unimm.config.recipe import Recipe
 from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, NextToken, Reconstruct
-from unimm.config.tokenizer_losses import Distill
 from unimm.config.tokens import Chat, Continuous, ImageLayout, Layout, LevelLayout, Line, PretrainedText
 from unimm.config.trains import Trains
 

@@ -6,14 +6,12 @@ Files are those of AILab-CVC/SEED (commit 93b3cf4): T/ is SEED_Tokenizer/lavis/,
 from dataclasses import replace
 
 from recipes.own_data import CAPTIONED, CHATS, CHATTED, DRAWN, DRAWN_IN_CHAT, PAIRS, READ, TEXT
-from unimm.config.decoder import FlowDecoder
-from unimm.config.images import ViTTokenizer
-from unimm.config.model import PretrainedBackbone, PretrainedVision, SharedTable
+from unimm.config.images import Contrastive, Distill, ViTTokenizer
+from unimm.config.model import FlowDecoder, PretrainedBackbone, PretrainedVision, SharedTable
 from unimm.config.quantizers import VQ
 from unimm.config.recipe import Recipe
 from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, Detokenize, NextToken, Reconstruct, Schedule
-from unimm.config.tokenizer_losses import Contrastive, Distill
 from unimm.config.tokens import Chat, Codebook, ImageLayout, Layout, LevelLayout, Line, PretrainedText
 from unimm.config.trains import Lora, Trains
 

@@ -4,13 +4,12 @@ Files are those of ByteVisionLab/TokenFlow (commit 9812da0): tok/ is tokenflow/t
 """
 
 from recipes.own_data import DRAWN, PAIRS
-from unimm.config.images import DualTokenizer
+from unimm.config.images import Adversarial, DualTokenizer, Perceptual
 from unimm.config.model import CodeVectors, PretrainedBackbone, PretrainedVision
 from unimm.config.quantizers import VQ
 from unimm.config.recipe import Recipe
 from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, NextToken, Reconstruct, Schedule
-from unimm.config.tokenizer_losses import Adversarial, Perceptual
 from unimm.config.tokens import Codebook, ImageLayout, Layout, LevelLayout, PretrainedText
 
 recipe = Recipe(

@@ -6,13 +6,12 @@ Files are those of mit-han-lab/vila-u (commit 096623c): V/ is vila_u/, R/ is its
 from dataclasses import replace
 
 from recipes.own_data import CAPTIONED, CHATS, CHATTED, DRAWN, DRAWN_IN_CHAT, PAIRS, READ, TEXT
-from unimm.config.images import ViTTokenizer
+from unimm.config.images import Adversarial, Contrastive, Perceptual, ViTTokenizer
 from unimm.config.model import CodeVectors, DepthHead, PretrainedBackbone, PretrainedVision
 from unimm.config.quantizers import VQ, Residual
 from unimm.config.recipe import Recipe
 from unimm.config.sampling import Choice, Sampling
 from unimm.config.stages import AdamW, NextToken, Reconstruct, Schedule
-from unimm.config.tokenizer_losses import Adversarial, Contrastive, Perceptual
 from unimm.config.tokens import Chat, Codebook, ImageLayout, Layout, LevelLayout, Line, PretrainedText
 
 PREFACE = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "

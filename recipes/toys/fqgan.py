@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from recipes.systems import fqgan
 from recipes.toys import base
+from unimm.config.images import Distill
 from unimm.config.model import CodeVectors, DepthHead
 from unimm.config.quantizers import VQ, Product
-from unimm.config.tokenizer_losses import Distill
 from unimm.config.tokens import Codebook
 
 recipe = replace(

@@ -10,9 +10,8 @@ from dataclasses import replace
 from recipes.systems import illume_plus_3b
 from recipes.toys import base
 from unimm.config.data import Use
-from unimm.config.decoder import FlowDecoder
 from unimm.config.images import DualTokenizer
-from unimm.config.model import RecipeVision, VisionFeatures
+from unimm.config.model import FlowDecoder, RecipeVision, VisionFeatures
 from unimm.config.quantizers import VQ
 from unimm.config.stages import AdamW, Detokenize
 from unimm.config.tokens import Codebook, Continuous, Grid

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from recipes.systems import lavit_7b
 from recipes.toys import base
-from unimm.config.decoder import TokenizerDecoder
 from unimm.config.images import ViTTokenizer
+from unimm.config.model import TokenizerDecoder
 from unimm.config.quantizers import VQ
 from unimm.config.tokens import Codebook, LevelLayout, UpTo
 

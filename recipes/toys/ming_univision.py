@@ -9,10 +9,9 @@ from dataclasses import replace
 from recipes.systems import ming_univision_16b
 from recipes.toys import base
 from unimm.config.data import Shapes, Use
-from unimm.config.images import ViTTokenizer
+from unimm.config.images import Distill, ViTTokenizer
 from unimm.config.model import FlowHead, LatentVectors
 from unimm.config.quantizers import Unquantized
-from unimm.config.tokenizer_losses import Distill
 from unimm.config.tokens import Continuous, LevelLayout, Line
 
 recipe = replace(

@@ -9,10 +9,9 @@ from dataclasses import replace
 from recipes.systems import seed_llama_8b
 from recipes.toys import base
 from unimm.config.data import Shapes, Use
-from unimm.config.decoder import TokenizerDecoder
-from unimm.config.images import ViTTokenizer
+from unimm.config.images import Contrastive, ViTTokenizer
+from unimm.config.model import TokenizerDecoder
 from unimm.config.quantizers import VQ
-from unimm.config.tokenizer_losses import Contrastive
 from unimm.config.tokens import Codebook, LevelLayout, Line
 from unimm.config.trains import Lora, Trains
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from recipes.systems import vila_u_7b
 from recipes.toys import base
+from unimm.config.images import Contrastive
 from unimm.config.model import CodeVectors, DepthHead
 from unimm.config.quantizers import VQ, Residual
-from unimm.config.tokenizer_losses import Contrastive
 from unimm.config.tokens import Codebook, Grid, LevelLayout
 
 recipe = replace(

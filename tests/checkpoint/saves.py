@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from unimm.checkpoint.pieces import keyed
+from unimm.checkpoint.read import keyed
 from unimm.checkpoint.write import Peers, Saver
 from unimm.train import ranks
 

@@ -7,8 +7,7 @@ import sys
 import pytest
 from checkpoint.saves import Odd, forked, same, save
 
-from unimm.checkpoint.pieces import Pieces
-from unimm.checkpoint.read import load_weights, read_state, take_up
+from unimm.checkpoint.read import Pieces, load_weights, read_state, take_up
 
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir")
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unimm.checkpoint.folders import CheckpointError
-from unimm.checkpoint.pieces import Pieces, keyed
+from unimm.checkpoint.read import Pieces, keyed
 from unimm.weights import StoredError, write_tensors
 
 PARAMETERS = st.dictionaries(st.sampled_from(["a", "blocks.0.w", "tåble[3]", "b.0:2"]), st.integers(1, 40), min_size=1)

@@ -8,8 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from unimm.checkpoint.folders import CheckpointError, faults, verify
-from unimm.checkpoint.pieces import KEY, Pieces
-from unimm.checkpoint.read import load_weights, newest, read_recipe, read_state, read_weights, take_up
+from unimm.checkpoint.read import KEY, Pieces, load_weights, newest, read_recipe, read_state, read_weights, take_up
 from unimm.checkpoint.write import Saver
 from unimm.weights import DTYPES, StoredError
 

@@ -15,8 +15,7 @@ from checkpoint.saves import Odd, forked, pieces_of, rank_of_two, same, save, to
 
 from unimm.checkpoint import write
 from unimm.checkpoint.folders import CheckpointError, verify
-from unimm.checkpoint.pieces import Pieces
-from unimm.checkpoint.read import load_weights, newest, read_state
+from unimm.checkpoint.read import Pieces, load_weights, newest, read_state
 from unimm.checkpoint.write import Peers, Saver
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from unimm import weights
 from unimm.cli import main as cli
-from unimm.convert import write
+from unimm.convert import release as made_of
 from unimm.errors import UserError
 
 
@@ -169,7 +169,7 @@ def test_targets_that_are_in_the_way(release, monkeypatch):
     (release.parent / "left.part").mkdir()
     assert "left.part is in the way" in refused(release, out=release.parent / "left")
     assert "can't write" in refused(release, out=there / "file" / "out")
-    monkeypatch.setattr(write.shutil, "disk_usage", lambda path: os.statvfs_result and type("d", (), {"free": 10**6}))
+    monkeypatch.setattr(made_of.shutil, "disk_usage", lambda path: os.statvfs_result and type("d", (), {"free": 10**6}))
     assert "GB free; free the disk" in refused(release)
 
 

@@ -15,20 +15,19 @@ from torch import nn
 from unimm.api import Model
 from unimm.config.check import ConfigError
 from unimm.config.data import Shapes, Use
-from unimm.config.decoder import Decoder, FlowDecoder, TokenizerDecoder
 from unimm.config.images import ConvTokenizer
+from unimm.config.model import Decoder, FlowDecoder, TokenizerDecoder
 from unimm.config.stages import AdamW, Detokenize
 from unimm.diffusion.detokenizer import Detokenization, FlowDetokenizer
 from unimm.export import export_run
 from unimm.images.tokenizer import TokenizerError, build_tokenizer, to_codes, to_pixels
-from unimm.kept import fetch, keep
 from unimm.pipeline import train_run
-from unimm.plan.measure import measure
+from unimm.plan.memory import measure
 from unimm.sample import Codes, Pictures
 from unimm.serve.files import draw_to_files
 from unimm.serve.prompts import Order
 from unimm.train.shares import shares
-from unimm.weights import StoredError
+from unimm.weights import StoredError, fetch, keep
 
 SMALL = FlowDecoder(scale=2, patch=4, width=8, layers=1, steps=3)
 

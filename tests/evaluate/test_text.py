@@ -9,8 +9,7 @@ from tiny import TINY
 from data import shapes
 from unimm.checkpoint.read import newest
 from unimm.config.data import Shapes, Use
-from unimm.evaluate.scores import Scores
-from unimm.evaluate.text import add_text
+from unimm.evaluate.scores import Scores, add_text
 from unimm.pipeline import train_run
 from unimm.sample import Text, sample
 from unimm.system import load_stage, new_model, open_run

@@ -65,7 +65,7 @@ def test_pictures_are_compared_by_the_features_of_any_encoder(folder, tmp_path):
     sides = []
     for name in ("given", "got"):
         shown = [getattr(item, name) for item in scores.reconstructions]
-        from unimm.resize import resized
+        from unimm.pictures import resized
 
         with torch.no_grad():
             seen = encoder(to_tensor([resized(picture, (16, 16)) for picture in shown])).last_hidden_state

@@ -11,7 +11,7 @@ from unimm.generate.choose import choose, marks, normal, places
 from unimm.generate.decode import decode
 from unimm.generate.guidance import guides
 from unimm.generate.request import drawing, written
-from unimm.model.flow_head import FlowHead
+from unimm.model.image_output import FlowHead
 from unimm.sample import Codes, Image, Latents, Slot, Text
 from unimm.stream.batches import make_batch
 from unimm.vocab import Range

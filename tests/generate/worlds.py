@@ -13,13 +13,9 @@ from unimm.config.sampling import Choice, Sampling
 from unimm.generate.request import Request, drawing
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone
-from unimm.model.depth_head import DepthHead
-from unimm.model.flow_head import FlowHead
-from unimm.model.image_input import ImageInput, Places
-from unimm.model.image_output import ImageHead
+from unimm.model.image_input import ImageInput, Places, VectorInput, VisionInput
+from unimm.model.image_output import DepthHead, FlowHead, ImageHead
 from unimm.model.unified import UnifiedModel
-from unimm.model.vector_input import VectorInput
-from unimm.model.vision_input import VisionInput
 from unimm.sample import Image, Text
 
 FREE = Sampling(image=Choice(), text=Choice(temperature=2.0), guidance=2.0, text_length=16)

@@ -5,12 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unimm.config.images import ConvTokenizer
+from unimm.config.images import Adversarial, Contrastive, ConvTokenizer, Distill, Gram, Perceptual
 from unimm.config.model import FreshVision, PretrainedVision
 from unimm.config.quantizers import VQ
-from unimm.config.tokenizer_losses import Adversarial, Contrastive, Distill, Gram, Perceptual
-from unimm.images.captions import Captions, Contrast
-from unimm.images.losses import Reconstructing, gram, perceptual
+from unimm.images.losses import Captions, Contrast, Reconstructing, gram, perceptual
 from unimm.images.tokenizer import TokenizerError, build_tokenizer
 from unimm.published import vision
 from unimm.sample import Pictures

@@ -12,7 +12,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 from unimm.config.images import IBQ, Chameleon, ConvTokenizer, Emu3, LlamaGen, MoVQ
 from unimm.images.prepare import prepare
 from unimm.images.tokenizer import build_tokenizer, to_tensor
-from unimm.resize import cropped, nearest_size, padded, size_of_area, size_within
+from unimm.pictures import cropped, nearest_size, padded, size_of_area, size_within
 
 
 def values(processor, picture, **options):

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from unimm.config.model import FreshBackbone
 from unimm.config.trains import Lora
 from unimm.images.tokenizer import build_tokenizer
+from unimm.model.backbone import multiplied
 from unimm.model.lora import adapt
-from unimm.model.multiplied import multiplied
 from unimm.system import layout_of, new_model
 from unimm.text import BytesTokenizer
 
@@ -34,7 +34,7 @@ def test_the_weights_are_those_that_a_forward_pass_multiplies_with(family, lora)
     with FlopCounterMode(display=False) as flops:
         hidden = built.hidden(ids, position, torch.ones_like(ids))
         built.logits(hidden[0], slice(None))
-    found = multiplied(built)
+    found = multiplied(built.backbone)
     frozen = found.frozen_body + found.frozen_head
     assert 3 * flops.get_total_flops() / LENGTH - 2 * frozen == found.flops(0)
     assert (found.layers, found.width) == (3, 64)
@@ -43,9 +43,9 @@ def test_the_weights_are_those_that_a_forward_pass_multiplies_with(family, lora)
 def test_only_learned_tokens_reach_the_head_and_frozen_weights_have_no_gradient():
     built = model()
     rows = built.vocab.rows
-    whole = multiplied(built)
+    whole = multiplied(built.backbone)
     assert whole.head == 64 * rows
     assert whole.flops(10, 1.0) - whole.flops(10, 0.25) == 6 * 0.75 * 64 * rows
     for p in built.backbone.model.layers.parameters():
         p.requires_grad_(False)
-    assert whole.flops(10) - multiplied(built).flops(10) == 2 * whole.body
+    assert whole.flops(10) - multiplied(built.backbone).flops(10) == 2 * whole.body

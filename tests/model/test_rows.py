@@ -9,8 +9,7 @@ from unimm.config.check import ConfigError
 from unimm.config.model import FreshBackbone, PretrainedBackbone, SharedSoftmax, SharedTable
 from unimm.config.tokens import Codebook
 from unimm.layout import Layout
-from unimm.model.backbone import build_backbone
-from unimm.model.rows import like
+from unimm.model.backbone import build_backbone, like
 from unimm.text import BytesTokenizer
 
 BOOK = 128

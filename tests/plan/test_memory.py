@@ -19,8 +19,7 @@ from unimm.config.stages import NextToken  # noqa: E402
 from unimm.images.tokenizer import build_tokenizer  # noqa: E402
 from unimm.model.attention import Documents  # noqa: E402
 from unimm.model.backbone import recompute_layers  # noqa: E402
-from unimm.plan.measure import Saved, measure  # noqa: E402
-from unimm.plan.memory import Counts, buffers, memory, remedy  # noqa: E402
+from unimm.plan.memory import Counts, Saved, buffers, measure, memory, remedy  # noqa: E402  # noqa: E402
 from unimm.system import layout_of, new_model  # noqa: E402
 from unimm.text import BytesTokenizer  # noqa: E402
 from unimm.train.shares import shares  # noqa: E402

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from unimm.disk import DiskError
-from unimm.resize import fit
+from unimm.pictures import fit
 from unimm.sample import Codes, Image, Pixels, Sample, Text, sample
 from unimm.stream import encode as encoding
 from unimm.stream.encode import Plan

@@ -7,7 +7,7 @@ import pytest
 
 from unimm.config.check import ConfigError
 from unimm.sample import Image, Pictures, Pixels, Sample, Text
-from unimm.stream.pixel_batches import PixelBatches, images_of
+from unimm.stream.batches import PixelBatches, images_of
 from unimm.stream.sources import Item
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from unimm.resize import fit
+from unimm.pictures import fit
 from unimm.stream.pixels import MAX_PIXELS, ImageError, load_pixels
 
 LOSSLESS = ["PNG", "BMP", "TIFF", "PPM", "TGA"]

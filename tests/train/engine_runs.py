@@ -17,8 +17,7 @@ from torch import nn
 from train_toys import Regression, Stream, Tokens, ToyLM, curve, rolls, skips, stage
 from trains_toys import TWO_RANKS, moved_by
 
-from unimm.checkpoint.pieces import KEY, Pieces
-from unimm.checkpoint.read import load_weights, read_state
+from unimm.checkpoint.read import KEY, Pieces, load_weights, read_state
 from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.stages import AdamW, Muon, Schedule
 from unimm.config.tokens import Codebook, ImageLayout, LevelLayout

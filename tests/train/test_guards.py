@@ -12,7 +12,7 @@ from train_toys import Regression, Spoilt, Stream, curve, stage
 
 from unimm.checkpoint.read import newest, read_state
 from unimm.config.check import ConfigError
-from unimm.config.guards import Guards as Limits
+from unimm.config.stages import Guards as Limits
 from unimm.config.stages import Schedule
 from unimm.disk import read_sealed
 from unimm.losses import Losses

@@ -13,7 +13,7 @@ from train_toys import Regression, Stream, ToyLM, curve, outcome, stage, train
 from unimm.checkpoint import write
 from unimm.checkpoint.folders import CheckpointError
 from unimm.checkpoint.read import load_weights, read_state
-from unimm.config.guards import Guards
+from unimm.config.stages import Guards
 from unimm.disk import DiskError
 from unimm.train.engine import NotFinite
 from unimm.train.loop import Work, run_stage

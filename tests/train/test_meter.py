@@ -12,7 +12,7 @@ from train_toys import Regression, Spoilt, stage, train
 from unimm.sample import Batch
 from unimm.train import ranks
 from unimm.train.loop import Work, run_stage
-from unimm.train.meter import Meter, evenness
+from unimm.train.metrics import Meter, evenness
 
 ZEROS = np.zeros((2, 50), np.int64)
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from unimm.disk import DiskError
-from unimm.train.progress import Log
+from unimm.train.metrics import Log
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is always full is Linux's")

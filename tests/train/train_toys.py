@@ -18,8 +18,7 @@ from torch.nn import functional as F
 
 from unimm.checkpoint.read import read_state
 from unimm.config.data import Use
-from unimm.config.guards import Guards
-from unimm.config.stages import AdamW, Muon, NextToken, Schedule
+from unimm.config.stages import AdamW, Guards, Muon, NextToken, Schedule
 from unimm.losses import Losses, Weight
 from unimm.status import Status, told
 from unimm.train import ranks

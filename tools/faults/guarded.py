@@ -12,7 +12,7 @@ from tools.faults.rank import KINDS, STAGE, STEPS, Kind, Rank
 from tools.faults.runs import Fault, Lab, Row, alike, curve, pool
 from unimm.checkpoint.folders import final_of
 from unimm.checkpoint.read import read_state
-from unimm.config.guards import Guards
+from unimm.config.stages import Guards
 from unimm.disk import read_sealed
 from unimm.status import BAD_INPUT, HUNG, read_status
 

@@ -24,18 +24,16 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from recipes.demo import recipe as demo
-from unimm.config.guards import Guards
 from unimm.config.model import FreshBackbone
 from unimm.config.quantizers import VQ
 from unimm.config.recipe import Recipe
-from unimm.config.stages import AdamW, Muon, NextToken, Reconstruct, Schedule
+from unimm.config.stages import AdamW, Guards, Muon, NextToken, Reconstruct, Schedule
 from unimm.config.tokens import Codebook, SentencePieceText
 from unimm.images.losses import Reconstructing
 from unimm.images.tokenizer import build_tokenizer, fingerprint, load_tokenizer
 from unimm.status import Status, told
-from unimm.stream.batches import Batches, make_batch
+from unimm.stream.batches import Batches, PixelBatches, images_of, make_batch
 from unimm.stream.mixture import Mixture
-from unimm.stream.pixel_batches import PixelBatches, images_of
 from unimm.stream.shards import open_shards
 from unimm.stream.sources import open_source
 from unimm.system import TOKENIZER_FOLDER, layout_of, new_model, text_of

@@ -75,7 +75,7 @@ class Saver:
         """Copy everything to host memory and return; the copies are written behind. Every rank calls this together.
 
         `weights` (a whole `state_dict()`), `state` and `recipe` are rank 0's, elsewhere ignored; `pieces` are each
-        rank's own, under the keys of `unimm.checkpoint.pieces`. Waits for the save before it, and raises what `wait`
+        rank's own, under the keys of `unimm.checkpoint.read`. Waits for the save before it, and raises what `wait`
         raises about that one. Returns the path that the checkpoint will have.
         """
         self.wait()

@@ -196,7 +196,7 @@ def convert(source: Positional[str], out: Positional[Path], recipe: Path | None 
     """
     from unimm.convert.bring import bring
     from unimm.convert.give import give
-    from unimm.convert.source import ConvertError, is_run
+    from unimm.convert.release import ConvertError, is_run
 
     if is_run(source):
         if recipe or unpickle:

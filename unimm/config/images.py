@@ -1,11 +1,55 @@
-"""The image tokenizer axis: pixels to codes and back. One is trained by the run, the others are published ones."""
+"""The image tokenizer axis: pixels to codes and back. Some are trained by the run, and may be asked for more than the
+pixels; the others are published ones."""
 
 from dataclasses import replace
 from typing import Literal
 
 from unimm.config.check import check, config
 from unimm.config.quantizers import FSQ, LFQ, VQ, IndexBackprop, Quantizer
-from unimm.config.tokenizer_losses import TokenizerLoss
+
+
+@config()
+class Asked:
+    """What all share."""
+
+    weight: float = 1.0
+
+
+class OfFeatures(Asked):
+    """What is asked through the recipe's `features`."""
+
+
+@config(kind="perceptual")
+class Perceptual(OfFeatures):
+    """Distance of the recipe's `features` of what came back to those of the picture (after LPIPS, arXiv:1801.03924)."""
+
+
+@config(kind="gram")
+class Gram(OfFeatures):
+    """Distance of the Gram matrices of the recipe's `features`: textures (Gatys et al. 2016; AToken)."""
+
+
+@config(kind="adversarial")
+class Adversarial(Asked):
+    """Hinge loss of a patch discriminator, which learns beside the tokenizer (Esser et al. 2021, arXiv:2012.09841)."""
+
+    weight: float = 0.1
+    after: int = 0
+    """Forwards before the tokenizer is shown what the discriminator thinks."""
+
+
+@config(kind="contrastive")
+class Contrastive(Asked):
+    """The quantized vectors of a picture and its caption find each other in the batch (SEED, arXiv:2307.08041), by a
+    sigmoid loss (SigLIP, arXiv:2303.15343)."""
+
+
+@config(kind="distill")
+class Distill(OfFeatures):
+    """The recipe's `features` of a picture are to be read from its quantized vectors (1 - cosine)."""
+
+
+TokenizerLoss = Perceptual | Gram | Adversarial | Contrastive | Distill
 
 
 @config(positive="image downsample width foreground_weight", zero_or_more="l1", whole="image/downsample")

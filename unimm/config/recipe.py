@@ -10,12 +10,21 @@ from typing import Literal
 from unimm.config import model
 from unimm.config.check import ConfigError, config
 from unimm.config.data import Source
-from unimm.config.decoder import Decoder, FlowDecoder, TokenizerDecoder
-from unimm.config.images import ConvTokenizer, DualTokenizer, ImageTokenizer, OwnTokenizer
-from unimm.config.model import Backbone, FreshBackbone, ImageIn, ImageOut, SharedSoftmax, SharedTable, VisionEncoder
+from unimm.config.images import ConvTokenizer, DualTokenizer, ImageTokenizer, OfFeatures, OwnTokenizer
+from unimm.config.model import (
+    Backbone,
+    Decoder,
+    FlowDecoder,
+    FreshBackbone,
+    ImageIn,
+    ImageOut,
+    SharedSoftmax,
+    SharedTable,
+    TokenizerDecoder,
+    VisionEncoder,
+)
 from unimm.config.sampling import Sampling
 from unimm.config.stages import AnyStage, Contrast, Detokenize, NextToken
-from unimm.config.tokenizer_losses import OfFeatures
 from unimm.config.tokens import Codebook, Continuous, Layout, SentencePieceText, TextTokenizer
 
 

@@ -22,9 +22,22 @@ from unimm.checkpoint.folders import final_of, write_manifest
 from unimm.config.model import PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.tokens import PretrainedText
-from unimm.convert.names import PLACES, Place, places_of, tokenizer_of
-from unimm.convert.source import UNIFIED, ConvertError, Release, check, class_of, local_folder, open_release
-from unimm.convert.write import ALL, aside, write_stored
+from unimm.convert.release import (
+    ALL,
+    PLACES,
+    UNIFIED,
+    ConvertError,
+    Place,
+    Release,
+    aside,
+    check,
+    class_of,
+    local_folder,
+    open_release,
+    places_of,
+    tokenizer_of,
+    write_stored,
+)
 from unimm.disk import copy_file, sync_folder, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.released import fill

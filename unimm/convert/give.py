@@ -19,10 +19,22 @@ from unimm.config.model import FreshBackbone
 from unimm.config.recipe import Recipe
 from unimm.config.trains import Lora
 from unimm.convert.bring import MAP, OTHER
-from unimm.convert.names import PLACES, Place, places_of
-from unimm.convert.source import TOKENIZER, UNIFIED, ConvertError, check, class_of, open_release
+from unimm.convert.release import (
+    ALL,
+    PLACES,
+    TOKENIZER,
+    UNIFIED,
+    ConvertError,
+    Place,
+    aside,
+    bytes_of,
+    check,
+    class_of,
+    open_release,
+    places_of,
+    write_stored,
+)
 from unimm.convert.tokenizer import write_tokenizer
-from unimm.convert.write import ALL, aside, bytes_of, write_stored
 from unimm.disk import copy_file, write_file
 from unimm.images.base import ImageTokenizer
 from unimm.images.released import spellings

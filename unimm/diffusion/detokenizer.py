@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.config.check import ConfigError
-from unimm.config.decoder import FlowDecoder
+from unimm.config.model import FlowDecoder
 from unimm.losses import OfPictures, pixel_errors
 from unimm.sample import Content
 

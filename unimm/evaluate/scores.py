@@ -1,6 +1,8 @@
 """What every judge measures alike: the values, how many items each was measured on, and items to show.
 
     contexts --draw / answer--> pictures / answers --judged--> Shown --collected--> Scores
+
+Beside the judges, how well text alone is told after each stage: what learning pictures does to it.
 """
 
 import math
@@ -9,12 +11,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from unimm.checkpoint.read import newest
 from unimm.errors import UserError
 from unimm.generate.use import answer, draw
-from unimm.sample import Part
-from unimm.system import System
+from unimm.sample import Part, Text, sample
+from unimm.stream.batches import make_batch
+from unimm.system import System, load_stage, new_model
 
 Metrics = dict[str, list[dict[str, float]]]
 """Stage -> the lines of its metrics.jsonl."""
@@ -125,3 +130,25 @@ def answer_all(system: System, what: str, contexts: Many[Many[Part]], seed: int)
 def _counted(what: str, contexts: Many[Many[Part]]) -> tqdm:
     """The contexts, which say how many the decode loop has taken."""
     return tqdm(contexts, desc=f"evaluate {what}", mininterval=1)
+
+
+ROWS = 32
+
+
+def add_text(scores: Scores, system: System, texts: list[str]) -> None:
+    """`text.nats.STAGE`: the mean cross-entropy of a token of these texts, in nats, by the last checkpoint of each
+    stage that the run still holds. The count is of tokens."""
+    layout = system.layout
+    documents = [layout.render(sample(Text(text, learn=True))) for text in texts]
+    length = max(map(len, documents))
+    batches = [make_batch([[one] for one in documents[n:n + ROWS]], length, layout.pad_id, layout.vocab.is_code)
+               for n in range(0, len(documents), ROWS)]
+    for name, stage in system.recipe.language.items():
+        if found := newest(system.folder / name):
+            # Not the system's own, whose weights a fast body holds in another order.
+            model = new_model(system.recipe, layout, system.tokenizer, shapes=system.folder)
+            load_stage(found, model, stage)
+            model.eval()
+            with torch.no_grad():
+                sums = np.sum([[float(x) for x in model(batch).parts["text"]] for batch in batches], axis=0)
+            scores.add(f"text.nats.{name}", sums[0] / sums[1], int(sums[1]))

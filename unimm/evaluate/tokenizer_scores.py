@@ -21,7 +21,7 @@ from unimm.images.base import ImageTokenizer
 from unimm.images.measure import AT_ONCE, RandomFeatures, frechet, measure, pooled_vectors, probe
 from unimm.images.prepare import prepare
 from unimm.images.tokenizer import to_codes, to_pixels, to_tensor
-from unimm.resize import resized
+from unimm.pictures import resized
 from unimm.system import FEATURES_FOLDER, System
 
 

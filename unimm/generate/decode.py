@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from unimm.config.sampling import Choice
+from unimm.generate.choose import Allowed, Group
 from unimm.generate.drawn import Drawn
-from unimm.generate.groups import Allowed, Group
 from unimm.generate.guidance import Guides, guides
 from unimm.generate.lines import Lines, Prompt
 from unimm.generate.request import Request, written

@@ -7,12 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimm.generate.choose import choose, marks, normal, places
-from unimm.generate.groups import Group
+from unimm.generate.choose import Group, choose, marks, normal, places
 from unimm.generate.request import Request
 from unimm.model.cache import sent
-from unimm.model.depth_head import DepthHead
-from unimm.model.flow_head import FlowHead
+from unimm.model.image_output import DepthHead, FlowHead
 from unimm.model.unified import UnifiedModel
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from unimm.model.cache import RowCache, sent
+from unimm.model.image_input import Written
 from unimm.model.unified import UnifiedModel
-from unimm.model.vision_input import Written
 from unimm.sample import Sequence
 
 AT_ONCE = 16_384

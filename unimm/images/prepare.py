@@ -22,8 +22,7 @@ import numpy as np
 
 from unimm.config.images import ConvTokenizer, Emu3, ImageTokenizer, Published
 from unimm.config.model import VisionFeatures
-from unimm.pictures import to_png
-from unimm.resize import cropped, fit, nearest_size, padded, resized, size_of_area, size_within
+from unimm.pictures import cropped, fit, nearest_size, padded, resized, size_of_area, size_within, to_png
 
 
 def prepare(config: ImageTokenizer, array: np.ndarray, grids: Sequence[tuple[int, int]] = ()) -> np.ndarray:

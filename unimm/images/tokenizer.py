@@ -21,10 +21,9 @@ from unimm.images.conv import ConvImageTokenizer
 from unimm.images.dual import DualImageTokenizer, LeveledImageTokenizer
 from unimm.images.released import fill
 from unimm.images.vit import ViTImageTokenizer
-from unimm.kept import CONFIG, fetch, fingerprint, keep  # noqa: F401
 from unimm.published import vision
 from unimm.sample import Content
-from unimm.weights import open_weights
+from unimm.weights import CONFIG, fetch, fingerprint, keep, open_weights  # noqa: F401
 
 AT_ONCE, PIXELS_AT_ONCE = 256, 2**20
 """Images encoded or decoded in one pass, and their pixels: the widest maps of a VQGAN take 1 KB a pixel."""
@@ -48,7 +47,9 @@ def build_tokenizer(wanted: config.ImageTokenizer, features: nn.Module | None = 
                                      "and a stage Contrast before where they are fresh")
             return (DualImageTokenizer if index == "shared" else LeveledImageTokenizer)(wanted, features)
         case config.Emu3():
-            from unimm.images.emu3 import Emu3Tokenizer  # late, both: transformers and diffusers take seconds to import
+            from unimm.images.vqgan import (
+                Emu3Tokenizer,  # late, both: transformers and diffusers take seconds to import
+            )
 
             return Emu3Tokenizer(wanted)
         case config.Published():
@@ -129,14 +130,14 @@ def _batches(sizes: list[tuple[int, int]]) -> Iterator[list[int]]:
 
 
 def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
-    """Write the tokenizer's folder, see `unimm.kept.keep`. Raises DiskError."""
+    """Write the tokenizer's folder, see `unimm.weights.keep`. Raises DiskError."""
     if isinstance(tokenizer, DualImageTokenizer):
         tokenizer.features.config.save_pretrained(Path(folder) / FEATURES)
     keep(tokenizer, folder)
 
 
 def load_tokenizer(folder: Path) -> ImageTokenizer:
-    """The image tokenizer of a folder, on the CPU, in eval mode. Raises StoredError, see `unimm.kept.fetch`."""
+    """The image tokenizer of a folder, on the CPU, in eval mode. Raises StoredError, see `unimm.weights.fetch`."""
     def build(made: config.ImageTokenizer) -> ImageTokenizer:
         kept = PretrainedVision(path=str(Path(folder) / FEATURES))
         dual = isinstance(made, config.DualTokenizer)

@@ -9,12 +9,8 @@ from torch import nn
 from unimm.config import model as config
 from unimm.config.check import ConfigError
 from unimm.layout import Layout
-from unimm.model.depth_head import DepthHead
-from unimm.model.flow_head import FlowHead
-from unimm.model.image_input import ImageInput, Places
-from unimm.model.image_output import ImageHead
-from unimm.model.vector_input import VectorInput
-from unimm.model.vision_input import VisionInput
+from unimm.model.image_input import ImageInput, Places, VectorInput, VisionInput
+from unimm.model.image_output import DepthHead, FlowHead, ImageHead
 from unimm.published import janus_part, vision
 from unimm.vocab import Range
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimm.model.attention_kernels import over_cache
+from unimm.model.attention import over_cache
 from unimm.model.cache import RowCache, sent
 from unimm.model.fast_weights import Layer, Norm, layer_of, norm_of, table, unlike, window_of
 

@@ -10,13 +10,9 @@ from unimm.losses import Losses, Weight
 from unimm.model.attention import Documents, Kernel
 from unimm.model.cache import RowCache, sent
 from unimm.model.cross_entropy import Loss, soft_cap
-from unimm.model.depth_head import DepthHead
 from unimm.model.fast import FastBody, fast_body
-from unimm.model.flow_head import FlowHead
-from unimm.model.image_input import ImageInput
-from unimm.model.image_output import ImageHead
-from unimm.model.vector_input import VectorInput
-from unimm.model.vision_input import Slots, VisionInput
+from unimm.model.image_input import ImageInput, Slots, VectorInput, VisionInput
+from unimm.model.image_output import DepthHead, FlowHead, ImageHead
 from unimm.sample import Batch
 from unimm.vocab import Vocab
 

@@ -12,8 +12,7 @@ from unimm.grammar import Plan as ImagePlan
 from unimm.hardware import Gpu
 from unimm.images.tokenizer import is_released
 from unimm.layout import Layout
-from unimm.plan.measure import Measured, measure, tokenizer_size
-from unimm.plan.memory import Counts, memory, recomputes, remedy
+from unimm.plan.memory import Counts, Measured, measure, memory, recomputes, remedy, tokenizer_size
 from unimm.stream.shards import LEVEL, code_type
 from unimm.system import TEXT_FILE, layout_of, text_of
 from unimm.text import BytesTokenizer, TextTokenizer

@@ -30,7 +30,7 @@ from unimm.serve.prompts import Order, codes_of
 from unimm.stream.pixels import load_pixels
 from unimm.system import System, layout_of, open_run, recipe_of, text_of
 from unimm.train import ranks
-from unimm.train.progress import Progress
+from unimm.train.metrics import Progress
 
 Form = Literal["files", "geneval"]
 Place = tuple[Path, bool]

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from unimm.config.tokens import Layout
 from unimm.errors import UserError
-from unimm.resize import nearest_size
+from unimm.pictures import nearest_size
 from unimm.train import ranks
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimm.config.guards import Guards as Limits
+from unimm.config.stages import Guards as Limits
 from unimm.disk import read_sealed, replace_file, write_sealed, writing
 from unimm.losses import Losses
 from unimm.train import ranks

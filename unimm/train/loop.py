@@ -19,8 +19,7 @@ import torch
 from torch import nn
 
 from unimm.checkpoint.folders import CheckpointError
-from unimm.checkpoint.pieces import Pieces
-from unimm.checkpoint.read import load_buffers, load_weights, read_recipe, read_state, take_up
+from unimm.checkpoint.read import Pieces, load_buffers, load_weights, read_recipe, read_state, take_up
 from unimm.checkpoint.write import Peers, Saver
 from unimm.config.stages import NextToken, PictureStage
 from unimm.disk import writing
@@ -30,8 +29,7 @@ from unimm.status import HUNG, Status
 from unimm.train import ranks, table, trains
 from unimm.train.engine import Engine, NotFinite, build_engine
 from unimm.train.guards import Guards
-from unimm.train.meter import Flops, Meter
-from unimm.train.progress import Log, Progress
+from unimm.train.metrics import Flops, Log, Meter, Progress
 from unimm.train.schedule import multiplier
 from unimm.train.shares import Shares, shares
 from unimm.train.signals import Interrupted, Signals, verdict, votes

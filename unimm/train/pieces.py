@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from unimm.checkpoint.folders import CheckpointError
-from unimm.checkpoint.pieces import keyed
+from unimm.checkpoint.read import keyed
 from unimm.train import ranks
 
 Read = Callable[[str, int, int], dict[str, Tensor]]

@@ -2,18 +2,34 @@
 
     folder or hub id --open_release--> Release (config, kind, tensors by name) --check--> what the class itself has
 
+Where each tensor of a release goes, by its name; the way back is written down when it comes in (`Place`).
+
+    release                              run
+    (a causal LM) NAME                   checkpoint, backbone.NAME
+    model.vqmodel.*                      image_tokenizer/, in our names
+    model.language_model.*, ...          checkpoint, as below
+    what the class does not hold         backbone/other.safetensors, as it is
+
+Writing what was converted: planned from headers, one file in memory at a time, aside, then renamed.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import nn
+from pydantic import ByteSize, TypeAdapter, ValidationError
+from torch import Tensor, nn
+from tqdm import tqdm
 
+from unimm.config.images import Chameleon, Emu3, ImageTokenizer, LlamaGen, Published
+from unimm.disk import Digest, new_folder
 from unimm.errors import UserError
-from unimm.weights import Stored, open_weights, read_json
+from unimm.weights import DTYPES, SPLIT, WEIGHTS, Stored, open_weights, read_json, size_of, write_weights
 
 UNIFIED = ("chameleon", "emu3", "janus")
 TOKENIZER = "model.vqmodel."
@@ -142,3 +158,110 @@ def _elsewhere(model: nn.Module, name: str, present: Iterable[str]) -> bool:
     """Whether a missing tensor is tied to one that is there."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return name in parameters and any(other in present for other, p in parameters.items() if p is parameters[name])
+
+
+# "": kept, but no part of our model. `unimm.model.image_input` and `image_output` keep transformers' names.
+PARTS = {
+    "chameleon": (("", "backbone."),),
+    "emu3": (("model.text_model.", "backbone.model."), ("", "backbone.")),
+    "gemma3": (("model.language_model.", "backbone.model."), ("model.", ""), ("", "backbone.")),
+    "janus": (("model.language_model.", "backbone.model."), ("model.vision_model.", "image_input.vision."),
+              ("model.aligner.", "image_input.aligner."), ("model.generation_embeddings.", "image_input.codes."),
+              ("model.generation_aligner.", "image_input.code_aligner."),
+              ("model.generation_head.", "image_output."), ("", "backbone.")),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of a release is in the run, and what it was."""
+
+    part: Literal["language", "image_tokenizer", "other"]
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+PLACES = TypeAdapter(dict[str, Place])
+"""Of every tensor of a release, to and from JSON."""
+
+
+def language_name(kind: str, name: str) -> str | None:
+    """The class's name -> that in our checkpoint; None for what our model leaves out."""
+    before, after = next(both for both in PARTS.get(kind, (("", "backbone."),)) if name.startswith(both[0]))
+    return after + name.removeprefix(before) if after else None
+
+
+def places_of(kind: str, tensors: Mapping[str, Stored | Tensor], drawn: Mapping[str, str],
+              extra: Collection[str] = ()) -> dict[str, Place]:
+    """Where each of a release's tensors is in a run.
+
+    drawn  names of the image tokenizer's -> ours
+    extra  names of those that the class lacks
+    """
+    places = {}
+    for name, tensor in tensors.items():
+        own = spelled(kind, name)
+        inside = None if name in extra or own.startswith(TOKENIZER) else language_name(kind, own)
+        if name in drawn:
+            part, there = "image_tokenizer", drawn[name]
+        else:
+            part, there = ("language", inside) if inside else ("other", name)
+        places[name] = Place(part, there, DTYPES[tensor.dtype], tuple(tensor.shape))
+    return places
+
+
+def tokenizer_of(kind: str, wanted: ImageTokenizer, vq) -> Published:
+    """The recipe's image tokenizer at the release's sizes; `vq` is the release's `vq_config`.
+
+    Raises ConvertError where the recipe's is of another architecture.
+    """
+    shape = {"width": vq.base_channels, "multipliers": tuple(vq.channel_multiplier), "blocks": vq.num_res_blocks,
+             "latent": vq.latent_channels, "dim": vq.embed_dim, "weights": "", "unpickle": False}
+    match kind, wanted:
+        case "chameleon", Chameleon():
+            return replace(wanted, **shape, size=vq.num_embeddings, decoder=False)
+        case "emu3", Emu3():
+            return replace(wanted, **shape, size=vq.codebook_size, attention=tuple(vq.attn_resolutions),
+                           frames=vq.temporal_downsample_factor)
+        case "janus", LlamaGen():
+            return replace(wanted, **shape, size=vq.num_embeddings, attention=(len(vq.channel_multiplier) - 1,))
+    raise ConvertError(f"the recipe's image_tokenizer is {wanted.kind!r}, which is not that of a {kind} release; take "
+                       "the recipe of this system")
+
+
+ALL = 1 << 62
+"""A limit for one file that holds everything."""
+SMALL = 10**8
+"""Bytes of everything but weights, and more."""
+
+
+def bytes_of(size: str) -> int:
+    """"5GB" -> 5,000,000,000. Raises ConvertError."""
+    try:
+        count = int(TypeAdapter(ByteSize).validate_python(size))
+    except ValidationError:
+        count = 0
+    if count <= 0:
+        raise ConvertError(f"--split is {size!r}; give a size such as 5GB or 500MB")
+    return count
+
+
+def aside(out: Path, source: Path, needed: int) -> AbstractContextManager[Path]:
+    """`new_folder` for what is made of `source`. Raises ConvertError where the disk lacks `needed` bytes, too."""
+    target, inside = out.resolve(), source.resolve()
+    if inside in target.parents or target in inside.parents or target == inside:
+        raise ConvertError(f"{out} and its source {source} lie one inside the other; choose another folder")
+    disk = next(folder for folder in target.parents if folder.is_dir())
+    free, needed = shutil.disk_usage(disk).free, needed + SMALL
+    if free < needed:
+        raise ConvertError(f"{out} needs {needed / 1e9:,.1f} GB, but {disk} has {free / 1e9:,.1f} GB free; free the "
+                           "disk or choose another folder")
+    return new_folder(out, ConvertError, "conversion")
+
+
+def write_stored(folder: Path, tensors: Mapping[str, Stored], limit: int = SPLIT,
+                 first: str = WEIGHTS) -> dict[str, Digest]:
+    """`write_weights` of what is stored elsewhere: says on stderr how far it is, at most every few seconds."""
+    with tqdm(desc=f"convert {first}", total=size_of(tensors), unit="B", unit_scale=True, mininterval=5) as bar:
+        return write_weights(folder, tensors, limit, first, bar.update)
