@@ -3,7 +3,7 @@ import math
 import pytest
 
 from unimm.config.stages import Schedule
-from unimm.train.schedule import multiplier
+from unimm.train.optimizer import multiplier
 
 
 def test_warmup_hold_and_linear_anneal_at_known_steps():

@@ -111,13 +111,13 @@ def _stage(name: str, stage: Stage, found: Measured, cluster: Cluster, recipe: R
     parts, host = memory(found.counts, stage, share, gpu)
     peak = sum(parts.values())
     problems = [uneven, "" if peak <= limit else _too_big(name, found.counts, stage, cluster.gpus, limit, gpu)]
-    made = found.module, stage, found.trained, cluster.gpus
+    held = rows(found.module, stage, found.trained, cluster.gpus)
     length = min(document, share.tokens)
     model, hardware = (found.multiplied.flops(length, recompute=again) for again in (False, recomputes(stage)))
     rate = cluster.gpus * cluster.mfu * cluster.gpu.flops / hardware
     seconds, checkpoint = stage.steps * share.total / rate, _checkpoint(found.counts, stage)
     return {"name": name, "unit": "tokens" if share.tokens else "images", "equation": str(share),
-            "parts": [asdict(row) for row in rows(*made)], "table": lines(*made),
+            "parts": [row._asdict() for row in held], "table": lines(held, stage, cluster.gpus),
             "memory": parts, "host": host, "peak": peak, "fits": peak <= limit,
             "without_recompute": found.counts.activations(share.rows, False),
             "with_recompute": found.counts.activations(share.rows, True),

@@ -17,8 +17,8 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -42,8 +42,7 @@ class Autocast(nn.Module):
 
     def __init__(self, module: nn.Module, stage: Stage):
         super().__init__()
-        self.module = module
-        self.enabled = stage.precision == "bf16"
+        self.module, self.enabled = module, stage.precision == "bf16"
 
     def forward(self, batch) -> Losses:
         with torch.autocast(ranks.device().type, torch.bfloat16, enabled=self.enabled):
@@ -62,12 +61,11 @@ class Engine:
         self.trained = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(module, stage.optimizer, trained)
         self.forward: nn.Module = Autocast(module, stage)
-        self.masters = self._take_over(stage)
+        self.masters = self._take_over(stage, held_whole(module, self.optimizer))
 
-    def _take_over(self, stage: Stage) -> Masters:
+    def _take_over(self, stage: Stage, whole: dict[nn.Parameter, Held]) -> Masters:
         """Bring weights and optimizer to where they are updated, all of them or this rank's part."""
-        return Masters(self.module, self.optimizer, list(held_whole(self.module, self.optimizer).values()), stage.ema,
-                       shared=True)
+        return Masters(self.module, self.optimizer, list(whole.values()), stage.ema)
 
     def __call__(self, batch, last: bool = True) -> Losses:
         """One forward; `last` in the last one of a step."""
@@ -92,11 +90,6 @@ class Engine:
             self.optimizer.zero_grad()
         return norm
 
-    def set_rate(self, factor: float) -> None:
-        """Set every group's learning rate to `factor` times its highest."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-
     def restore(self, read: Read, updates: int) -> None:
         """Continue from a state saved at any world size and ZeRO stage after so many updates; the module's weights
         follow from it."""
@@ -120,8 +113,7 @@ def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
         # At stage 0 `clip` clips: DeepSpeed's own neither returns the norm nor looks for NaN.
         "gradient_clipping": stage.optimizer.clip if stage.zero else 0.0,
         "steps_per_print": None,
-        "zero_optimization": {"stage": max(stage.zero, 2) if summed else stage.zero,
-                              "reduce_bucket_size": min(parameters, 500_000_000)},
+        "zero_optimization": {"stage": max(stage.zero, 2 * summed), "reduce_bucket_size": min(parameters, 500_000_000)},
         "zero_allow_untested_optimizer": True,  # the optimizer with Muon, which is tested here
     }
     if stage.offload:
@@ -136,55 +128,39 @@ def deepspeed_config(stage: Stage, world: int, parameters: int) -> dict:
 class DeepSpeedEngine(Engine):
     """See `Engine`."""
 
-    def _take_over(self, stage: Stage) -> Masters:
+    def _take_over(self, stage: Stage, whole: dict[nn.Parameter, Held]) -> Masters:
         self.launched = "LOCAL_RANK" in os.environ
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it, at ZeRO-3 in every step, launcher or not
         deepspeed = _import_deepspeed()
         ranks.start(alone=True)
         self.zero = stage.zero
-        whole = held_whole(self.module, self.optimizer)
-        parameters = sum(p.numel() for p in self.module.parameters())
-        self.engine, *_ = deepspeed.initialize(
-            model=self.forward, optimizer=self.optimizer, dist_init_required=False,
-            config=deepspeed_config(stage, ranks.world(), parameters))
-        if ranks.world() == 1 and stage.zero == 0:
-            self.engine.enable_backward_allreduce = False  # it would copy every gradient there and back for nobody
-        if stage.zero:
-            self.flats = (self.engine.optimizer.fp32_partitioned_groups_flat if stage.zero == 3 else
-                          self.engine.optimizer.single_partition_of_fp32_groups)
-        held = self._held(whole)
-        if isinstance(self.optimizer, MuonAdamW) and stage.zero:
-            self.optimizer.exchanges = self._exchanges(held)
+        config = deepspeed_config(stage, ranks.world(), sum(p.numel() for p in self.module.parameters()))
+        self.engine, *_ = deepspeed.initialize(model=self.forward, optimizer=self.optimizer, config=config,
+                                               dist_init_required=False)
+        # In one process it would copy every gradient there and back for nobody.
+        self.engine.enable_backward_allreduce &= ranks.world() > 1 or stage.zero > 0
+        flats = "fp32_partitioned_groups_flat" if stage.zero == 3 else "single_partition_of_fp32_groups"
+        self.flats = getattr(self.engine.optimizer, flats, [])  # none at zero 0
+        held = [h for h in self._cut(whole) if h.size > 0] if stage.zero else list(whole.values())
+        if isinstance(self.optimizer, MuonAdamW):
+            # One for every flat piece of matrices; every rank has as many pieces, be they empty.
+            own = {flat: [h for h in held if h.owner is flat] for flat in self.flats}
+            self.optimizer.exchanges = {flat: Exchange(some) for flat, some in own.items() if any(
+                ranks.gather(any(h.moments == ("momentum",) for h in some)))}
         return Masters(self.module, self.optimizer, held, stage.ema, shared=stage.zero == 0,
                        gathered=deepspeed.zero.GatheredParameters if stage.zero == 3 else nullcontext)
 
-    def _held(self, whole: dict[nn.Parameter, Held]) -> list[Held]:
-        """What of every trained parameter this rank's optimizer updates."""
-        if self.zero == 0:
-            return list(whole.values())
-        cuts = [(h, *self._cut(p, h.size)) for p, h in whole.items()]
-        return [replace(h, owner=self.flats[flat], offset=offset, start=start, size=size)
-                for h, flat, offset, start, size in cuts if size > 0]
-
-    def _cut(self, p: nn.Parameter, whole: int) -> tuple[int, int, int, int]:
-        """This rank's part of a parameter of so many elements: the flat piece it lies in, where there; start, size."""
-        if self.zero == 3:  # an equal part for every rank, the last ones padded
-            flat, offset, length = self.engine.optimizer.grad_position[self.engine.optimizer.get_param_id(p)]
-            start = min(length * ranks.rank(), whole)
-            return flat, offset, start, min(length, whole - start)
-        if p._hp_mapping is None:
-            return 0, 0, 0, 0
-        here, own = p._hp_mapping.hp_fragment_address, p._hp_mapping.lp_fragment_address
-        return p._hp_mapping.param_group_index, here.start, own.start, own.numel
-
-    def _exchanges(self, held: list[Held]) -> dict[Tensor, Exchange]:
-        """One for every flat piece of matrices; every rank has as many pieces, be they empty."""
-        exchanges = {}
-        for flat in self.flats:
-            own = [h for h in held if h.owner is flat]
-            if any(ranks.gather(any(h.moments == ("momentum",) for h in own))):
-                exchanges[flat] = Exchange(own)
-        return exchanges
+    def _cut(self, whole: dict[nn.Parameter, Held]) -> Iterator[Held]:
+        """What of every trained parameter this rank's optimizer updates, and in which flat piece; some are empty."""
+        for p, h in whole.items():
+            if self.zero == 3:  # an equal part for every rank, the last ones padded
+                flat, offset, length = self.engine.optimizer.grad_position[self.engine.optimizer.get_param_id(p)]
+                start = min(length * ranks.rank(), h.size)
+                yield h._replace(owner=self.flats[flat], offset=offset, start=start, size=min(length, h.size - start))
+            elif cut := p._hp_mapping:
+                there, own = cut.hp_fragment_address, cut.lp_fragment_address
+                yield h._replace(owner=self.flats[cut.param_group_index], offset=there.start, start=own.start,
+                                 size=own.numel)
 
     def __call__(self, batch, last: bool = True) -> Losses:
         self.engine.set_gradient_accumulation_boundary(last)
@@ -207,15 +183,14 @@ class DeepSpeedEngine(Engine):
     def restore(self, read: Read, updates: int) -> None:
         super().restore(read, updates)
         sharded = self.engine.optimizer
-        match self.zero:
-            case 1 | 2:
-                sharded.update_lp_params()
-            case 3:  # as its step ends
-                sharded._partition_all_parameters()
-                for group in range(len(sharded.fp16_groups)):
-                    sharded._reassign_or_swap_out_partitioned_parameters(group)
-                if sharded.persistent_parameters:
-                    sharded.persistent_parameters[0].all_gather(sharded.persistent_parameters)
+        if self.zero == 3:  # as its step ends
+            sharded._partition_all_parameters()
+            for group in range(len(sharded.fp16_groups)):
+                sharded._reassign_or_swap_out_partitioned_parameters(group)
+            if sharded.persistent_parameters:
+                sharded.persistent_parameters[0].all_gather(sharded.persistent_parameters)
+        elif self.zero:
+            sharded.update_lp_params()
 
     def close(self) -> None:
         self.engine.destroy()
@@ -227,10 +202,8 @@ def _import_deepspeed():
     """DeepSpeed, quiet, and kept from compiling anything."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives that torch is renaming, once a bucket, each with a warning.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    import deepspeed
     import deepspeed.ops
     from deepspeed.ops.op_builder.all_ops import ALL_OPS
 
@@ -246,11 +219,9 @@ def build_engine(module: nn.Module, stage: Stage, kind: Literal["auto", "deepspe
                  trained: Trained = EVERYTHING) -> Engine:
     """The engine of a stage; `auto` takes DeepSpeed where there is something to share. Raises TrainError."""
     ranks.start()
-    if kind == "auto":
-        # Of one process without ZeRO it would change nothing but the time, of a start and of every step.
-        shared = stage.zero > 0 or ranks.world() > 1
-        kind = "deepspeed" if shared and importlib.util.find_spec("deepspeed") else "plain"
-    if kind == "deepspeed":
+    # In one process without ZeRO it would change nothing but the time, of a start and of every step.
+    shared = (stage.zero > 0 or ranks.world() > 1) and importlib.util.find_spec("deepspeed")
+    if kind == "deepspeed" or (kind == "auto" and shared):
         return DeepSpeedEngine(module, stage, trained)
     if ranks.world() > 1:
         raise TrainError(f"{ranks.world()} processes need DeepSpeed; install it, or start one process")

@@ -8,11 +8,10 @@ known before the first forward, and every slot starts all random generators from
 
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ from unimm.checkpoint.folders import CheckpointError
 from unimm.checkpoint.read import Pieces, load_buffers, load_weights, read_recipe, read_state, take_up
 from unimm.checkpoint.write import Peers, Saver
 from unimm.config.stages import NextToken, PictureStage
-from unimm.disk import writing
 from unimm.hardware import peak_flops
 from unimm.losses import Losses
 from unimm.status import HUNG, Status
@@ -30,10 +28,10 @@ from unimm.train import ranks, table, trains
 from unimm.train.engine import Engine, NotFinite, build_engine
 from unimm.train.guards import Guards
 from unimm.train.metrics import Flops, Log, Meter, Progress
-from unimm.train.schedule import multiplier
+from unimm.train.optimizer import multiplier
 from unimm.train.shares import Shares, shares
 from unimm.train.signals import Interrupted, Signals, verdict, votes
-from unimm.train.watchdog import Watchdog, Where
+from unimm.train.watchdog import Watchdog
 
 
 class Stream(Protocol):
@@ -49,8 +47,7 @@ class Stream(Protocol):
     def restore(self, state: dict) -> None: ...
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What a stage trains and on what.
 
     module    called with a slot as it comes from the stream, on the host, gives Losses; its method `weigh` says of the
@@ -69,11 +66,11 @@ class Work:
     module: nn.Module
     batches: Stream
     preview: Callable[[int], Mapping[str, float] | None] | None = None
-    new_rows: dict[str, range] = field(default_factory=dict)
-    parts: dict[str, list[str]] = field(default_factory=dict)
-    recipe: dict = field(default_factory=dict)
+    new_rows: Mapping[str, range] = {}
+    parts: Mapping[str, list[str]] = {}
+    recipe: Mapping = {}
     show: Callable[[object], dict] | None = None
-    codes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    codes: Mapping[str, tuple[int, int]] = {}
     flops: Callable[[], Flops | None] | None = None
 
 
@@ -93,21 +90,21 @@ def run_stage(work: Work, stage: NextToken | PictureStage, folder: Path, *, name
     torch.manual_seed(stage.seed)  # adapters start alike on every rank
     trained = trains.apply(work.module, stage.train, work.new_rows, work.parts, f"stages.{name}.train")
     found = _find(folder)
+    tell = partial(status.at, stage=name, steps=stage.steps) if status else lambda **facts: None
     if found and read_state(found)["step"] >= stage.steps:
         ranks.say(f"{name}: already done, {found}")
-        if status:
-            status.at(stage=name, step=stage.steps, steps=stage.steps, checkpoint=str(found))
+        tell(step=stage.steps, checkpoint=str(found))
         return found
     if found:
         load_weights(found, work.module)
     work.module.to(ranks.device())
-    ranks.say("\n".join(table.lines(work.module, stage, trained, ranks.world())))
+    ranks.say("\n".join(table.lines(table.rows(work.module, stage, trained, cut.ranks), stage, cut.ranks)))
     ranks.say(f"{name}: {stage.steps:,} steps; {cut}; {stage.precision}, zero {stage.zero}, "
               f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}")
     peak = peak_flops(ranks.device_name())
     flops = work.flops() if work.flops and peak else None  # before ZeRO-3 takes the weights apart
     built = build_engine(work.module, stage, engine, trained)
-    run = _Run(work, stage, cut, folder, name, Meter(work.codes, flops, peak), built, status)
+    run = _Run(work, stage, cut, folder, name, Meter(work.codes, flops, peak), built, status, tell)
     if found:
         run.restore(found)
         ranks.say(f"{name}: continuing after step {run.step} from {found}")
@@ -132,19 +129,15 @@ class _Run:
     """A stage under way: the engine and everything that moves with the step."""
 
     def __init__(self, work: Work, stage: NextToken | PictureStage, cut: Shares, folder: Path, name: str, meter: Meter,
-                 engine: Engine, status: Status | None):
+                 engine: Engine, status: Status | None, tell: Callable[..., None]):
         self.work, self.stage, self.shares, self.folder, self.name = work, stage, cut, folder, name
-        self.meter, self.engine, self.status = meter, engine, status
+        self.meter, self.engine, self.status, self.tell = meter, engine, status, tell
         self.step, self.saved = 0, None
         behind = partial(ranks.gather, group=ranks.own_group())
         self.saver = Saver(folder, stage.keep, stage.keep_every, Peers(ranks.rank(), ranks.world(), behind))
         self.guards = Guards(stage.guards, folder, name, work.show)
         self.watchdog = Watchdog(folder, ranks.rank(), ranks.world(), stage.guards.late_seconds,
                                  self._end if stage.guards.end_when_late else None)
-
-    def _tell(self) -> None:
-        if self.status:
-            self.status.at(stage=self.name, step=self.step, steps=self.stage.steps, checkpoint=str(self.saved or ""))
 
     def _end(self, why: str) -> None:
         """Leave from another thread than the one that hangs."""
@@ -158,22 +151,35 @@ class _Run:
         Raises NotFinite where too many steps were refused, and CheckpointError where the save behind has failed.
         """
         factor = multiplier(self.stage.schedule, self.step - self.guards.skipped, self.stage.steps)
-        self.engine.set_rate(factor)
-        self._at("data")
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        self.step += 1
+        self.watchdog.beat(self.step, "data")
         with self.meter.waiting("data"):
             batch = self.guards.draw(self.work.batches)
         slots = self.shares.slots(batch, ranks.rank())
-        self._at("collective")
-        stop, weight = self._agree(slots.values(), signals)
+        self.watchdog.beat(self.step, "collective")
+        weights = [self.work.module.weigh(slot) for slot in slots.values()]
+        # What all ranks know before a step: the weight of its slots, and the signal to stop.
+        weight, read, failed, *asked = ranks.total([
+            sum(w.learned for w in weights), sum(w.read for w in weights), self.saver.failed, *votes(signals.received)])
+        if failed:
+            self.saver.wait()
+        self.meter.tokens += int(read)
         losses = [self._learn(slot, number, weight, last=number == max(slots)) for number, slot in slots.items()]
-        self._at("update")
-        self.step += 1
+        self.watchdog.beat(self.step, "update")
         try:
             norm = self.engine.step()
         except NotFinite as error:
             self.guards.skip(self.step, str(error), batch, losses)
         else:
-            self._count(losses, weight, norm)
+            own = sum(float(each.total) for each in losses)  # the update has waited for them
+            # Every rank adds its share of the weight: the average over ranks and steps is then that over positions.
+            self.meter.add("loss", own, weight / ranks.world())
+            for part, (value, count) in [named for each in losses for named in each.parts.items()]:
+                self.meter.add(f"loss/{part}", value, count)
+            self.meter.add("grad_norm", norm)
+            self.guards.judge(self.step, ranks.total([own])[0] / (weight or 1.0))
             self.meter.see(batch)
         last = self.step == self.stage.steps
         if last or self.step % self.stage.log_every == 0:
@@ -182,22 +188,8 @@ class _Run:
             self.progress.show(self.step, values)
         if self.work.preview and (last or self.step % self.stage.preview_every == 0):
             self._preview()
-        self._at("end")
-        return stop
-
-    def _at(self, where: Where) -> None:
-        done = where in ("preview", "save", "end")  # or in the step that will be the next one
-        self.watchdog.beat(self.step if done else self.step + 1, where)
-
-    def _agree(self, slots: Iterable, signals: Signals) -> tuple[int, float]:
-        """What all ranks know before a step: the signal to stop, and the weight of its slots."""
-        weights = [self.work.module.weigh(slot) for slot in slots]
-        learned, read, failed, *asked = ranks.total([
-            sum(w.learned for w in weights), sum(w.read for w in weights), self.saver.failed, *votes(signals.received)])
-        if failed:
-            self.saver.wait()
-        self.meter.tokens += int(read)
-        return verdict(asked), learned
+        self.watchdog.beat(self.step, "end")
+        return verdict(asked)
 
     def roll_back(self) -> bool:
         """Back to the newest checkpoint, which is from before the spike; False, and nothing is done, without one."""
@@ -216,43 +208,30 @@ class _Run:
 
     def _learn(self, slot, number: int, weight: float, last: bool) -> Losses:
         """One forward and backward; what is left of its losses is without a graph."""
-        seed_slot(self.stage.seed, self.step, number)
-        self._at("forward")
+        seed_slot(self.stage.seed, self.step - 1, number)
+        self.watchdog.beat(self.step, "forward")
         losses: Losses = self.engine(slot, last)
-        self._at("backward")
+        self.watchdog.beat(self.step, "backward")
         self.engine.backward(losses.total / (weight or 1.0))
         return Losses(losses.total.detach(), losses.parts)
 
-    def _count(self, losses: list[Losses], weight: float, norm: float) -> None:
-        own = sum(float(each.total) for each in losses)  # the update has waited for them
-        # Every rank adds its share of the weight, so that the average over ranks and steps is that over positions.
-        self.meter.add("loss", own, weight / ranks.world())
-        for each in losses:
-            for part, (value, count) in each.parts.items():
-                self.meter.add(f"loss/{part}", value, count)
-        self.meter.add("grad_norm", norm)
-        total, = ranks.total([own])
-        self.guards.judge(self.step, total / (weight or 1.0))
-
     def _preview(self) -> None:
-        self._at("preview")
-        values = None
+        self.watchdog.beat(self.step, "preview")
         with self.meter.waiting("preview"), self.engine.masters.shown(), torch.no_grad():
-            if ranks.rank() == 0:
-                self.work.module.eval()
-                values = self.work.preview(self.step)
-                self.work.module.train()
+            self.work.module.eval()
+            values = self.work.preview(self.step) if ranks.rank() == 0 else None
+            self.work.module.train()
         if values:
             self.log.write(self.step, {f"preview/{name}": value for name, value in values.items()})
 
     def save(self) -> None:
-        self._at("save")
+        self.watchdog.beat(self.step, "save")
         masters = self.engine.masters
         with self.meter.waiting("save"):
             state = {"stage": self.name, "zero": self.stage.zero, "updates": masters.updates,
                      "stream": self.work.batches.state(), "guards": self.guards.state(), "meter": self.meter.state()}
             self.saved = self.saver.save(self.step, masters.weights(), masters.pieces(), state, self.work.recipe)
-        self._tell()
+        self.tell(step=self.step, checkpoint=str(self.saved))
 
     def restore(self, path: Path) -> None:
         """Everything but the weights that don't train, which were loaded before the engine was built.
@@ -274,7 +253,7 @@ class _Run:
         self.log = Log(self.folder, self.step)
         self.progress = Progress(self.name, self.step, self.stage.steps, "tokens" if self.shares.tokens else "images")
         self.watchdog.start()
-        self._tell()
+        self.tell(step=self.step, checkpoint=str(self.saved or ""))
         return self
 
     def __exit__(self, kind, *error) -> None:
@@ -286,12 +265,7 @@ class _Run:
 
 def _find(folder: Path) -> Path | None:
     """Rank 0's choice of the checkpoint to continue from; damaged ones are reported and set aside."""
-    found = None
-    if ranks.rank() == 0:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        found = take_up(folder, ranks.say)
-    return ranks.from_first(found)
+    return ranks.from_first(take_up(folder, ranks.say) if ranks.rank() == 0 else None)
 
 
 def seed_slot(seed: int, step: int, slot: int) -> None:

@@ -3,13 +3,12 @@
 A line tells averages, how much was learned from, which codes, how fast, and what the time went to.
 """
 
-import contextlib
 import json
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +62,7 @@ class Meter:
         self.add(LEARNED, np.count_nonzero(batch.learn), tokens)
         ids = batch.targets[batch.learn & batch.image]
         for name, (start, stop) in self.ranges.items():
-            found, counts = np.unique(ids[(ids >= start) & (ids < stop)] - start, return_counts=True)
-            self.codes[name].update(dict(zip(found.tolist(), counts.tolist())))
+            self.codes[name] += np.bincount(ids[(ids >= start) & (ids < stop)] - start, minlength=stop - start)
 
     def line(self) -> dict[str, float]:
         """The values of one metrics line; the window starts anew. What one rank lacks counts as 0 of 0 there."""
@@ -72,66 +70,64 @@ class Meter:
         totals, codes, waited = self._together()
         squares, tokens = totals.pop(DOCUMENT, (0.0, 0.0))
         learned, _ = totals.pop(LEARNED, (0.0, 0.0))
-        for name, (_, count) in totals.items():
-            if name.startswith("loss/"):
-                part = f"learned/{name.removeprefix('loss/')}"
-                self.learned[part] = self.learned.get(part, 0) + int(count)
+        self.learned.update({f"learned/{name.removeprefix('loss/')}": int(count)
+                             for name, (_, count) in totals.items() if name.startswith("loss/")})
         # Of training alone, without what it stops for.
         training = now - self.line_began - self.waited["save"] - self.waited["preview"]
         rate = (self.tokens - self.line_tokens) / max(training, 1e-9)
         values = {name: value / count for name, (value, count) in totals.items() if count}
         values |= {"seconds": round(now - self.began, 3), "tokens": self.tokens, "tokens_per_second": round(rate, 1)}
-        values |= self.learned | {f"seconds/{what}": round(seconds, 6) for what, seconds in sorted(waited.items())}
-        for name, (start, stop) in self.ranges.items():
-            values |= {f"codes/{name}/{what}": value for what, value in evenness(codes[name], stop - start).items()}
+        values |= dict(self.learned) | {f"seconds/{what}": round(each, 6) for what, each in sorted(waited.items())}
+        for name, counts in codes.items():
+            values |= {f"codes/{name}/{what}": value for what, value in evenness(counts).items()}
         if self.flops and self.peak:
             each = self.flops(squares / tokens, learned / tokens) if tokens else self.flops(0.0, 1.0)
             values["mfu"] = rate * each / (self.peak * ranks.world())
-        self._open({}, {})
+        self._open()
         return values
 
-    def _open(self, sums: dict[str, list[float]], codes: Mapping[str, list[list[int]]]) -> None:
-        """Start a window with these sums, and codes as [code, count]."""
-        self.sums, self.waited = sums, Counter()
-        self.codes = {name: Counter(dict(codes.get(name, ()))) for name in self.ranges}
+    def _open(self) -> None:
+        """Start a window."""
+        self.sums, self.waited = {}, Counter()
+        self.codes = {name: np.zeros(stop - start, np.int64) for name, (start, stop) in self.ranges.items()}
         self.line_began, self.line_tokens = time.monotonic(), self.tokens
 
-    def _together(self) -> tuple[dict[str, list[float]], dict[str, Counter], Counter]:
-        """Of the window, over all ranks: name -> [sum, count]; codebook -> code -> how often; the longest waits."""
-        totals, codes, waited = defaultdict(lambda: [0.0, 0.0]), defaultdict(Counter), Counter()
+    def _together(self) -> tuple[dict[str, list[float]], dict[str, np.ndarray], Counter]:
+        """Of the window, over all ranks: name -> [sum, count]; codebook -> how often each code; the longest waits."""
+        totals, waited = defaultdict(lambda: [0.0, 0.0]), Counter()
         own = {name: [float(each) for each in both] for name, both in self.sums.items()}
-        for sums, seen, waits in ranks.gather((own, self.codes, self.waited)):
+        for sums, waits in ranks.gather((own, self.waited)):
             for name, both in sums.items():
                 totals[name] = [a + b for a, b in zip(totals[name], both)]
-            for name, counts in seen.items():
-                codes[name] += counts
             waited |= waits
-        return totals, codes, waited
+        return totals, {name: np.array(ranks.total(seen), int) for name, seen in self.codes.items()}, waited
 
     def state(self) -> dict:
         """Small JSON, alike on all ranks and for any number of them; the open window's codes as [code, count]."""
         totals, codes, _ = self._together()
+        pairs = {name: np.stack([n.nonzero()[0], n[n > 0]], 1).tolist() for name, n in codes.items()}
         return {"seconds": time.monotonic() - self.began, "tokens": self.tokens, "learned": self.learned,
-                "sums": totals, "codes": {name: sorted(counts.items()) for name, counts in codes.items()}}
+                "sums": totals, "codes": pairs}
 
     def restore(self, state: dict) -> None:
         """Go on from a state of any number of ranks; the first takes what all had in the open window."""
         self.began, self.tokens = time.monotonic() - state["seconds"], state["tokens"]
-        self.learned: dict[str, int] = dict(state["learned"])
-        first = ranks.rank() == 0
-        self._open(dict(state["sums"]) if first else {}, state["codes"] if first else {})
+        self.learned: Counter[str] = Counter(state["learned"])
+        self._open()
+        if ranks.rank() == 0:
+            self.sums |= state["sums"]
+            for name, counts in self.codes.items():
+                for code, count in state["codes"].get(name, ()):
+                    counts[code] = count
 
 
-def evenness(counts: Mapping[int, int], size: int) -> dict[str, float]:
-    """How evenly a codebook of so many codes is used, from how often those that occurred did: entropy in bits, and
-    the share that did.
+def evenness(counts: np.ndarray) -> dict[str, float]:
+    """How evenly a codebook is used, from how often each code occurred: entropy in bits, and the share that did occur.
 
     A tokenizer that collapsed, or a mixture that shows few images, is seen here before it is seen in a loss.
     """
-    if not counts:
-        return {}
-    share = np.array([*counts.values()]) / sum(counts.values())
-    return {"entropy": float(-(share * np.log2(share)).sum()), "used": len(counts) / size}
+    share = counts[counts > 0] / max(counts.sum(), 1)
+    return {"entropy": float(-(share * np.log2(share)).sum()), "used": len(share) / len(counts)} if len(share) else {}
 
 
 class Log:
@@ -144,10 +140,11 @@ class Log:
             return
         from torch.utils.tensorboard import SummaryWriter
 
+        with writing(folder):
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)  # makes the folders, too
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         replace_file(self.path, "".join(kept).encode())
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add a line. Raises DiskError."""
@@ -163,7 +160,7 @@ class Log:
             self.board.file_writer.add_summary(Summary(value=scalars), step)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk: metrics.jsonl has said so, and holds every line
+        with suppress(OSError):  # a full disk: metrics.jsonl has said so, and holds every line
             if self.board:
                 self.board.close()
 
@@ -173,8 +170,7 @@ class Progress:
 
     def __init__(self, name: str, start: int, steps: int, unit: str):
         self.name, self.start, self.steps, self.unit = name, start, steps, unit
-        self.began = time.monotonic()
-        self.live = sys.stdout.isatty()
+        self.began, self.live = time.monotonic(), sys.stdout.isatty()
         self.next_step, self.next_time = start, self.began
 
     def show(self, step: int, values: dict[str, float]) -> None:

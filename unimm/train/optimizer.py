@@ -1,4 +1,5 @@
-"""From a stage's optimizer config and a module to one torch optimizer; Muon, which torch has one matrix at a time.
+"""From a stage's optimizer config and a module to one torch optimizer and its learning rate; Muon, which torch has one
+matrix at a time.
 
 Muon: matrices moved by the orthogonalised momentum of their gradient (Jordan 2024).
 
@@ -12,7 +13,8 @@ and whatever ZeRO cuts gives the curve of one process. (DeepSpeed's own Muon cli
 is another curve.)
 """
 
-from dataclasses import replace
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -27,29 +29,24 @@ from unimm.train.trains import EVERYTHING, Trained
 A, B, C = 3.4445, -4.7750, 2.0315
 
 
-def orthogonalise(g: Tensor, rounds: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Newton-Schulz towards the nearest semi-orthogonal matrices: (n, rows, columns) -> same shape, `dtype`.
+def orthogonalise(matrices: Sequence[Tensor], dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+    """Newton-Schulz towards the nearest semi-orthogonal matrix of each: (rows, columns) -> same shape, `dtype`.
 
-    On a CPU its products are float32: many have none of bf16 and take three times as long then.
+    Those of one shape share an iteration. On a CPU its products are float32: many have none of bf16 and take three
+    times as long then.
     """
-    x = g.to(dtype)
-    x = x.float() if x.is_cpu and dtype is torch.bfloat16 else x
-    tall = x.size(1) > x.size(2)
-    if tall:
-        x = x.mT
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(rounds):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
-    return (x.mT if tall else x).to(dtype)
-
-
-def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
-    """Each by itself, bf16; those of one shape share an iteration."""
     updates: dict[int, Tensor] = {}
     for shape in dict.fromkeys(m.shape for m in matrices):
         alike = [i for i, m in enumerate(matrices) if m.shape == shape]
-        updates |= zip(alike, orthogonalise(torch.stack([matrices[i] for i in alike])))
+        x = torch.stack([matrices[i] for i in alike]).to(dtype)
+        x = x.float() if x.is_cpu and dtype is torch.bfloat16 else x
+        tall = shape[0] > shape[1]
+        x = x.mT if tall else x
+        x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+        for _ in range(5):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
+        updates |= zip(alike, (x.mT if tall else x).to(dtype))
     return [updates[i] for i in range(len(matrices))]
 
 
@@ -63,7 +60,7 @@ class Exchange:
     """
 
     def __init__(self, held: list[Held]):
-        everyone = ranks.gather([replace(h, owner=torch.empty(0)) for h in held])
+        everyone = ranks.gather([h._replace(owner=torch.empty(0)) for h in held])
         home: dict[str, int] = {}
         for number, name in enumerate(sorted({h.name for own in everyone for h in own})):
             sizes = [sum(h.size for h in own if h.name == name) for own in everyone]
@@ -84,13 +81,12 @@ class Exchange:
         pieces = [whole[h.name].view(-1)[h.start:h.start + h.size] for h in self.arrived]
         for piece, part in zip(pieces, arrived):
             piece.copy_(part)
-        for matrix, update in zip(whole.values(), orthogonalised([*whole.values()])):
+        for matrix, update in zip(whole.values(), orthogonalise([*whole.values()])):
             matrix.copy_(update)
         return list(zip(self.sent, self._swap(pieces, self.back, self.out).split([h.size for h in self.sent])))
 
     def _swap(self, pieces: list[Tensor], out: list[int], back: list[int]) -> Tensor:
-        nothing = torch.empty(0, device=ranks.device(), dtype=torch.bfloat16)
-        tensor = torch.cat([nothing, *pieces])
+        tensor = torch.cat([torch.empty(0, device=ranks.device(), dtype=torch.bfloat16), *pieces])
         # As bytes: not every backend sends bfloat16.
         arrived = tensor.new_empty(sum(back)).view(torch.uint8)
         dist.all_to_all_single(arrived, tensor.view(torch.uint8), [2 * n for n in back], [2 * n for n in out])
@@ -124,13 +120,13 @@ class MuonAdamW(torch.optim.AdamW):
                 self.state[p] |= {"momentum": torch.zeros_like(p), "step": torch.tensor(0.0)}
         gradients, momenta = [p.grad for p in params], [self.state[p]["momentum"] for p in params]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        ahead = dict(zip(params, torch._foreach_lerp(gradients, momenta, group["momentum"])))  # Nesterov's look
+        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's look
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        whole = [p for p in params if p not in self.exchanges]
-        moves = list(zip(whole, orthogonalised([ahead[p] for p in whole]), (p.shape for p in whole)))
-        for p in params:
-            if p in self.exchanges:
-                moves += [(h.of(p), update, h.shape) for h, update in self.exchanges[p].orthogonalised(ahead[p])]
+        if self.exchanges:
+            moves = [(h.of(p), update, h.shape)
+                     for p, whole in zip(params, ahead) for h, update in self.exchanges[p].orthogonalised(whole)]
+        else:
+            moves = zip(params, orthogonalise(ahead), (p.shape for p in params))
         for weights, update, shape in moves:
             stretch = max(1, shape[0] / shape[1]) ** 0.5  # same source
             weights.add_(update.to(weights), alpha=-group["lr"] * stretch)
@@ -162,3 +158,19 @@ def build_optimizer(module: nn.Module, config: stages.AdamW | stages.Muon,
     # In an order that does not hang on which parameter comes first: the flat pieces of ZeRO follow it.
     ordered = [groups[key] | {"initial_lr": groups[key]["lr"]} for key in sorted(groups)]
     return (MuonAdamW if muon else torch.optim.AdamW)(ordered, betas=config.betas, fused=True)
+
+
+def multiplier(schedule: stages.Schedule, step: int, steps: int) -> float:
+    """The learning rate as a factor of its highest, for update `step` (from 0) of `steps`: rises to 1, holds, falls
+    towards `final`.
+
+    The first update already moves, and so does the last: `final` is what an update after it would get.
+    """
+    warmup, anneal = round(schedule.warmup * steps), round(schedule.anneal * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = step - (steps - anneal)
+    if done <= 0:
+        return 1.0
+    left = 1 - done / anneal if schedule.shape == "linear" else (1 + math.cos(math.pi * done / anneal)) / 2
+    return schedule.final + (1 - schedule.final) * left

@@ -7,10 +7,9 @@ An *owner* is a tensor that the optimizer updates: a parameter itself without Ze
 with it. Pieces name elements of the module's own parameters, so they are the same at any world size and ZeRO stage.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,8 +23,7 @@ Read = Callable[[str, int, int], dict[str, Tensor]]
 """(name, start, stop) -> the saved tensors of those elements: "master" and whatever the optimizer keeps."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Held:
+class Held(NamedTuple):
     """Elements [start, start + size) of parameter `name` of `shape`: `size` of owner from `offset` on.
 
     moments  what the optimizer keeps for them: "exp_avg" and "exp_avg_sq", or "momentum"
@@ -61,12 +59,11 @@ class Masters:
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, held: list[Held], ema: float, *,
-                 shared: bool, gathered: Callable[[list], AbstractContextManager] = nullcontext):
+                 shared: bool = True, gathered: Callable[[list], AbstractContextManager] = nullcontext):
         self.module, self.optimizer, self.held, self.ema = module, optimizer, held, ema
-        self.shared, self.gathered = shared, gathered
+        self.shared, self.gathered, self.updates = shared, gathered, 0
         self.owners = list(dict.fromkeys(h.owner for h in held))
         self.average = {owner: owner.detach().clone().float() for owner in self.owners} if ema else {}
-        self.updates = 0
 
     @torch.no_grad()
     def updated(self) -> None:
@@ -83,13 +80,12 @@ class Masters:
         """What is held here, under the keys of a checkpoint."""
         own = [] if self.shared and ranks.rank() > 0 else self.held
         return {key: t for h in own for key, t in keyed(
-            h.name, h.start, {kind: h.of(tensor) for kind, tensor in self._state(h.owner).items()}).items()}
+            h.name, h.start, {kind: h.of(tensor) for kind, tensor in self._state(h).items()}).items()}
 
-    def _state(self, owner: Tensor) -> dict[str, Tensor]:
-        """Every tensor laid out like the owner, by the name under which it is saved."""
-        moments = {key: value for key, value in self.optimizer.state.get(owner, {}).items()
-                   if isinstance(value, Tensor) and value.numel() == owner.numel() and key != "step"}
-        return {"master": owner} | moments | ({"ema": self.average[owner]} if self.ema else {})
+    def _state(self, h: Held) -> dict[str, Tensor]:
+        """Every tensor laid out like its owner, by the name under which it is saved."""
+        moments = {name: t for name, t in self.optimizer.state.get(h.owner, {}).items() if name in h.moments}
+        return {"master": h.owner} | moments | ({"ema": self.average[h.owner]} if self.ema else {})
 
     @torch.no_grad()
     def restore(self, read: Read, updates: int) -> None:
@@ -101,10 +97,8 @@ class Masters:
             # Also where there was one: a run that goes back has made more updates than it is to have made.
             self.optimizer.state[h.owner]["step"] = torch.tensor(float(updates), device=h.owner.device)
         for h in self.held:
-            saved = read(h.name, h.start, h.start + h.size)
-            state = self._state(h.owner)
-            missing = sorted(state.keys() - saved.keys() - {"ema"})
-            if missing:
+            saved, state = read(h.name, h.start, h.start + h.size), self._state(h)
+            if missing := sorted(state.keys() - saved.keys() - {"ema"}):
                 raise CheckpointError(f"the checkpoint has no {', '.join(missing)} of {h.name}: it was saved with "
                                       "another optimizer; continue with that one, or train into another folder")
             for key, tensor in state.items():
@@ -116,17 +110,16 @@ class Masters:
         The average where there is one. Every rank calls this; at most one parameter more than they hold is brought
         together at a time.
         """
-        first, found = ranks.rank() == 0, {}
-        for name, p in self.module.named_parameters():
-            averaged = self.ema and p.requires_grad
+        found, state = {}, self.module.state_dict(keep_vars=True)
+        names = {t: name for name, t in reversed(state.items())}  # of tied ones, the first
+        for t, name in reversed(names.items()):
+            averaged = self.ema and t.requires_grad
             # What DeepSpeed keeps whole must stay so: some modules use it without asking for it.
-            with nullcontext() if averaged or p.numel() else self.gathered([p]):
-                value = self._averaged(name, p) if averaged else p.detach()
-                if first:
+            with nullcontext() if averaged or t.numel() else self.gathered([t]):
+                value = self._averaged(name, t) if averaged else t.detach()
+                if ranks.rank() == 0:
                     found[name] = value.to("cpu", copy=True)
-        parameters = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
-        buffers = {name: t for name, t in self.module.state_dict().items() if name not in parameters}
-        return found | {name: t.detach().to("cpu", copy=True) for name, t in buffers.items()} if first else {}
+        return found
 
     def _averaged(self, name: str, p: nn.Parameter) -> Tensor:
         """A trained parameter's average, from all ranks; whole on rank 0."""
@@ -150,7 +143,7 @@ class Masters:
         hooks = [(m, m._forward_hooks, m._forward_pre_hooks) for m in self.module.modules()]
         # By these ZeRO-3 gathers and lets go of weights, all ranks together; here one rank has them whole.
         for m, *_ in hooks:
-            m._forward_hooks, m._forward_pre_hooks = OrderedDict(), OrderedDict()
+            m._forward_hooks, m._forward_pre_hooks = {}, {}
         for name, p in self.module.named_parameters():
             p.data = weights[name].to(ranks.device())
         yield

@@ -24,9 +24,7 @@ def world() -> int:
 
 def device() -> torch.device:
     """This rank's GPU where there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
 
 
 def device_name() -> str:
@@ -40,15 +38,13 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
     Only inside a step: a batch script and a shell of salloc have SLURM_PROCID or SLURM_NTASKS too, but are one process.
     torchrun started by srun has set RANK already, and goes before. What is set by hand stays.
     """
-    if "RANK" in environment or not environment.get("SLURM_STEP_ID", "").isdigit():
-        return
-    if int(environment.get("SLURM_NTASKS", 1)) < 2:
+    task = environment.get("SLURM_STEP_ID", "").isdigit() and int(environment.get("SLURM_NTASKS", 1)) > 1
+    if "RANK" in environment or not task:
         return
     nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
     # Every task finds the same port, another job on the node another one; below the ports that systems hand out.
     port = 15000 + (7 * int(environment["SLURM_JOB_ID"]) + int(environment["SLURM_STEP_ID"])) % 15000
-    environment["RANK"] = environment["SLURM_PROCID"]
-    environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
+    environment.update(RANK=environment["SLURM_PROCID"], WORLD_SIZE=environment["SLURM_NTASKS"])
     # With --gpus-per-task=1 each task sees one GPU, and that is number 0.
     environment.setdefault("LOCAL_RANK", "0" if torch.cuda.device_count() == 1 else environment["SLURM_LOCALID"])
     environment.setdefault("MASTER_ADDR", first_host(nodes))
@@ -123,11 +119,10 @@ def leave(code: int = 0) -> None:
     About one in seven gloo workers aborts in the interpreter's teardown after its work is done, and the
     launcher then reports a failure; so workers skip that teardown.
     """
-    launched = "TORCHELASTIC_RUN_ID" in os.environ or world() > 1
     if dist.is_initialized() and code == 0:  # after an error the others may be gone: don't wait for them
         barrier()
         dist.destroy_process_group()
-    if launched:
+    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

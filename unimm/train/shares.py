@@ -1,14 +1,12 @@
 """One number per optimizer step, and what follows from it: ranks x accumulated x rows x tokens."""
 
-from dataclasses import dataclass
-from typing import assert_never
+from typing import NamedTuple
 
 from unimm.config.check import ConfigError, nearest
 from unimm.config.stages import NextToken, PictureStage
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shares:
+class Shares(NamedTuple):
     """How a step is divided. A *slot* is one forward on one rank; slots count over the whole step, rank after rank."""
 
     ranks: int
@@ -36,19 +34,11 @@ class Shares:
 
 def shares(stage: NextToken | PictureStage, world: int) -> Shares:
     """Divide a step of `stage` among `world` ranks. Raises ConfigError naming the nearest numbers that can be."""
-    match stage:
-        case NextToken():
-            count, field, unit = stage.rows, "step_tokens", stage.seq_len
-        case PictureStage():
-            count, field, unit = stage.batch, "batch", 1
-        case _:
-            assert_never(stage)
+    tokens = stage.seq_len if isinstance(stage, NextToken) else 0
+    count, field, unit = (stage.rows, "step_tokens", tokens) if tokens else (stage.batch, "batch", 1)
     if count % world:
-        each = f"{world} x {unit:,}" if unit > 1 else f"{world}"
         raise ConfigError(f"{type(stage).__name__}.{field} is {count * unit:,}, which {world} processes can't share "
-                          f"evenly; make it a multiple of {each}: {nearest(count * unit, world * unit)}")
+                          f"evenly; make it a multiple of {world * unit:,}: {nearest(count * unit, world * unit)}")
     own = count // world
-    most = stage.micro or own
-    accumulated = next(n for n in range(1, own + 1) if own % n == 0 and own // n <= most)
-    return Shares(ranks=world, accumulated=accumulated, rows=own // accumulated,
-                  tokens=unit if field == "step_tokens" else 0)
+    accumulated = next(n for n in range(1, own + 1) if own % n == 0 and own // n <= (stage.micro or own))
+    return Shares(ranks=world, accumulated=accumulated, rows=own // accumulated, tokens=tokens)

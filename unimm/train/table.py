@@ -11,7 +11,6 @@ arXiv:1910.02054, section 5). Measured in tests/plan/test_memory.py and by tools
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
@@ -51,14 +50,12 @@ def footprint(size: int, moved: int, small: int, moments: int, stage: Stage, cut
     each = 2 if stage.precision == "bf16" else 4
     # On one rank a small tensor's share is the tensor.
     whole = size / cut.ranks + (small if cut.ranks > 1 else 0) if stage.zero == 3 else size
-    accumulated = cut.accumulated > 1
-    holders = 1 if stage.zero == 1 and each == 4 and accumulated else cut.ranks
-    summed = 4 if accumulated or stage.offload else each
+    holders = 1 if stage.zero == 1 and each == 4 and cut.accumulated > 1 else cut.ranks
+    summed = 4 if cut.accumulated > 1 or stage.offload else each
     return Footprint(each * whole, summed * moved / holders, 4 * (moments + moved) / cut.ranks)
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One part. `trained` counts the elements that may move; `held` are bytes on one rank."""
 
     part: str
@@ -71,32 +68,30 @@ class Row:
 
 def rows(module: nn.Module, stage: NextToken | PictureStage, trained: Trained, world: int) -> list[Row]:
     """The table's rows, in the module's order."""
-    optimizer = build_optimizer(module, stage.optimizer, trained)
-    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    groups = {p: g for g in build_optimizer(module, stage.optimizer, trained).param_groups for p in g["params"]}
     tied = {first: name.rpartition(".")[0] for name, first in first_names(module).items() if name != first}
     parts: dict[str, dict[str, nn.Parameter]] = defaultdict(dict)
     for name, p in module.named_parameters():
-        parts[_part_of(name)][name] = p
+        # The block list it is in ("model.layers" of "model.layers.0.mlp.weight"), else its module.
+        parts[re.sub(r"\.(\d+\..*|[^.]+)$", "", name, count=1)][name] = p
     found, cut = [], shares(stage, world)
     for part, members in parts.items():
         how = _how(members, trained) + "".join(f", tied to {tied[name]}" for name in members if name in tied)
         sizes, moves = [p.numel() for p in members.values()], [p for p in members.values() if p in groups]
         size, moved, small = sum(sizes), sum(p.numel() for p in moves), sum(n for n in sizes if n < PERSIST)
         moments = sum(p.numel() * (1 if groups[p]["muon"] else 2) for p in moves)
-        old = sum(members[name][0].numel() * (len(members[name]) - len(some)) for name, some in trained.rows.items()
-                  if name in members)
+        old = sum(members[n][0].numel() * (len(members[n]) - len(r)) for n, r in trained.rows.items() if n in members)
         rates = sorted({groups[p]["initial_lr"] for p in moves}, reverse=True)
         found.append(Row(part, size, moved - old, how, " / ".join(f"{rate:g}" for rate in rates),
                          footprint(size, moved, small, moments, stage, cut)))
     return found
 
 
-def lines(module: nn.Module, stage: NextToken | PictureStage, trained: Trained, world: int) -> list[str]:
+def lines(found: list[Row], stage: Stage, world: int) -> list[str]:
     """The table as text, with its totals."""
-    found = rows(module, stage, trained, world)
     whole, moved = sum(r.parameters for r in found), sum(r.trained for r in found)
     held = Footprint(*(sum(each) for each in zip(*(r.held for r in found))))
-    found.append(Row("total", whole, moved, f"{100 * moved / whole:.3g} % of all", "", held))
+    found = [*found, Row("total", whole, moved, f"{100 * moved / whole:.3g} % of all", "", held)]
     unit, scale = ("GiB", 2**30) if sum(held) >= 2**30 else ("MiB", 2**20)
     cells = [("part", "parameters", "trained", "how", "lr", f"weights {unit}", "gradients", "optimizer")]
     cells += [(r.part, f"{r.parameters:,}", f"{r.trained:,}" if r.trained else "-", r.how, r.lr,
@@ -117,9 +112,3 @@ def _how(members: dict[str, nn.Parameter], trained: Trained) -> str:
         new = "".join(f", {len(some):,} rows new" for name, some in trained.new_rows.items() if name in whole)
         how.append(("full" if len(whole) == len(plain) else f"{len(whole)} of {len(plain)} tensors") + new)
     return " + ".join(how) or "frozen"
-
-
-def _part_of(name: str) -> str:
-    """The block list a parameter is in ("model.layers" of "model.layers.0.mlp.weight"), else its module."""
-    found = re.match(r"(.+?)\.(\d+\.|[^.]+$)", name)
-    return found[1] if found else name

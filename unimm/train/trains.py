@@ -4,10 +4,9 @@
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unimm.config.trains import Trains, chosen
 from unimm.errors import UserError
@@ -18,8 +17,7 @@ class TrainError(UserError):
     """A stage that can't be trained as asked, or that went wrong; the message names the remedy."""
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """What the optimizer and the table need to know, by the module's own parameter names.
 
     rates      factor of the learning rate, of those that have one
@@ -27,9 +25,9 @@ class Trained:
     new_rows   the new rows of every table
     """
 
-    rates: dict[str, float] = field(default_factory=dict)
-    rows: dict[str, range] = field(default_factory=dict)
-    new_rows: dict[str, range] = field(default_factory=dict)
+    rates: Mapping[str, float] = {}
+    rows: Mapping[str, range] = {}
+    new_rows: Mapping[str, range] = {}
 
 
 EVERYTHING = Trained()
@@ -48,13 +46,11 @@ def apply(module: nn.Module, train: Trains, new_rows: Mapping[str, range], parts
     first = first_names(module)
     new_rows = {first[name]: rows for name, rows in new_rows.items()}
     free = {name for name, p in module.named_parameters() if p.requires_grad}
-    norms = [f"{name}.{own}" for name, m in module.named_modules() if "norm" in type(m).__name__.lower()
-             for own, _ in m.named_parameters(recurse=False)]
+    norms = [n for n in first if "norm" in type(module.get_submodule(n.rpartition(".")[0])).__name__.lower()]
     words = {"all": list(first), **parts, "new_rows": list(new_rows), "norms": norms}
-    picked = chosen(train.parts, first, words, f"{where}.parts")
-    frozen = chosen(train.frozen, first, words, f"{where}.frozen")
-    whole = {first[name] for part, some in zip(train.parts, picked) if part != "new_rows" for name in some}
-    whole = free & whole - {first[name] for some in frozen for name in some}
+    picked = zip(train.parts, chosen(train.parts, first, words, f"{where}.parts"))
+    frozen = {first[name] for some in chosen(train.frozen, first, words, f"{where}.frozen") for name in some}
+    whole = free & {first[name] for part, some in picked if part != "new_rows" for name in some} - frozen
     rows = {name: r for name, r in new_rows.items() if name in free - whole} if "new_rows" in train.parts else {}
     if train.lora:
         adapt(module, train.lora, f"{where}.lora")
@@ -64,11 +60,20 @@ def apply(module: nn.Module, train: Trains, new_rows: Mapping[str, range], parts
     rows = {name: r for name, r in rows.items() if len(r) < len(module.get_parameter(name))}
     for name, some in rows.items():
         _keep_old(module.get_parameter(name), some)
-    if "new_rows" in train.rates and (mixed := [n for n in whole & new_rows.keys()
-                                                if len(new_rows[n]) < len(module.get_parameter(n))]):
+    mixed = [n for n in whole & new_rows.keys() if len(new_rows[n]) < len(module.get_parameter(n))]
+    if mixed and "new_rows" in train.rates:
         raise TrainError(f"{where}.rates has a factor for 'new_rows', but {mixed[0]} trains with its old rows, at one "
                          "rate; give the factor to the table: 'embeddings' or 'head'")
-    return Trained(_rates(module, train, words, first, f"{where}.rates"), rows, new_rows)
+    now = [name for name, p in module.named_parameters() if p.requires_grad]
+    names, rates = {*first, *first_names(module)}, {}
+    for (part, rate), some in zip(train.rates.items(), chosen(train.rates, names, words, f"{where}.rates")):
+        some |= {first.get(name, name) for name in some}
+        # An adapter belongs to every part that the weight which it adapts belongs to.
+        moved = [name for name in now if name in some or plain_name(name) in some]
+        if not moved:
+            raise TrainError(f"{where}.rates has a factor for {part!r}, but nothing of it trains in this stage")
+        rates |= dict.fromkeys(moved, rate)
+    return Trained(rates, rows, new_rows)
 
 
 def first_names(module: nn.Module) -> dict[str, str]:
@@ -85,8 +90,7 @@ def _check(module: nn.Module, train: Trains, new_rows: Mapping[str, range], wher
             raise TrainError(f"{len(rows):,} new rows of {name} could never learn: {why}; add 'new_rows' to "
                              f"{where}.parts, or set {where}.rows_learned where an earlier stage has taught them")
     if not any(p.requires_grad for p in module.parameters()):
-        raise TrainError(f"nothing trains in this stage: every parameter is frozen; change {where}.parts or "
-                         f"{where}.frozen")
+        raise TrainError(f"nothing trains in this stage: all is frozen; change {where}.parts or {where}.frozen")
 
 
 def _keep_old(table: nn.Parameter, rows: range) -> None:
@@ -94,24 +98,5 @@ def _keep_old(table: nn.Parameter, rows: range) -> None:
 
     A hook on the gradient as it arrives: before anything accumulates, averages or shards it.
     """
-    def new_only(gradient: Tensor) -> Tensor:
-        kept = torch.zeros_like(gradient)
-        kept[rows.start:rows.stop] = gradient[rows.start:rows.stop]
-        return kept
-
-    table.register_hook(new_only)
-
-
-def _rates(module: nn.Module, train: Trains, words: Mapping[str, Collection[str]], first: dict[str, str],
-           where: str) -> dict[str, float]:
-    """Parameter name -> factor; an adapter belongs to every part that the weight which it adapts belongs to."""
-    now = [name for name, p in module.named_parameters() if p.requires_grad]
-    names = {*first, *first_names(module)}
-    rates = {}
-    for (part, rate), some in zip(train.rates.items(), chosen(train.rates, names, words, where)):
-        some |= {first.get(name, name) for name in some}
-        moved = [name for name in now if name in some or plain_name(name) in some]
-        if not moved:
-            raise TrainError(f"{where} has a factor for {part!r}, but nothing of it trains in this stage")
-        rates |= dict.fromkeys(moved, rate)
-    return rates
+    around = [0, 0] * (table.ndim - 1) + [rows.start, len(table) - rows.stop]  # from the last dimension to the first
+    table.register_hook(lambda gradient: nn.functional.pad(gradient[rows.start:rows.stop], around))
