@@ -9,11 +9,10 @@ from PIL import Image as Picture
 from tiny import TINY
 
 from unimm.api import Model
-from unimm.cli import use as commands
+from unimm.cli import commands
 from unimm.errors import UserError
 from unimm.pipeline import train_run
-from unimm.serve.files import draw_to_files
-from unimm.serve.prompts import Order
+from unimm.serve.files import Order, draw_to_files
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +56,8 @@ def test_a_picture_may_be_an_array_a_pillow_image_or_a_path(model, picture, tmp_
 
 def test_defaults_are_the_commands_own():
     for method, command in ((Model.draw, commands.Drawing), (Model.edit, commands.Drawing), (Model.ask, commands.ask),
-                            (Model.chat, commands.chat), (Model.go_on, commands.go_on),
-                            (Model.evaluate, commands.evaluate)):
+                            (Model.chat, commands.chat), (Model.go_on, commands.continue_),
+                            (Model.evaluate, commands.eval_)):
         theirs = {name: p.default for name, p in inspect.signature(command).parameters.items()}
         given = inspect.signature(method).parameters
         ours = {name: p.default for name, p in given.items() if p.default is not p.empty}

@@ -15,7 +15,7 @@ from unimm.config.data import Use
 from unimm.config.model import FreshVision, PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.tokens import Codebook, Continuous, ImageLayout, LevelLayout
 from unimm.config.trains import Trains
-from unimm.generate.use import answer, draw, encoded, reply
+from unimm.generate.use import answer, draw, encoded, go_on
 from unimm.images.tokenizer import fingerprint, load_tokenizer
 from unimm.layout import LayoutError
 from unimm.pictures import from_png
@@ -72,7 +72,8 @@ def test_it_draws_answers_and_edits(run):
     shown = Image(Pixels(np.zeros((50, 40, 3), np.uint8)), role="user")
     assert isinstance(answer(system, [[shown, Text("what is this?", role="user")]])[0], str)
     assert draw(system, [[shown, Text("make it red", role="user")]], [0])[0].shape == (32, 32, 3)
-    assert all(part.role == "assistant" for part in reply(system, [shown, Text("draw it", role="user")]))
+    said = go_on(system, [shown, Text("draw it", role="user")], images=1, text=False)
+    assert all(part.role == "assistant" for part in said)
 
 
 def test_what_it_sees_changes_what_it_says_next(run):

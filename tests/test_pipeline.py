@@ -19,12 +19,12 @@ from unimm.config.stages import AdamW
 from unimm.config.tokens import Codebook
 from unimm.config.trains import Lora, Trains
 from unimm.errors import UserError
-from unimm.generate.use import answer, draw, reply
+from unimm.generate.use import answer, draw, go_on
 from unimm.images.tokenizer import build_tokenizer, load_tokenizer
 from unimm.pipeline import encode_run, train_run
 from unimm.recipe import load_recipe
 from unimm.sample import Image, Pixels, Text
-from unimm.serve.terminal import parts_said
+from unimm.serve.documents import parts_said
 from unimm.status import read_status
 from unimm.stream.shards import open_shards
 from unimm.system import open_run
@@ -102,7 +102,7 @@ def test_a_trained_system_draws_answers_and_replies(run):
     assert picture[0].shape == (32, 32, 3) and np.array_equal(*picture)
     shown = Image(Pixels(np.zeros((50, 40, 3), np.uint8)), role="user")
     assert isinstance(answer(system, [[shown, Text("what is this?", role="user")]])[0], str)
-    for part in reply(system, [shown, Text("what is this?", role="user")]):
+    for part in go_on(system, [shown, Text("what is this?", role="user")], images=1, text=False):
         assert part.role == "assistant"
 
 

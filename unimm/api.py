@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from unimm.config.sampling import Sampling
 from unimm.evaluate.run import evaluate
-from unimm.generate.use import PromptError, answer, asked, draw, go_on, reply
-from unimm.sample import Image
+from unimm.generate.use import PromptError, answer, asked, draw, go_on
 from unimm.serve.documents import document, parts_in
-from unimm.serve.prompts import Order, codes_of
+from unimm.serve.files import Order, codes_of
 from unimm.stream.messages import parts_of, pixels_of
 from unimm.system import System, open_run
 from unimm.train import ranks
@@ -38,6 +36,7 @@ class Model:
 
     def __init__(self, system: System):
         self.system = system
+        self._changed = system.recipe.sampling.changed
 
     @classmethod
     def load(cls, path: str | Path) -> "Model":
@@ -56,36 +55,28 @@ class Model:
         return self._pictures([pixels_of(image, Path())], order, sampling)
 
     def _pictures(self, shown: list[np.ndarray], order: Order, sampling: dict) -> list[np.ndarray]:
-        settings, size = self._changed(sampling), codes_of(self.system.recipe.layout, order.size, shown)
+        settings, size = self._changed(**sampling), codes_of(self.system.recipe.layout, order.size, shown)
         parts, seeds = asked(shown, order.prompt), range(order.seed, order.seed + order.n)
         return draw(self.system, [parts] * order.n, seeds, settings, size)
-
-    def _changed(self, sampling: dict) -> Sampling:
-        return self.system.recipe.sampling.changed(**sampling)
 
     def ask(self, image: Picture | list[Picture], question: str, seed: int = 0, **sampling: float | str) -> str:
         """The answer to a question about a picture, or about several."""
         shown = [pixels_of(one, Path()) for one in (image if isinstance(image, list) else [image])]
         if not question.strip():
             raise PromptError("nothing is said about the picture; ask something")
-        return answer(self.system, [asked(shown, question)], self._changed(sampling), seed)[0].strip()
+        return answer(self.system, [asked(shown, question)], self._changed(**sampling), seed)[0].strip()
 
     def chat(self, messages: Sequence[dict], seed: int = 0, **sampling: float | str) -> dict:
         """The assistant's next message; images in messages may be anything that is a picture."""
-        spoken = reply(self.system, parts_of(list(messages), None, Path()), self._changed(sampling), seed)
-        said = document(spoken, _array)["messages"][0]["content"] if spoken else []
-        return {"role": "assistant", "content": said}
+        spoken = go_on(self.system, parts_of(list(messages), None, Path()), self._changed(**sampling), seed, 1, False)
+        return document(spoken)["messages"][0] if spoken else {"role": "assistant", "content": []}
 
     def go_on(self, given: dict | Path, images: int = 4, seed: int = 0, **sampling: float | str) -> dict:
         """A document or a chat with what the model writes behind it, at most `images` pictures; see
         `unimm.serve.documents`."""
         parts = parts_in(given)
-        return document([*parts, *go_on(self.system, parts, self._changed(sampling), seed, images)], _array)
+        return document([*parts, *go_on(self.system, parts, self._changed(**sampling), seed, images)])
 
     def evaluate(self, count: int = 200, seed: int = 0) -> dict:
         """What `unimm eval` writes as report.json."""
         return evaluate(self.system, count, seed)
-
-
-def _array(image: Image) -> np.ndarray:
-    return image.content.array

@@ -15,14 +15,14 @@ class ArgumentError(UserError):
     """An option that does not exist, or a value that it can't take."""
 
 
-def one_of(commands: dict[str, Callable]):
-    """A type for tyro: one of these functions by name, as the call, still to be made, that was asked for."""
+def one_of(*commands: Callable):
+    """A type for tyro: one of these functions by its name (`eval_`: eval), as the call, yet to be made, of it."""
     from tyro.conf import subcommand
 
     def later(command: Callable) -> Callable:
         return functools.wraps(command)(lambda *given, **named: functools.partial(command, *given, **named))
 
-    kinds = (Annotated[later(command), subcommand(name)] for name, command in commands.items())
+    kinds = (Annotated[later(command), subcommand(command.__name__.rstrip("_"))] for command in commands)
     return functools.reduce(operator.or_, kinds)
 
 

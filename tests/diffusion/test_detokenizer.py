@@ -24,8 +24,7 @@ from unimm.images.tokenizer import TokenizerError, build_tokenizer, to_codes, to
 from unimm.pipeline import train_run
 from unimm.plan.memory import measure
 from unimm.sample import Codes, Pictures
-from unimm.serve.files import draw_to_files
-from unimm.serve.prompts import Order
+from unimm.serve.files import Order, draw_to_files
 from unimm.train.shares import shares
 from unimm.weights import StoredError, fetch, keep
 

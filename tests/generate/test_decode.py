@@ -11,8 +11,7 @@ from unimm.config.sampling import Choice, Sampling
 from unimm.generate import lines
 from unimm.generate.choose import gumbel, marks, places
 from unimm.generate.decode import decode
-from unimm.generate.guidance import guides
-from unimm.generate.request import Request, drawing
+from unimm.generate.request import Request, drawing, guides
 from unimm.grammar import Automaton
 from unimm.model.attention import NAME, use_packed_attention
 from unimm.model.backbone import build_backbone

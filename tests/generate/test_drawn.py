@@ -9,8 +9,7 @@ from ten_systems import content
 from unimm.config.model import FlowHead as FlowConfig
 from unimm.generate.choose import choose, marks, normal, places
 from unimm.generate.decode import decode
-from unimm.generate.guidance import guides
-from unimm.generate.request import drawing, written
+from unimm.generate.request import drawing, guides, written
 from unimm.model.image_output import FlowHead
 from unimm.sample import Codes, Image, Latents, Slot, Text
 from unimm.stream.batches import make_batch
@@ -60,7 +59,7 @@ def test_a_guided_image_equals_full_recomputation_of_every_branch(name):
         values = np.concatenate([values, made.numpy()])
     decode(model, layout, [request])
     assert np.allclose(np.stack(request.drawn), values, atol=1e-3)
-    found = written(layout, layout.automaton(), request)[-1].content
+    found = written(layout, request)[-1].content
     assert isinstance(found, Latents if name == "ming_univision" else Codes)
     found = found.levels[0].ids if isinstance(found, Codes) else found.array
     assert np.array_equal(found, np.stack(request.drawn))

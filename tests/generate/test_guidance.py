@@ -14,7 +14,7 @@ from tiny import TINY
 from unimm.config.data import Use
 from unimm.config.model import FreshBackbone, SharedTable
 from unimm.config.sampling import Sampling
-from unimm.generate.guidance import guides, untrained, warn
+from unimm.generate.request import guides, untrained, warn
 from unimm.layout import LayoutError
 from unimm.model.backbone import build_backbone
 from unimm.model.image_input import ImageInput

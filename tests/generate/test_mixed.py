@@ -12,9 +12,8 @@ from ten_systems import Toy, plain
 from unimm.config.sampling import Choice, Sampling
 from unimm.config.tokens import Codebook, LevelLayout
 from unimm.generate.choose import gumbel, marks, places
-from unimm.generate.decode import Decoder, decode
-from unimm.generate.guidance import guides
-from unimm.generate.request import Request, drawing, written
+from unimm.generate.decode import Decoder, decode, decoded
+from unimm.generate.request import Request, drawing, guides, written
 from unimm.grammar import Automaton
 from unimm.sample import Image, Text
 
@@ -42,9 +41,9 @@ def test_sixteen_mixed_requests_at_once_write_what_each_writes_alone(world):
     requests = mixed(name, LAYOUTS[name])
     decode(MODELS[name], LAYOUTS[name], requests)
     assert ids_of(requests) == expected
-    automaton, kinds = LAYOUTS[name].automaton(), []
+    kinds = []
     for request in requests:
-        parts = written(LAYOUTS[name], automaton, request)
+        parts = written(LAYOUTS[name], request)
         kinds.append("".join("i" if isinstance(part, Image) else "t" for part in parts))
     assert "t" in kinds and "i" in kinds and any("it" in kind for kind in kinds)
     assert any(kind.startswith("ti") for kind in kinds), "the model itself began an image"
@@ -53,8 +52,8 @@ def test_sixteen_mixed_requests_at_once_write_what_each_writes_alone(world):
 @pytest.mark.parametrize("rows", [1, 5])
 def test_fewer_rows_than_requests_give_the_same_as_rows_end_and_others_begin(world, rows):
     name, expected = world
-    requests, ended = mixed(name, LAYOUTS[name]), []
-    decode(MODELS[name], LAYOUTS[name], requests, rows, ended.append)
+    requests = mixed(name, LAYOUTS[name])
+    ended = [request for some in decoded(MODELS[name], LAYOUTS[name], requests, rows) for request in some]
     assert ids_of(requests) == expected
     assert set(map(id, ended)) == set(map(id, requests)) and len(ended) == len(requests)
     assert rows == 1 or ended != requests, "a short one does not wait for a long one"
@@ -107,7 +106,7 @@ def test_no_image_begins_where_none_is_asked_for(name):
     assert not any(images & set(request.ids) for request in none)
     assert all(len(request.ids) == 60 or request.ids[-1] in layout.automaton().sets[0] for request in none)
     for request in behind:
-        parts = written(layout, layout.automaton(), request)
+        parts = written(layout, request)
         assert [isinstance(part, Image) for part in parts].count(True) == 1 and isinstance(parts[0], Image)
 
 
@@ -139,7 +138,7 @@ def replayed(name: str, request: Request) -> list[int]:
             return ids
         if state in automaton.headers:
             so_far = Request(request.parts, how, ids=ids)
-            guiding = guides(layout, how, (*request.parts, *written(layout, automaton, so_far)),
+            guiding = guides(layout, how, (*request.parts, *written(layout, so_far)),
                              automaton.headers[state])
             branches, weights = [branches[0], *(p.ids.tolist() for p in guiding.prompts)], guiding.weights
         if state == Automaton.TEXT != before:
@@ -188,14 +187,14 @@ def test_an_image_takes_a_step_for_each_code_and_none_for_ids_without_a_choice(n
         request = drawing((Text("x"),), FREE, size)
         decode(MODELS[name], layout, [request])
         assert request.steps == np.count_nonzero(layout.vocab.is_code[request.ids]) <= len(request.ids)
-        image = written(layout, layout.automaton(), request)[0].content
+        image = written(layout, request)[0].content
         assert image.levels[0].grid == size
 
 
 def test_a_past_longer_than_its_memory_is_moved_and_kept():
     layout, model = LAYOUTS["liquid"], MODELS["liquid"]
     long = [Request((Text("x" * n),), replace(FREE, text_length=90), 7) for n in (1, 40, 3)]
-    decoder = Decoder(model, layout, capacity=8)
+    decoder = Decoder(model, layout)
     for request in long:
         decoder.add(request)
         for _ in range(20):

@@ -8,8 +8,7 @@ from model.released import ROWS, NoTokenizer, layout_of, logits_of, recipe_of, t
 
 from unimm.config.sampling import Choice, Sampling
 from unimm.generate.decode import decode
-from unimm.generate.guidance import guides
-from unimm.generate.request import Request, drawing
+from unimm.generate.request import Request, drawing, guides
 from unimm.pictures import to_png
 from unimm.sample import Codes, Image, Text
 from unimm.system import new_model

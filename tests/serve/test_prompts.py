@@ -12,7 +12,7 @@ from unimm.errors import UserError
 from unimm.generate.use import draw
 from unimm.pictures import facts_of
 from unimm.sample import Text
-from unimm.serve.prompts import Order, codes_of, read_orders
+from unimm.serve.files import Order, codes_of, read_orders
 from unimm.system import open_run
 
 HOSTILE = {

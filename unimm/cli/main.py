@@ -4,25 +4,17 @@ import os
 import sys
 from functools import partial
 
-from unimm.arguments import one_of, read_arguments
-from unimm.cli import commands, use
+from unimm.arguments import read_arguments
+from unimm.cli.commands import COMMAND
 from unimm.config.check import ConfigError
 from unimm.errors import UserError
-
-COMMAND = one_of({  # in the order of `unimm --help`: a run from its recipe to its use
-    "show": commands.show, "plan": commands.plan, "train": commands.train, "status": commands.status,
-    "checkpoint": commands.checkpoint, "encode": commands.encode, "sample": use.sample, "edit": use.edit,
-    "ask": use.ask, "continue": use.go_on, "chat": use.chat, "eval": use.evaluate, "convert": commands.convert,
-    "systems": commands.systems})
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The `unimm` command. Bad input ends in one line on stderr and exit code 2; see docs/exit-codes.md."""
     code = 0
     try:
-        # The deepspeed launcher adds --local_rank=N unless told not to; LOCAL_RANK says the same.
-        given = [a for a in sys.argv[1:] if not a.startswith("--local_rank=")]
-        code = run(given if arguments is None else arguments)
+        code = run(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         print(f"unimm: {error}", file=sys.stderr)
         code = 2
@@ -53,5 +45,7 @@ def run(arguments: list[str]) -> int:
 
 def parse(arguments: list[str]) -> tuple[partial, list[str]]:
     """The command's call, and the options that it does not know: overrides of the recipe."""
-    return read_arguments(COMMAND, arguments or ["--help"], "unimm", return_unknown_args=True,
+    # The deepspeed launcher adds --local_rank=N unless told not to; LOCAL_RANK says the same.
+    given = [argument for argument in arguments if not argument.startswith("--local_rank=")] or ["--help"]
+    return read_arguments(COMMAND, given, "unimm", return_unknown_args=True,
                           description="Train and run language models that read and write images as tokens.")

@@ -55,7 +55,6 @@ class Sampling:
         for name in changes.keys() - self.settings().keys():
             raise ConfigError(f"sampling has no setting {name!r}; it has {', '.join(self.settings())}")
         choices = [f.name for f in fields(Choice)]
-        image = {name: changes[name] for name in choices if name in changes}
-        text = {name: changes[f"text_{name}"] for name in choices if f"text_{name}" in changes}
-        own = {name: value for name, value in changes.items() if name in vars(self)}
-        return replace(self, image=replace(self.image, **image), text=replace(self.text, **text), **own)
+        image = {name: changes.pop(name) for name in choices if name in changes}
+        text = {name: changes.pop(f"text_{name}") for name in choices if f"text_{name}" in changes}
+        return replace(self, image=replace(self.image, **image), text=replace(self.text, **text), **changes)

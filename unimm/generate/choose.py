@@ -135,8 +135,10 @@ RUNS = 8
 class Allowed:
     """Ascending ids as columns of logits over slices of the head: its weights are never copied.
 
+    head    hidden states to float32 logits of the columns, as `UnifiedModel.head` gives it
     only    the one id, where there is but one
     banned  columns of ids that lie between and are not allowed
+    ids     of the columns, int64 (V,); `first` where they are all in a row from it on
     marks   int32 (V,): what noise knows the columns by
     """
 
@@ -145,8 +147,7 @@ class Allowed:
         gaps = np.diff(ids) - 1
         cut = np.flatnonzero(gaps > NEAR)
         cut = np.sort(cut[np.argsort(gaps[cut], kind="stable")[::-1][:RUNS - 1]])
-        first, last = ids[np.concatenate([[0], cut + 1]).astype(int)], ids[np.append(cut, len(ids) - 1).astype(int)]
-        runs = tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last))
+        runs = tuple(slice(int(run[0]), int(run[-1]) + 1) for run in np.split(ids, cut + 1))
         columns = np.concatenate([np.arange(run.start, run.stop) for run in runs])
         self.head, self.first = model.head(runs), runs[0].start if len(runs) == 1 else None
         self.only = int(ids[0]) if len(ids) == 1 else None
@@ -154,15 +155,6 @@ class Allowed:
         self.banned = torch.from_numpy(banned).to(device) if len(banned) else None
         self.ids = torch.from_numpy(columns).to(device)
         self.marks = torch.from_numpy(marks(columns)).to(device)
-
-    def logits(self, hidden: Tensor, weights: Tensor | None) -> Tensor:
-        """float32 (N, V), as `UnifiedModel.head` gives them, -inf where an id is not allowed."""
-        logits = self.head(hidden, weights)
-        return logits if self.banned is None else logits.index_fill_(1, self.banned, -torch.inf)
-
-    def of(self, columns: Tensor) -> Tensor:
-        """The ids of columns."""
-        return self.ids[columns] if self.first is None else columns + self.first
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,10 +176,12 @@ class Group:
     how: Choice
 
     def logits(self, hidden: Tensor) -> Tensor | None:
-        """float32 (N, V) from the states of all places; None where there is no choice."""
+        """float32 (N, V) from the states of all places, -inf where an id is not allowed; None where there is no choice.
+        """
         if self.allowed.only is not None:
             return None
-        return self.allowed.logits(hidden if self.hidden is None else hidden[self.hidden], self.weights)
+        logits = self.allowed.head(hidden if self.hidden is None else hidden[self.hidden], self.weights)
+        return logits if self.allowed.banned is None else logits.index_fill_(1, self.allowed.banned, -torch.inf)
 
     def ids(self, logits: Tensor | None, now: np.ndarray, row: np.ndarray, ahead: np.ndarray) -> Tensor:
         """An id from each row of logits (n, V), int64 (n,), by the noise of a `row` of `now` and a place behind it."""
@@ -195,4 +189,5 @@ class Group:
             return torch.full((len(self.items),), self.allowed.only, device=self.spots.device)
         place = None if self.how.temperature == 0 else sent(
             places(now["seed"][row], now["written"][row] + ahead), logits.device)
-        return self.allowed.of(choose(logits, self.how, place, self.allowed.marks))
+        columns = choose(logits, self.how, place, self.allowed.marks)
+        return self.allowed.ids[columns] if self.allowed.first is None else columns + self.allowed.first

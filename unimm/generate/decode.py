@@ -19,7 +19,7 @@ Which state follows in an image does not depend on its codes, so within images t
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -29,15 +29,13 @@ from torch import Tensor
 
 from unimm.config.sampling import Choice
 from unimm.generate.choose import Allowed, Group
-from unimm.generate.drawn import Drawn
-from unimm.generate.guidance import Guides, guides
-from unimm.generate.lines import Lines, Prompt
-from unimm.generate.request import Request, written
+from unimm.generate.lines import Drawn, Lines
+from unimm.generate.request import Request, guides, written
 from unimm.grammar import Automaton, Fixed
 from unimm.layout import Layout
 from unimm.model.cache import sent
 from unimm.model.unified import UnifiedModel
-from unimm.sample import Sequence
+from unimm.sample import Part, Sequence
 
 ROW = np.dtype([("state", "i8"), ("codes", "i8"), ("written", "i8"), ("seed", "u8"), ("left", "i8"), ("began", "i8"),
                 ("window", "i8"), ("text", "i8"), ("image", "i8"), ("arity", "i8"), ("closed", "?"), ("fresh", "?")])
@@ -46,16 +44,11 @@ written   ids so far; left: of text that may still be   text, image   numbers of
 began   how many steps there had been
 arity   branches of the row   closed   no image may begin   fresh   some branch has not read its prompt yet"""
 
-MANY = 1 << 20
-"""More settings than a Decoder is ever given."""
 
-
-def decode(model: UnifiedModel, layout: Layout, requests: Iterable[Request], rows: int = 256,
-           progress: Callable[[Request], None] | None = None) -> None:
-    """Bring all requests to their end, at most `rows` of them at once; `progress` is told of each as it ends."""
-    for ended in decoded(model, layout, requests, rows):
-        for request in ended if progress else ():
-            progress(request)
+def decode(model: UnifiedModel, layout: Layout, requests: Iterable[Request], rows: int = 256) -> None:
+    """Bring all requests to their end, at most `rows` of them at once."""
+    for _ in decoded(model, layout, requests, rows):
+        pass
 
 
 def decoded(model: UnifiedModel, layout: Layout, requests: Iterable[Request], rows: int) -> Iterator[list[Request]]:
@@ -82,18 +75,15 @@ class _Live:
 
 
 class Decoder:
-    """Requests are added at any time, run at most `rows` at once, and make room for others as they end.
+    """Requests are added at any time, run at most `rows` at once, and make room for others as they end."""
 
-    capacity   positions to take memory for at the beginning; more is taken as it is needed
-    """
-
-    def __init__(self, model: UnifiedModel, layout: Layout, rows: int = 256, capacity: int = 0):
+    def __init__(self, model: UnifiedModel, layout: Layout, rows: int = 256):
         self.model, self.layout, self.rows = model.eval() if model.training else model, layout, rows
         self.automaton = layout.automaton()
-        self.waiting: deque[tuple[Request, _Live, np.ndarray]] = deque()
+        self.waiting: deque[tuple[_Live, np.ndarray]] = deque()
         self.live: list[_Live] = []
         self.now = np.zeros(0, ROW)
-        self.lines = Lines(model, capacity)
+        self.lines = Lines(model)
         self.last = torch.zeros(0, dtype=torch.long, device=model.device)
         self.drafts = np.zeros((0, 0), np.int64)
         self.choices: dict[Choice, int] = {}
@@ -120,19 +110,18 @@ class Decoder:
         row = np.array([(state, 0, 0, request.seed % 2 ** 64, how.text_length, 0,
                          1 if self.drawn.head else how.window, text, image, 1, live.images == 0, True)], ROW)
         if size:
-            self._guide(live, row[0], guides(self.layout, how, request.parts, size))
-        self.waiting.append((request, live, row))
+            self._guide(live, row[0], request.parts, size)
+        self.waiting.append((live, row))
 
     @torch.inference_mode()
     def drop(self, request: Request) -> None:
         """Forget a request; what it wrote so far is in its ids."""
-        self.waiting = deque(each for each in self.waiting if each[0] is not request)
+        self.waiting = deque(each for each in self.waiting if each[0].request is not request)
         self._see()
         self._remove([row for row, live in enumerate(self.live) if live.request is request], [])
 
-    @staticmethod
-    def _guide(live: _Live, row: np.void, guiding: Guides | None) -> None:
-        if guiding is not None:
+    def _guide(self, live: _Live, row: np.void, parts: tuple[Part, ...], size: tuple[int, int]) -> None:
+        if guiding := guides(self.layout, live.request.sampling, parts, size):
             live.unread += enumerate(guiding.prompts, 1)
             live.weights = guiding.weights
             row["arity"], row["fresh"] = len(guiding.weights), True
@@ -140,10 +129,9 @@ class Decoder:
     @torch.inference_mode()
     def step(self) -> list[Request]:
         """One forward of every row, and an id or more for each. Returns the requests that ended with it."""
-        if self.waiting and len(self.live) < self.rows:
-            self._see()
         while self.waiting and len(self.live) < self.rows:
-            _, live, row = self.waiting.popleft()
+            self._see()
+            live, row = self.waiting.popleft()
             self.live.append(live)
             row["began"] = self.steps
             self.now = np.append(self.now, row)
@@ -152,8 +140,7 @@ class Decoder:
             return []
         states, valid = self._ahead()
         fed = self._fed(states)
-        hidden = self._hidden(fed)
-        chosen, tails = self._choose(hidden, states, valid)
+        chosen, tails = self._choose(self._hidden(fed), states, valid)
         return self._advance(chosen, tails, states, valid, fed)
 
     # ------------------------------------------------------------ reading
@@ -195,10 +182,10 @@ class Decoder:
             found.append(self.lines.read(ids, 0, self.now["codes"][self.lines.owner],
                                          drawn=self.drawn.of(self.lines.owner)).flatten(0, 1))
         self.old = len(self.lines)
-        prompts = [Prompt(row, branch, prompt, len(prompt) + self._room(live.request))
-                   for row, live in enumerate(self.live) for branch, prompt in live.unread]
+        prompts = [(row, branch, prompt) for row, live in enumerate(self.live) for branch, prompt in live.unread]
         if prompts:
-            found.append(self.lines.begin(prompts))
+            room = max(len(prompt) + self._room(self.live[row].request) for row, _, prompt in prompts)
+            found.append(self.lines.begin(prompts, room))
             self._changed()
             for live in self.live:
                 live.unread = []
@@ -217,7 +204,8 @@ class Decoder:
         whole = np.array_equal(self.lines.owner, np.arange(len(self.live)))
         self._feeds = None if whole else sent(self.lines.owner, self.last.device)
         self.widest = int(self.now["window"].max(initial=1))
-        self._line_of = self.lines.of(len(self.live))
+        self._line_of = np.zeros((len(self.live), int(self.lines.branch.max(initial=0)) + 1), np.int64)
+        self._line_of[self.lines.owner, self.lines.branch] = np.arange(len(self.lines))
 
     # ------------------------------------------------------------ choosing
 
@@ -244,7 +232,7 @@ class Decoder:
         sets = self.automaton.set_of[states]
         sets[(states == Automaton.TEXT) & self.now["closed"][:, None]] = self.automaton.no_image
         how = np.where(self.automaton.is_text[sets], self.now["text"][:, None], self.now["image"][:, None])
-        alike = np.where(valid, (sets * MANY + how) * 4 + self.now["arity"][:, None], -1)
+        alike = np.where(valid, (sets << 32) + (how << 2) + self.now["arity"][:, None], -1)
         key = states.shape[1], self.old, alike.tobytes()
         if key not in self._groups:
             if len(self._groups) > 64:
@@ -254,21 +242,17 @@ class Decoder:
         return self._groups[key]
 
     def _group(self, which: int, members: np.ndarray, t: int) -> Group:
-        rest, arity = divmod(which, 4)
-        number, how = divmod(rest, MANY)
+        number, how, arity, device = which >> 32, (which >> 2) % (1 << 30), which & 3, self.last.device
         if number not in self.allowed:
             self.allowed[number] = Allowed(self.automaton.sets[number], self.model)
         items = np.flatnonzero(members)
         row, place = np.divmod(items, t)
         lines = self._line_of[row, :arity]
         hidden = np.where(lines < self.old, lines * t + place[:, None], lines + self.old * (t - 1))
-        weights = None
-        if arity > 1:
-            weights = sent(np.array([self.live[r].weights for r in row], np.float32), self.last.device)
+        weights = sent(np.array([self.live[r].weights for r in row], np.float32), device) if arity > 1 else None
         whole = arity == 1 and np.array_equal(hidden[:, 0], np.arange(self.old * t + len(self.lines) - self.old))
-        where = None if whole else sent(hidden if arity > 1 else hidden[:, 0].copy(), self.last.device)
-        return Group(items, sent(items, self.last.device), where, weights, number, self.allowed[number],
-                     list(self.choices)[how])
+        where = None if whole else sent(hidden if arity > 1 else hidden[:, 0].copy(), device)
+        return Group(items, sent(items, device), where, weights, number, self.allowed[number], list(self.choices)[how])
 
     # ------------------------------------------------------------ going on
 
@@ -343,24 +327,20 @@ class Decoder:
         for row in rows.tolist():
             live, now = self.live[row], self.now[row]
             request, state = live.request, int(now["state"])
+            live.images -= state == Automaton.TEXT and now["left"] > 0
             if state in self.automaton.headers:
-                parts = (*request.parts, *written(self.layout, self.automaton, request))
-                size = self.automaton.headers[state]
-                self._guide(live, now, guides(self.layout, request.sampling, parts, size))
-                continue
-            if state in self.automaton.endings:  # nothing is read for ids without a choice
+                parts = (*request.parts, *written(self.layout, request))
+                self._guide(live, now, parts, self.automaton.headers[state])
+            elif state in self.automaton.endings:  # nothing is read for ids without a choice
                 if live.images == 1 and not request.text:
                     request.ids += self.automaton.endings[state]
                     ended.append(row)
-                continue
-            live.images -= state == Automaton.TEXT and now["left"] > 0
-            over = state == Automaton.DONE or now["left"] <= 0 or live.images == 0 and not request.text
-            if over:
+            elif state == Automaton.DONE or now["left"] <= 0 or live.images == 0 and not request.text:
                 ended.append(row)
-                continue
-            self._end_image(row)
-            freed += self._line_of[row, 1:now["arity"]].tolist()
-            live.weights, now["arity"], now["closed"] = (1.0,), 1, live.images == 0
+            else:
+                self._end_image(row)
+                freed += self._line_of[row, 1:now["arity"]].tolist()
+                live.weights, now["arity"], now["closed"] = (1.0,), 1, live.images == 0
         finished = [self.live[row].request for row in ended]
         self._remove(ended, freed)
         return finished
@@ -370,9 +350,8 @@ class Decoder:
         end = next(iter(self.layout.write_plans.values())).pieces[-1]
         if self.layout.config.write.stop == "count" and isinstance(end, Fixed):
             line = int(self._line_of[row, 0])
-            ids = torch.tensor([end.ids], device=self.last.device)
-            ids = torch.cat([self.last[row].view(1, 1), ids], 1)
-            self.lines.read(ids[:, :-1], line, self.now["codes"][row:row + 1], drawn=self.drawn.of(np.array([row])))
+            ids = torch.tensor([[int(self.last[row]), *end.ids[:-1]]], device=self.last.device)
+            self.lines.read(ids, line, self.now["codes"][row:row + 1], drawn=self.drawn.of(np.array([row])))
             self.lines.length[line] += len(end.ids)
             self.last = self.last.clone()
             self.last[row] = end.ids[-1]
@@ -387,9 +366,9 @@ class Decoder:
         gone[lines] = True
         if gone.any():
             self.lines.drop(gone)
-            self.lines.owner = (stays.cumsum() - 1)[self.lines.owner]
-            self.live = [live for live, stay in zip(self.live, stays) if stay]
-            self.last = self.last[sent(np.flatnonzero(stays), self.last.device)]
-            self.drawn.keep(np.flatnonzero(stays))
+            self.lines.owner, kept = (stays.cumsum() - 1)[self.lines.owner], np.flatnonzero(stays)
+            self.live = [self.live[row] for row in kept]
+            self.last = self.last[sent(kept, self.last.device)]
+            self.drawn.values = self.drawn.of(kept)
             self.now, self.drafts = self.now[stays], self.drafts[stays[:len(self.drafts)]]
             self._changed()
