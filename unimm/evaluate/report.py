@@ -43,10 +43,10 @@ def parts() -> Environment:
                      png=lambda picture: base64.b64encode(to_png(picture, optimize=True)).decode())
 
 
-def page(report: dict, bars: tuple[Bar, ...], scores: Scores, metrics: Metrics) -> str:
-    """The whole page; `report` as in report.json.
+def page(report: dict, found: list[tuple[Bar, float]], scores: Scores, metrics: Metrics) -> str:
+    """The whole page; `report` as in report.json, `found` the bars with their values.
 
-    found    the bars with their values; `missed` are the keys of those that were not reached
+    missed   the keys of those that were not reached
     losses   Chart of the stages that read "tokens", and of those that read "images"
     codes    Chart of how often each code occurred, by codebook
     """
@@ -55,8 +55,7 @@ def page(report: dict, bars: tuple[Bar, ...], scores: Scores, metrics: Metrics) 
         unit = "tokens" if "tokens" in stage else "images"
         losses.setdefault(unit, {})[name] = [line for line in metrics[name] if "loss" in line]
     return parts().get_template("report.html").render(
-        report=report, scores=scores,
-        found=[(bar, value) for bar in bars if (value := look_up(report, bar.key)) is not None],
+        report=report, scores=scores, found=found,
         missed=[key for key, bar in report["bars"].items() if not bar["met"]],
         losses={unit: curves(stages) for unit, stages in losses.items()},
         codes={name: ranked(counts) for name, counts in scores.code_counts.items()})
