@@ -4,7 +4,8 @@ Asked of a system is what its stages teach: pictures where some sentence is to b
 edits and rounds of them, held-out sentences after each stage where there are sentences.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from data import shapes, shapes_judge
 from data.shapes_words import ANSWERS, CAPTION_KINDS, QUESTION_TYPES
@@ -47,16 +48,14 @@ def score(system: System, subject: Subject, count: int, seed: int) -> Scores:
     Raises EvaluationError where the world has fewer of a kind.
     """
     taught = _taught(system.recipe) if system.model else set()
-    try:
+    with enough():
         prompts = {kind: shapes.evaluation_prompts(kind, count, seed) for kind in (*CAPTION_KINDS, HELDOUT)
                    if "pictures" in taught}
         questions = shapes.evaluation_questions(count, seed) if "chats" in taught else []
         edits = shapes.evaluation_edits(count, seed) if taught & {"edits", "rounds"} else []
         rounds = shapes.evaluation_rounds(count, seed) if "rounds" in taught else []
         sentences = shapes.evaluation_sentences(count, seed) if "sentences" in taught else []
-        scores = tokenizer_scores(subject, count, seed)
-    except ValueError as why:
-        raise EvaluationError(f"{why}; ask for fewer with --count") from None
+    scores = tokenizer_scores(subject, count, seed)
     if prompts:
         _pictures(scores, system, prompts, seed)
     if questions:
@@ -75,6 +74,15 @@ def score(system: System, subject: Subject, count: int, seed: int) -> Scores:
     return scores
 
 
+@contextmanager
+def enough() -> Iterator[None]:
+    """Say what to do where the world has fewer items than were asked for."""
+    try:
+        yield
+    except ValueError as why:
+        raise EvaluationError(f"{why}; ask for fewer with --count") from None
+
+
 def _taught(recipe: Recipe) -> set[str]:
     """What the stages of the language model teach: the parts of the world that they use, and "pictures" where one is
     drawn from a sentence."""
@@ -85,8 +93,9 @@ def _taught(recipe: Recipe) -> set[str]:
 
 
 def tokenizer_scores(subject: Subject, count: int, seed: int) -> Scores:
-    """Everything about an image tokenizer, on `count` scenes. Raises ValueError where the world has fewer."""
-    scores, scenes = Scores(), shapes.evaluation_scenes(count, seed)
+    """Everything about an image tokenizer, on `count` scenes. Raises EvaluationError where the world has fewer."""
+    with enough():
+        scores, scenes = Scores(), shapes.evaluation_scenes(count, seed)
     add_tokenizer(scores, subject, "judge", [draw(scene) for scene in scenes],
                   lambda back: [_plain(shapes_judge.judge_scene(*both)) for both in zip(back, scenes)], _singles())
     return scores

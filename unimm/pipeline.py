@@ -9,6 +9,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from tqdm import tqdm
+
 from unimm import system
 from unimm.checkpoint.folders import MANIFEST, candidates
 from unimm.checkpoint.read import newest
@@ -28,7 +30,7 @@ from unimm.sample import Sample, Text
 from unimm.show import batch_in_words
 from unimm.status import Status, told
 from unimm.stream.batches import Batches
-from unimm.stream.encode import Plan, Progress, encode
+from unimm.stream.encode import Plan, encode
 from unimm.stream.mixture import Mixture
 from unimm.stream.shards import Shards, open_shards
 from unimm.stream.sources import open_source
@@ -183,17 +185,10 @@ def _encode(recipe: Recipe, target: Path, name: str, tokenizer) -> None:
     def see(array) -> bytes:
         return as_seen(how, array) if isinstance(how, VisionFeatures) else to_png(prepared(array))
 
-    told = [time.monotonic()]
-
-    def report(p: Progress) -> None:
-        if time.monotonic() - told[0] > 5:
-            told[0] = time.monotonic()
-            left = f", {p.eta:.0f} s left" if p.eta is not None else ""
-            ranks.say(f"encode {name}: {p.rows:,} rows, {p.rate:,.0f} rows/s{left}")
-
-    manifest = encode(open_source(source), lambda images: codec.to_codes(tokenizer, images), plan, target,
-                      prepare=prepared, see=see if plan.seen else None,
-                      rank=ranks.rank(), world=ranks.world(), total=getattr(source, "count", None), progress=report)
+    items = tqdm(open_source(source), f"encode {name}", getattr(source, "count", None), unit=" rows", mininterval=5,
+                 delay=5, disable=ranks.rank() > 0)
+    manifest = encode(items, lambda images: codec.to_codes(tokenizer, images), plan, target, prepare=prepared,
+                      see=see if plan.seen else None, rank=ranks.rank(), world=ranks.world())
     if manifest:
         counts = manifest["counts"]
         skipped = f", {counts['skipped']} skipped (see {target / 'manifest.json'})" if counts["skipped"] else ""

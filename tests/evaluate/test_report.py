@@ -164,7 +164,7 @@ def test_a_page_calls_wrong_pictures_wrong_and_says_why():
 def test_curves_stay_in_their_frame_whatever_the_losses_are():
     plot = parts().get_template("parts.html").module.plot
     for values in ([5.0], [0.0, 0.0], [3.0, 3.0, 3.0], list(np.geomspace(1e3, 1e-6, 2000))):
-        chart = plot("loss", curves([("c1", range(1, len(values) + 1), values)]))
+        chart = plot("loss", curves({"stage": [{"step": n, "loss": value} for n, value in enumerate(values, 1)]}))
         Page(chart)
         drawn = re.findall(r'class="curve[^>]* d="M([^"]*)"', chart)
         numbers = np.array([[float(x) for x in point.split()] for d in drawn for point in d.split("L")])

@@ -1,5 +1,6 @@
 """Encoding once: the same bytes after any interruption, by any number of processes."""
 
+import io
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from unimm.disk import DiskError
 from unimm.pictures import fit
@@ -194,11 +196,10 @@ def test_an_unwritable_folder_and_a_full_disk_are_one_line(tmp_path):
     assert not (tmp_path / "full" / "codes-00000.arrow").exists()
 
 
-def test_progress_ends_at_the_total_with_nothing_left(tmp_path):
-    seen = []
-    encode(rows(), to_codes, PLAN, tmp_path, total=23, progress=lambda p: seen.append((p.rows, p.rate, p.eta)))
-    assert seen[-1][0] == 23 and seen[-1][1] > 0 and seen[-1][2] == 0
-    assert seen == sorted(seen, key=lambda p: p[0]) and len(seen) > 5
+def test_a_bar_around_the_items_counts_every_row_as_it_is_worked_on(tmp_path):
+    bar, seen = tqdm(rows(), total=23, file=io.StringIO(), miniters=1, mininterval=0), []
+    encode(bar, lambda images: seen.append(bar.n) or to_codes(images), PLAN, tmp_path)
+    assert bar.n == 23 and seen == sorted(seen) and len(set(seen)) > 5
 
 
 def test_images_of_several_samples_share_a_batch_and_no_batch_crosses_a_shard(tmp_path):

@@ -159,7 +159,7 @@ class RecordedDocuments(Recorded):
             lane.draw = noting
             drawn.append(known)
         rows = [lane.row() for lane in inner.lanes]
-        batch = make_batch(rows, inner.stage.seq_len, inner.layout.pad_id, inner.is_code)
+        batch = make_batch(rows, inner.stage.seq_len, inner.layout.pad_id, inner.layout.vocab.is_code)
         return batch, [[known[id(document)] for document in row] for row, known in zip(rows, drawn, strict=True)]
 
 

@@ -45,9 +45,7 @@ class Bar:
 
     def met(self, value: float) -> bool:
         """Whether the value reaches the bar; a row without a bar is never failed."""
-        if self.bar is None:
-            return True
-        return value >= self.bar if self.sense == "at_least" else value <= self.bar
+        return self.bar is None or (value >= self.bar if self.sense == "at_least" else value <= self.bar)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,18 +116,13 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
 
 def draw_all(system: System, what: str, contexts: Many[Many[Part]], seed: int) -> list[np.ndarray]:
-    """One picture after each context; picture n is drawn with seed + n."""
-    return draw(system, _counted(what, contexts), range(seed, seed + len(contexts)))
+    """One picture after each context; picture n is drawn with seed + n. A bar counts what the decode loop has taken."""
+    return draw(system, tqdm(contexts, f"evaluate {what}", mininterval=1), range(seed, seed + len(contexts)))
 
 
 def answer_all(system: System, what: str, contexts: Many[Many[Part]], seed: int) -> list[str]:
     """The text after each context, without spaces around it."""
-    return [text.strip() for text in answer(system, _counted(what, contexts), seed=seed)]
-
-
-def _counted(what: str, contexts: Many[Many[Part]]) -> tqdm:
-    """The contexts, which say how many the decode loop has taken."""
-    return tqdm(contexts, desc=f"evaluate {what}", mininterval=1)
+    return [text.strip() for text in answer(system, tqdm(contexts, f"evaluate {what}", mininterval=1), seed=seed)]
 
 
 ROWS = 32
@@ -140,9 +133,8 @@ def add_text(scores: Scores, system: System, texts: list[str]) -> None:
     stage that the run still holds. The count is of tokens."""
     layout = system.layout
     documents = [layout.render(sample(Text(text, learn=True))) for text in texts]
-    length = max(map(len, documents))
-    batches = [make_batch([[one] for one in documents[n:n + ROWS]], length, layout.pad_id, layout.vocab.is_code)
-               for n in range(0, len(documents), ROWS)]
+    every = make_batch([[one] for one in documents], max(map(len, documents)), layout.pad_id, layout.vocab.is_code)
+    batches = [every[n:n + ROWS] for n in range(0, len(every), ROWS)]
     for name, stage in system.recipe.language.items():
         if found := newest(system.folder / name):
             # Not the system's own, whose weights a fast body holds in another order.

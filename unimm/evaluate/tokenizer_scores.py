@@ -51,6 +51,7 @@ class Subject(NamedTuple):
         return [prepare(self.tokenizer.config, picture, self.grids) for picture in pictures]
 
 
+@torch.no_grad()
 def add_tokenizer(scores: Scores, subject: Subject, key: str, pictures: list[np.ndarray],
                   judge: Callable[[list[np.ndarray]], list[tuple[bool, str]]],
                   labelled: Labelled | None = None) -> None:
@@ -65,9 +66,10 @@ def add_tokenizer(scores: Scores, subject: Subject, key: str, pictures: list[np.
     for name, value in found.values.items():
         if math.isfinite(value):  # PSNR is infinite where nothing is lost
             scores.add(f"tokenizer.{name}", value, len(pictures))
-    for name, network in _networks(subject.features):
-        distance = frechet(_pooled(network, pictures), _pooled(network, found.back))
-        scores.add(f"tokenizer.rfid.{name}", distance, len(pictures))
+    for name, network in _networks(subject.features).items():
+        seen = [np.concatenate([network(some[n:n + AT_ONCE]).double().numpy() for n in range(0, len(some), AT_ONCE)])
+                for some in (pictures, found.back)]
+        scores.add(f"tokenizer.rfid.{name}", frechet(*seen), len(pictures))
     _add_words(scores, subject)
     if labelled:
         known, asked = (pooled_vectors(subject.tokenizer, subject.prepared(some)) for some in labelled[:2])
@@ -88,22 +90,15 @@ def _add_words(scores: Scores, subject: Subject) -> None:
     scores.add("tokenizer.words.all", float(np.mean(list(right.values()))), len(right) * len(words_world.WORDS))
 
 
-def _networks(folder: Path | None) -> list[tuple[str, Callable[[list[np.ndarray]], Tensor]]]:
+def _networks(folder: Path | None) -> dict[str, Callable[[list[np.ndarray]], Tensor]]:
     """What Frechet distances are taken between: features of a network that no run trains, and of `folder`'s."""
     plain = RandomFeatures()
-    found = [("random", lambda some: plain(to_tensor(some)))]
+    found = {"random": lambda some: plain(to_tensor(some))}
     if folder:
         from unimm.published import vision
 
         network = vision(PretrainedVision(path=str(folder)))
         side = network.config.image_size
-        found.append(("features", lambda some: network(
-            to_tensor([resized(picture, (side, side)) for picture in some])).last_hidden_state.mean(1)))
+        found["features"] = lambda some: network(
+            to_tensor([resized(picture, (side, side)) for picture in some])).last_hidden_state.mean(1)
     return found
-
-
-@torch.no_grad()
-def _pooled(network: Callable[[list[np.ndarray]], Tensor], pictures: list[np.ndarray]) -> np.ndarray:
-    """float64 (N, dim)"""
-    some = (pictures[n:n + AT_ONCE] for n in range(0, len(pictures), AT_ONCE))
-    return np.concatenate([network(each).double().numpy() for each in some])

@@ -54,9 +54,7 @@ class Batches:
             raise ConfigError(f"step_tokens is {stage.step_tokens} = {stage.rows} rows, which {world} processes can't "
                               f"share evenly; make it a multiple of {world} x {stage.seq_len}")
         self.mixture, self.layout, self.stage, self.gather = mixture, layout, stage, gather
-        self.is_code = layout.vocab.is_code
-        per_rank = stage.rows // world
-        self.own = slice(rank * per_rank, (rank + 1) * per_rank)
+        self.own = slice(rank * stage.rows // world, (rank + 1) * stage.rows // world)
         self.missed = 0
         self.lanes = [Lane(self._draw, b, stage.rows, stage.seq_len) for b in range(stage.rows)[self.own]]
 
@@ -68,7 +66,7 @@ class Batches:
     def next(self) -> Batch:
         """The next batch's rows: see `unimm.sample.Batch`, B = rows / world, T = seq_len."""
         rows = [lane.row() for lane in self.lanes]
-        return make_batch(rows, self.stage.seq_len, self.layout.pad_id, self.is_code)
+        return make_batch(rows, self.stage.seq_len, self.layout.pad_id, self.layout.vocab.is_code)
 
     def state(self) -> dict:
         """Where every lane of every rank is, as small JSON."""
@@ -91,8 +89,9 @@ class Batches:
     def _draw(self, index: int) -> Sequence | None:
         """The document at an index of the mixture; None if it is too long and such are dropped."""
         key, sample = self.mixture[index]
-        if self.stage.reconstruction:
-            sample = Sample(tuple(_as_pixels(part) if isinstance(part, Image) else part for part in sample.parts))
+        if self.stage.reconstruction:  # the pictures beside their codes, for a tokenizer that learns in the step
+            sample = Sample(tuple(replace(p, content=Pixels(from_png(p.seen))) if isinstance(p, Image) else p
+                                  for p in sample.parts))
         unconditional = can_drop_context(sample) and self.mixture.chance(index) < self.stage.drop_context
         try:
             document = self.layout.render(sample, unconditional)
@@ -109,11 +108,6 @@ class Batches:
             raise TooLong(f"{GIVE_UP} samples in a row were longer than {self.stage.seq_len} tokens, the last of them "
                           f"{key}; raise seq_len")
         return None
-
-
-def _as_pixels(image: Image) -> Image:
-    """The picture that lies beside its codes: what a tokenizer is shown that learns in the step."""
-    return replace(image, content=Pixels(from_png(image.seen)))
 
 
 def make_batch(rows: list[list[Sequence]], seq_len: int, pad: int, is_code: np.ndarray) -> Batch:
@@ -168,7 +162,12 @@ class Lane:
         """
         row, room, waiting = [], self.room, self.waiting
         while True:
-            self._fill()
+            while len(waiting) < LOOKAHEAD:
+                index, self.next = self.next, self.next + self.step
+                if (document := self.draw(index)) is None:
+                    self.dropped += 1
+                else:
+                    waiting[index] = document
             lengths = [*map(len, waiting.values())]
             if row and (lengths[0] > room or 2 * room <= sum(lengths)):
                 break
@@ -176,15 +175,6 @@ class Lane:
             room -= lengths[0]
         indices = list(waiting)
         return row + [waiting.pop(indices[n]) for n in best_subset(lengths, room)]
-
-    def _fill(self) -> None:
-        while len(self.waiting) < LOOKAHEAD:
-            index, self.next = self.next, self.next + self.step
-            document = self.draw(index)
-            if document is None:
-                self.dropped += 1
-            else:
-                self.waiting[index] = document
 
 
 def best_subset(lengths: list[int], room: int) -> list[int]:

@@ -6,11 +6,9 @@ the folder: shard n belongs to rank n % world, and whoever finds every shard don
 """
 
 import hashlib
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -49,33 +47,9 @@ class Plan:
         return {"format": FORMAT, **vars(self), "seen": [*self.seen]}
 
 
-@dataclass
-class Progress:
-    """Where this process is in the source."""
-
-    total: int | None
-    """Rows of the source; None: unknown."""
-    rows: int = 0
-    """Those seen so far, other ranks' included."""
-    passed: int = 0
-    """Those that were done before the first was encoded: they would flatter the rate."""
-    began: float | None = None
-
-    @property
-    def rate(self) -> float:
-        """Rows per second since the first that was encoded."""
-        return (self.rows - self.passed) / max(time.monotonic() - self.began, 1e-9) if self.began else 0.0
-
-    @property
-    def eta(self) -> float | None:
-        """Seconds left; None where the total is unknown, or nothing was encoded yet."""
-        return max(self.total - self.rows, 0) / self.rate if self.total is not None and self.rate else None
-
-
 def encode(items: Iterable[Item], to_codes: Callable[[list[np.ndarray]], list[Content]], plan: Plan, folder: str | Path,
-           *, prepare: Callable[[np.ndarray], np.ndarray],
-           see: Callable[[np.ndarray], bytes] | None = None, rank: int = 0, world: int = 1, total: int | None = None,
-           progress: Callable[[Progress], None] = lambda _: None) -> dict | None:
+           *, prepare: Callable[[np.ndarray], np.ndarray], see: Callable[[np.ndarray], bytes] | None = None,
+           rank: int = 0, world: int = 1) -> dict | None:
     """Encode a source's items into `folder`; start it again after any interruption and it goes on.
 
     Every rank passes over all items; those of shards that are done, or another rank's, are not decoded.
@@ -85,38 +59,25 @@ def encode(items: Iterable[Item], to_codes: Callable[[list[np.ndarray]], list[Co
     another plan's folder, a source that changed under a half-done encode, or a source without a single usable
     row; DiskError for a folder that can't be written.
     """
-    folder = Path(folder)
+    folder, shards = Path(folder), 0
     if finished := _begin(folder, plan, rank):
         return finished
-    done = Progress(total)
-    iterator, number = iter(items), 0
-    while (first := next(iterator, None)) is not None:
-        keys = hashlib.sha256()
-        rows = _noted(chain([first], islice(iterator, plan.rows - 1)), keys, done)
-        path = folder / f"codes-{number:05d}.arrow"
-        mine = number % world == rank
-        kept = _kept(path) if mine else None
-        if mine and kept is None:
-            if done.began is None:
-                done.began, done.passed = time.monotonic(), done.rows
-            samples, problems = _encode_rows(rows, to_codes, prepare, see, plan.batch,
-                                             lambda: progress(done))
+    for shards, (_, rows) in enumerate(groupby(enumerate(items), lambda row: row[0] // plan.rows), 1):
+        keys, path = hashlib.sha256(), folder / f"codes-{shards - 1:05d}.arrow"
+        rows, side = _noted(rows, keys), path.with_suffix(".json")
+        mine = (shards - 1) % world == rank
+        kept = read_sealed(side) if mine else None
+        if mine and (kept is None or fault_of(path, kept)):
+            samples, problems = _encode_rows(rows, to_codes, prepare, see, plan.batch)
             facts = {"rows": len(samples) + len(problems), "keys": keys.hexdigest(), "skipped": len(problems),
                      "problems": problems[:LISTED]}
-            write_sealed(path.with_suffix(".json"), write_shard(path, samples, plan.size) | facts)  # says: it is done
-        else:
-            deque(rows, maxlen=0)  # passes over them; nothing is decoded
-        if kept is not None and keys.hexdigest() != kept["keys"]:
+            write_sealed(side, write_shard(path, samples, plan.size) | facts)  # says: it is done
+            continue
+        for _ in rows:  # passes over them; nothing is decoded
+            pass
+        if kept and keys.hexdigest() != kept["keys"]:
             raise ShardError(f"the source changed since {path} was encoded; delete {folder} and encode again")
-        progress(done)
-        number += 1
-    return _finish(folder, plan, number, rank)
-
-
-def _kept(path: Path) -> dict | None:
-    """The facts of a shard that an earlier run finished, if it is whole."""
-    side = read_sealed(path.with_suffix(".json"))
-    return side if side and not fault_of(path, side) else None
+    return _finish(folder, plan, shards, rank)
 
 
 def _begin(folder: Path, plan: Plan, rank: int) -> dict | None:
@@ -135,15 +96,14 @@ def _begin(folder: Path, plan: Plan, rank: int) -> dict | None:
     return manifest
 
 
-def _noted(rows: Iterator[Item], keys, done: Progress) -> Iterator[Item]:
-    """The rows as they come, their keys hashed and their number counted."""
-    for item in rows:
+def _noted(rows: Iterator[tuple[int, Item]], keys) -> Iterator[Item]:
+    """The rows as they come, their keys hashed."""
+    for _, item in rows:
         keys.update(item.key.encode() + b"\n")
-        done.rows += 1
         yield item
 
 
-def _encode_rows(rows: Iterator[Item], to_codes, prepare, see, batch: int, told: Callable[[], None]):
+def _encode_rows(rows: Iterator[Item], to_codes, prepare, see, batch: int):
     """(key, sample with coded images) of the usable rows in order, and {key, why} of the others.
 
     Pixels are let go batch by batch: a shard's worth of them would not fit into memory.
@@ -152,11 +112,11 @@ def _encode_rows(rows: Iterator[Item], to_codes, prepare, see, batch: int, told:
     waiting: list[tuple[list[Part], int, np.ndarray]] = []  # whose codes go where
     problems: list[dict[str, str]] = []
 
-    def flush() -> None:
-        now, waiting[:] = waiting[:batch], waiting[batch:]
-        for (parts, n, _), codes in zip(now, to_codes([pixels for *_, pixels in now]), strict=True):
-            parts[n] = replace(parts[n], content=codes)
-        told()
+    def flush(least: int) -> None:
+        while len(waiting) >= least:
+            now, waiting[:] = waiting[:batch], waiting[batch:]
+            for (parts, n, _), codes in zip(now, to_codes([pixels for *_, pixels in now]), strict=True):
+                parts[n] = replace(parts[n], content=codes)
 
     for item in rows:
         found = item.read()
@@ -170,10 +130,8 @@ def _encode_rows(rows: Iterator[Item], to_codes, prepare, see, batch: int, told:
                 array = part.content.array
                 waiting.append((parts, n, prepare(array)))
                 parts[n] = replace(part, content=Codes(()), seen=see(array) if see else None)
-        while len(waiting) >= batch:
-            flush()
-    if waiting:
-        flush()
+        flush(batch)
+    flush(1)
     return [(key, Sample(tuple(parts))) for key, parts in kept], problems
 
 

@@ -35,9 +35,17 @@ def load_pixels(source: str | Path | bytes | Image.Image, where: str) -> np.ndar
     `where` names the image in messages. Raises ImageError(f"{where}: why"), and nothing else.
     """
     try:
-        image = source if isinstance(source, Image.Image) else _open(source)
-        _check_size(image)
-        return _decode(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes Pillow finds suspicious; the limit here is lower
+            image = source if isinstance(source, Image.Image) else _open(source)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(f"{width} x {height} is more than {MAX_PIXELS:,} pixels; make it smaller")
+            # Tracking pixels and spacers of web pages: their square is one colour, and a caption beside
+            # it would teach that words mean nothing.
+            if min(width, height) < 2:
+                raise ImageError(f"{width} x {height} pixels shows nothing but one colour")
+            return _decode(image)
     except ImageError as why:
         raise ImageError(f"{where}: {why}") from why
     # Decoders meet damage with OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
@@ -55,31 +63,17 @@ def _open(source: str | Path | bytes) -> Image.Image:
     if not data:
         raise ImageError("the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes Pillow finds suspicious; the limit here is lower
-            return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as why:
         raise ImageError("not an image, or of an unknown format, or cut short") from why
     except Image.DecompressionBombError as why:
         raise ImageError(f"more than {MAX_PIXELS:,} pixels, too large to decode safely") from why
 
 
-def _check_size(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{width} x {height} is more than {MAX_PIXELS:,} pixels; make it smaller")
-    if min(width, height) < 2:
-        # Tracking pixels and spacers of web pages: their square is one colour, and a caption beside
-        # it would teach that words mean nothing.
-        raise ImageError(f"{width} x {height} pixels shows nothing but one colour")
-
-
 def _decode(image: Image.Image) -> np.ndarray:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries set it, and half a picture is grey
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image.load()
-        image = ImageOps.exif_transpose(_eight_bits(image))
+    image.load()
+    image = ImageOps.exif_transpose(_eight_bits(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -15,6 +15,7 @@ are read otherwise than they are written, each image as PNG.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import count, groupby
 from pathlib import Path
@@ -24,7 +25,7 @@ import pyarrow as pa
 
 from unimm.disk import fault_of, read_sealed, replace_file
 from unimm.errors import UserError
-from unimm.sample import Codes, Content, Image, Latents, Level, Part, Role, Sample, Text
+from unimm.sample import Codes, Content, Image, Latents, Level, Part, Sample, Text
 
 LEVEL = ("image", "positions", "depth", "rows", "columns")
 
@@ -40,27 +41,23 @@ def code_type(size: int) -> np.dtype:
 
 def to_json(sample: Sample) -> str:
     """The parts as messages; successive parts of one speaker share a message."""
-    numbers = count()
-
-    def content(part: Part) -> dict:
-        what = {"text": part.text} if isinstance(part, Text) else {"index": next(numbers)}
-        return {"type": "text" if isinstance(part, Text) else "image", **what, "learn": part.learn}
-
-    messages = [{"role": role, "content": [content(part) for part in parts]}
-                for role, parts in groupby(sample.parts, lambda part: part.role)]
+    numbers, messages = count(), []
+    for role, parts in groupby(sample.parts, lambda part: part.role):
+        content = [{"type": "text", "text": part.text, "learn": part.learn} if isinstance(part, Text) else
+                   {"type": "image", "index": next(numbers), "learn": part.learn} for part in parts]
+        messages.append({"role": role, "content": content})
     return json.dumps({"messages": messages}, ensure_ascii=False, separators=(",", ":"))
 
 
 def from_json(text: str, images: list[Content], seen: list[bytes] | None = None) -> Sample:
     """The inverse of `to_json`, with the contents of image k at images[k]."""
-    def part(role: Role | None, content: dict) -> Part:
-        if content["type"] == "text":
-            return Text(content["text"], content["learn"], role)
-        k = content["index"]
-        return Image(images[k], content["learn"], role, seen[k] if seen else None)
-
-    return Sample(tuple(part(message["role"], content)
-                        for message in json.loads(text)["messages"] for content in message["content"]))
+    parts: list[Part] = []
+    for message in json.loads(text)["messages"]:
+        for part in message["content"]:
+            marks = part["learn"], message["role"]
+            parts.append(Text(part["text"], *marks) if part["type"] == "text" else
+                         Image(images[k := part["index"]], *marks, seen[k] if seen else None))
+    return Sample(tuple(parts))
 
 
 def write_shard(path: Path, rows: list[tuple[str, Sample]], size: int) -> dict:
@@ -69,13 +66,14 @@ def write_shard(path: Path, rows: list[tuple[str, Sample]], size: int) -> dict:
     Returns the facts for the manifest: file, bytes, sha256, samples, images, codes.
     Raises ShardError if an id is not below `size`, the number of codes the tokenizer has.
     """
-    codes = [_codes(key, sample, size) for key, sample in rows]
+    flat = [_flat(key, sample, size) for key, sample in rows]
     level = pa.struct([(name, pa.int32()) for name in LEVEL])
+    form = pa.list_(pa.from_numpy_dtype(code_type(size)))
     columns = {
         "key": pa.array([key for key, _ in rows], pa.string()),
         "sample": pa.array([to_json(sample) for _, sample in rows], pa.string()),
-        "codes" if size else "latents": pa.array(codes, pa.list_(pa.from_numpy_dtype(code_type(size)))),
-        "levels": pa.array([_levels(sample) for _, sample in rows], pa.list_(level)),
+        "codes" if size else "latents": pa.array([codes for codes, _ in flat], form),
+        "levels": pa.array([levels for _, levels in flat], pa.list_(level)),
     }
     if any(image.seen is not None for _, sample in rows for image in sample.images):
         pictures = [[image.seen for image in sample.images] for _, sample in rows]
@@ -84,29 +82,22 @@ def write_shard(path: Path, rows: list[tuple[str, Sample]], size: int) -> dict:
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     return {"file": path.name, **replace_file(path, sink.getvalue()), "samples": len(rows),
-            "images": sum(len(sample.images) for _, sample in rows), "codes": sum(map(len, codes))}
+            "images": sum(len(sample.images) for _, sample in rows), "codes": sum(len(codes) for codes, _ in flat)}
 
 
-def _codes(key: str, sample: Sample, size: int) -> np.ndarray:
-    """All codes, or latents, of a sample's images, level by level."""
-    runs = [array.ravel() for image in sample.images for array, _ in _arrays(image.content)]
-    codes = np.concatenate(runs) if runs else np.zeros(0, np.int32)
+def _flat(key: str, sample: Sample, size: int) -> tuple[np.ndarray, list[dict[str, int]]]:
+    """All codes, or latents, of a sample's images, level by level; and how they divide."""
+    runs, levels = [np.zeros(0, np.int32)], []
+    for k, image in enumerate(sample.images):
+        for level in image.content.levels if isinstance(image.content, Codes) else [image.content]:
+            array = level.ids if isinstance(level, Level) else level.array
+            runs.append(array.ravel())
+            levels.append(dict(zip(LEVEL, (k, *array.shape, *(level.grid or (0, 0))))))
+    codes = np.concatenate(runs)
     wrong = codes[(codes < 0) | (codes >= size)] if size else ()
     if len(wrong):
         raise ShardError(f"{key}: code {wrong[0]} is outside the tokenizer's 0 .. {size - 1}")
-    return codes.astype(code_type(size))
-
-
-def _arrays(content: Content) -> list[tuple[np.ndarray, tuple[int, int] | None]]:
-    """Each level's (positions, depth or channels), and its grid."""
-    if isinstance(content, Latents):
-        return [(content.array, content.grid)]
-    return [(level.ids, level.grid) for level in content.levels]
-
-
-def _levels(sample: Sample) -> list[dict[str, int]]:
-    return [dict(zip(LEVEL, (k, *array.shape, *(grid or (0, 0)))))
-            for k, image in enumerate(sample.images) for array, grid in _arrays(image.content)]
+    return codes.astype(code_type(size)), levels
 
 
 class Shards(Sequence[Sample]):
@@ -116,26 +107,23 @@ class Shards(Sequence[Sample]):
         self.manifest = manifest
         maps = [pa.memory_map(str(folder / shard["file"])) for shard in manifest["shards"]]
         self.table = pa.concat_tables([pa.ipc.open_file(m).read_all() for m in maps], promote_options="default")
-        self._columns = {name: self.table.column(name) for name in self.table.column_names}
+        self._columns = dict(zip(self.table.column_names, self.table.columns))  # to ask the table again is slow
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, index: int) -> Sample:
         row = {name: column[index] for name, column in self._columns.items()}
-        kind = Level if "codes" in row else Latents
-        values, at = row["codes" if "codes" in row else "latents"].values.to_numpy(), 0
-        images: list[list[Level | Latents]] = []
+        name, kind = ("codes", Level) if "codes" in row else ("latents", Latents)
+        values, at = row[name].values.to_numpy(), 0
+        images: dict[int, list[Level | Latents]] = defaultdict(list)
         for level in row["levels"].as_py():
             k, positions, depth, *grid = level.values()
-            if k == len(images):
-                images.append([])
             end = at + positions * depth
             images[k].append(kind(values[at:end].reshape(positions, depth), tuple(grid) if any(grid) else None))
             at = end
-        seen = row["seen"].as_py() if "seen" in row else None
-        contents = [levels[0] if kind is Latents else Codes(tuple(levels)) for levels in images]
-        return from_json(row["sample"].as_py(), contents, seen)
+        contents = [levels[0] if kind is Latents else Codes(tuple(levels)) for levels in images.values()]
+        return from_json(row["sample"].as_py(), contents, row["seen"].as_py() if "seen" in row else None)
 
     def key(self, index: int) -> str:
         """The source's name for sample `index`."""
@@ -151,11 +139,10 @@ def open_shards(folder: str | Path, fingerprint: str) -> Shards:
     folder = Path(folder)
     again = "run `unimm encode` again: it keeps what is whole and redoes the rest"
     manifest = read_sealed(folder / "manifest.json")
-    if manifest is None and (folder / "manifest.json").exists():
-        raise ShardError(f"{folder}/manifest.json was changed or cut short; {again}")
     if manifest is None:
-        started = (folder / "plan.json").exists()
-        raise ShardError(f"{folder} holds {'an unfinished encode' if started else 'no encoded dataset'}; {again}")
+        what = (f"{folder}/manifest.json was changed or cut short" if (folder / "manifest.json").exists() else
+                f"{folder} holds {'an unfinished encode' if (folder / 'plan.json').exists() else 'no encoded dataset'}")
+        raise ShardError(f"{what}; {again}")
     if manifest["fingerprint"] != fingerprint:
         raise ShardError(f"{folder} was encoded by tokenizer {manifest['fingerprint']}, this one is {fingerprint}; "
                          "use that tokenizer, or encode the data with this one into a new folder")
