@@ -61,7 +61,7 @@ def plan(recipe: Positional[Path], gpus: int | None = None, gpu: str = "h200", n
         recipe: A recipe file, or a run's folder. Any field of it can be changed: --stages.sft.zero 2
             --stages.sft.micro 4
         gpus: How many, over all nodes; one node's by default.
-        gpu: Which, by its name in unimm/hardware.py.
+        gpu: Which, by its name in unimm/gpus.toml.
         nodes: How many nodes, where --gpus is not said.
         mfu: Share of the peak that is assumed to be reached, recomputation counted.
         document: Tokens of a document on average; 0: the longest image with a caption.
@@ -194,9 +194,8 @@ def convert(source: Positional[str], out: Positional[Path], recipe: Path | None 
         dtype: The type of weights in transformers' format.
         split: The most bytes of one file in transformers' format.
     """
-    from unimm.convert.bring import bring
-    from unimm.convert.give import give
-    from unimm.convert.release import ConvertError, is_run
+    from unimm.convert.convert import bring, give
+    from unimm.convert.releases import ConvertError, is_run
 
     if is_run(source):
         if recipe or unpickle:
