@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from unimm.hardware import GPUS, HardwareError, Multiplied, gpu_named, peak_flops
+from unimm.hardware import HardwareError, Multiplied, gpu_named, gpus, peak_flops
 
 # What torch.cuda.get_device_name says of each board.
 DEVICES = {
@@ -39,7 +39,7 @@ def test_a_device_without_a_stated_peak_has_none_rather_than_a_neighbours(device
 def test_an_unknown_gpu_is_refused_with_those_that_are_known():
     with pytest.raises(HardwareError, match="h300.*h200, h100"):
         gpu_named("h300")
-    assert {gpu.name for gpu in GPUS} >= set(DEVICES.values()) | {"cpu"}
+    assert {gpu.name for gpu in gpus()} >= set(DEVICES.values()) | {"cpu"}
 
 
 def test_flops_of_a_token_are_those_of_the_matrix_products_one_by_one():

@@ -26,7 +26,7 @@ from tools.bench import step
 from tools.bench.rows import Unequal, equal
 from tools.losses import by_chunks, by_liger, by_torch
 from unimm.config.model import FreshBackbone
-from unimm.hardware import GPUS, Multiplied, peak_flops
+from unimm.hardware import Multiplied, gpus, peak_flops
 from unimm.model.attention import Documents, attend, available, choose
 from unimm.model.cross_entropy import weighted_loss
 from unimm.train.loop import Work, run_stage
@@ -288,7 +288,7 @@ def at_least(world: samplers.World, ask: samplers.Ask, rows: int, written: int) 
 def bandwidth() -> float:
     """Bytes per second of this device's memory, after unimm/hardware.py; NaN for one that it lacks."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return next((gpu.bandwidth for gpu in GPUS if re.search(gpu.pattern, name)), math.nan)
+    return next((gpu.bandwidth for gpu in gpus() if re.search(gpu.pattern, name)), math.nan)
 
 
 def part(name: str, toy: bool) -> dict:

@@ -7,6 +7,7 @@
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from unimm import system
@@ -29,12 +30,14 @@ def export_run(run: Path, out: Path, stage: str | None = None, step: int | None 
     recipe = load_recipe(run)
     with new_folder(out, ConfigError, "export") as part:
         source = _source(recipe, run, stage, step)
-        weights = dict(read_weights(source, ema))
-        state = read_state(source)
+        weights, state = dict(read_weights(source, ema)), read_state(source)
         about = {"run": run.resolve().name, "stage": state["stage"], "step": state["step"],
                  "weights": {None: "as the stage left them", True: "averaged", False: "trained on"}[ema]}
         said = write_file(part / system.EXPORT_FILE, [json.dumps(about, indent=1).encode()])
-        write_manifest(part, _copied(run, part) | write_weights(part, weights) | {system.EXPORT_FILE: said})
+        folders = (system.TOKENIZER_FOLDER, system.DECODER_FOLDER, system.BACKBONE_FOLDER, system.VISION_FOLDER)
+        inside = [file for name in folders for file in (run / name).rglob("*")]
+        small = copy_files([run / system.RECIPE_FILE, run / system.TEXT_FILE, *inside], run, part)
+        write_manifest(part, small | write_weights(part, weights) | {system.EXPORT_FILE: said})
 
 
 def _source(recipe: Recipe, run: Path, stage: str | None, step: int | None) -> Path:
@@ -53,14 +56,13 @@ def _source(recipe: Recipe, run: Path, stage: str | None, step: int | None) -> P
     return found
 
 
-def _copied(run: Path, part: Path) -> dict[str, Digest]:
-    """The run's small parts, copied; the manifest's paths are relative to the folder."""
+def copy_files(files: Iterable[Path], source: Path, target: Path) -> dict[str, Digest]:
+    """Copy those of `files` that are any from `source` to the same places, at any depth, in `target`; what was written,
+    by its path within."""
     digests = {}
-    folders = (system.TOKENIZER_FOLDER, system.DECODER_FOLDER, system.BACKBONE_FOLDER, system.VISION_FOLDER)
-    inside = [file for name in folders for file in sorted((run / name).rglob("*"))]
-    for file in (run / system.RECIPE_FILE, run / system.TEXT_FILE, *inside):
+    for file in files:
         if file.is_file():
-            name = file.relative_to(run)
-            (part / name).parent.mkdir(parents=True, exist_ok=True)
-            digests[name.as_posix()] = copy_file(file, part / name)
+            name = file.relative_to(source)
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            digests[name.as_posix()] = copy_file(file, target / name)
     return digests

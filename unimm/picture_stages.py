@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from unimm import system
 from unimm.checkpoint.read import load_weights
@@ -18,7 +19,7 @@ from unimm.config.check import ConfigError
 from unimm.config.images import Contrastive
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Contrast, Detokenize, PictureStage, Reconstruct
-from unimm.diffusion.detokenizer import FlowDetokenizer
+from unimm.diffusion.detokenizer import Detokenization, FlowDetokenizer
 from unimm.generate.use import draw
 from unimm.images import tokenizer as codec
 from unimm.images.base import ImageTokenizer
@@ -38,8 +39,6 @@ from unimm.stream.sources import open_source
 from unimm.system import System
 from unimm.train import ranks
 from unimm.train.loop import Work, run_stage
-
-Preview = Callable[[int], dict[str, float] | None]
 
 
 def _target(folder: Path, step: int) -> Path:
@@ -66,7 +65,7 @@ def preview_detokenized(decoder: FlowDetokenizer, images: np.ndarray, folder: Pa
             for kind, found in kinds.items()}
 
 
-def preview_drawings(system: System, prompts: list[str], folder: Path) -> Preview | None:
+def preview_drawings(system: System, prompts: list[str], folder: Path) -> Callable[[int], None] | None:
     """Drawings of the same few prompts, so that a row of files shows the learning; None without prompts."""
     def preview(step: int) -> None:
         pictures = draw(system, [[Text(p)] for p in prompts], list(range(len(prompts))))
@@ -76,30 +75,24 @@ def preview_drawings(system: System, prompts: list[str], folder: Path) -> Previe
 
 
 def train_pictures(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status: Status) -> None:
-    """Bring one stage to its end and its result into the run's folder. Every rank calls this together."""
-    match stage:
-        case Contrast():
-            made, train = system.FEATURES_FOLDER, _train_features
-        case Reconstruct():
-            made, train = system.TOKENIZER_FOLDER, _train_tokenizer
-        case Detokenize():
-            made, train = system.DECODER_FOLDER, _train_decoder
-    if (folder / made / codec.CONFIG).is_file():
-        ranks.say(f"{name}: already done, {folder / made}")
-    else:
-        torch.manual_seed(stage.seed)
-        train(recipe, folder, name, stage, status)
-    ranks.barrier()
+    """Bring one stage to its end and what it trains into the run's folder. Every rank calls this together.
 
-
-def _train(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status: Status, module: OfPictures,
-           preview: Callable | None = None, captions: bool = False, scale: int = 1) -> Path:
-    """The final checkpoint of a module trained on pictures `scale` times as large as the tokenizer's; `preview` takes
-    the first of them, the stage's folder and the step. Raises ConfigError where `captions` are needed and a dataset has
-    none."""
+    Raises ConfigError where something that it needs is still to come, or captions are needed and a dataset has none.
+    """
+    made = {Contrast: system.FEATURES_FOLDER, Reconstruct: system.TOKENIZER_FOLDER, Detokenize: system.DECODER_FOLDER}
+    target = folder / made[type(stage)]
+    if (target / codec.CONFIG).is_file():
+        ranks.say(f"{name}: already done, {target}")
+        ranks.barrier()
+        return
+    torch.manual_seed(stage.seed)
+    module, part = _module(recipe, folder, name, stage)
+    wanted = module.asked.wanted if isinstance(module, Reconstructing) else ()
+    captions = isinstance(stage, Contrast) or any(isinstance(each, Contrastive) for each in wanted)
+    side = recipe.image_tokenizer.image * (recipe.decoder.scale if isinstance(stage, Detokenize) else 1)
     datasets = []
     for use in stage.mix:
-        images, skipped = images_of(open_source(recipe.data[use.data]), scale * recipe.image_tokenizer.image)
+        images, skipped = images_of(open_source(recipe.data[use.data]), side)
         ranks.say(f"{name}: {len(images):,} images of {use.data}" + (f", {skipped} rows skipped" if skipped else ""))
         if captions and not any(images.texts):
             raise ConfigError(f"stage {name!r} learns from captions, and {use.data!r} has none: a row has one where it "
@@ -107,58 +100,44 @@ def _train(recipe: Recipe, folder: Path, name: str, stage: PictureStage, status:
         datasets.append(images)
     batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
                            ranks.world())
-    shown = preview and partial(preview, datasets[0].pixels[:64], folder / name)
+    preview = {Contrast: None, Reconstruct: preview_reconstructions, Detokenize: preview_detokenized}[type(stage)]
+    shown = preview and partial(preview, part, datasets[0].pixels[:64], folder / name)
     work = Work(module.train(), batches, shown, recipe=json.loads(recipe_to_json(recipe)),
                 flops=lambda: planned(recipe, None, stage, name).multiplied.flops)
-    return run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
-
-
-def _train_features(recipe: Recipe, folder: Path, name: str, stage: Contrast, status: Status) -> None:
-    """Train the feature network and keep it as transformers does."""
-    size = recipe.image_tokenizer.image
-    module = Contrasting(vision(recipe.features, size))
-    trained = _train(recipe, folder, name, stage, status, module, captions=True)
+    trained = run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
     if ranks.rank() == 0:
-        module = Contrasting(vision(recipe.features, size, weights=False))
+        module, part = _module(recipe, folder, name, stage, weights=False)
         load_weights(trained, module)
-        aside, target = folder / name / system.FEATURES_FOLDER, folder / system.FEATURES_FOLDER
-        module.vision.save_pretrained(aside)
-        aside.rename(target)
-        ranks.say(f"{name}: feature network -> {target}")
+        if isinstance(stage, Contrast):  # as transformers keeps it
+            part.save_pretrained(folder / name / target.name)
+            (folder / name / target.name).rename(target)
+        else:
+            codec.save_tokenizer(part, target)
+        mark = "" if isinstance(stage, Contrast) else f" {codec.fingerprint(part)[:12]}"
+        ranks.say(f"{name}: {target.name.replace('_', ' ')}{mark} -> {target}")
+    ranks.barrier()
 
 
-def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct, status: Status) -> None:
-    """Train the image tokenizer and keep it, with its fingerprint, for everything that follows."""
-    features = system.features_of(recipe, folder)
-    tokenizer = codec.first_tokenizer(recipe.image_tokenizer, features).train()
-    check_codebook(recipe, tokenizer)
-    module = Reconstructing(tokenizer, features)
-    captions = any(isinstance(each, Contrastive) for each in module.asked.wanted)
-    preview = partial(preview_reconstructions, tokenizer)
-    trained = _train(recipe, folder, name, stage, status, module, preview, captions)
-    if ranks.rank() == 0:
-        tokenizer = codec.build_tokenizer(recipe.image_tokenizer, features)
-        load_weights(trained, Reconstructing(tokenizer, features))
-        codec.save_tokenizer(tokenizer, folder / system.TOKENIZER_FOLDER)
-        ranks.say(f"{name}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {folder / system.TOKENIZER_FOLDER}")
-
-
-def _train_decoder(recipe: Recipe, folder: Path, name: str, stage: Detokenize, status: Status) -> None:
-    """Train what draws in the tokenizer's place, from the codes that it gives, and keep it beside it."""
-    from unimm.diffusion.detokenizer import Detokenization, FlowDetokenizer
-
-    if not (folder / system.TOKENIZER_FOLDER / codec.CONFIG).is_file():
-        raise ConfigError(f"stage {name!r} trains a decoder for an image tokenizer, and there is none yet; put the "
-                          "stage that trains the tokenizer before it")
-    tokenizer = codec.load_tokenizer(system.tokenizer_of(recipe, folder)).to(ranks.device())
-    decoder = FlowDetokenizer(recipe.decoder, tokenizer).to(ranks.device())
-    preview, scale = partial(preview_detokenized, decoder), recipe.decoder.scale
-    trained = _train(recipe, folder, name, stage, status, Detokenization(decoder), preview, scale=scale)
-    if ranks.rank() == 0:
-        decoder = FlowDetokenizer(recipe.decoder, tokenizer)
-        load_weights(trained, Detokenization(decoder))
-        codec.keep(decoder, folder / system.DECODER_FOLDER)
-        ranks.say(f"{name}: decoder {codec.fingerprint(decoder)[:12]} -> {folder / system.DECODER_FOLDER}")
+def _module(recipe: Recipe, folder: Path, name: str, stage: PictureStage,
+            weights: bool = True) -> tuple[OfPictures, nn.Module]:
+    """What a stage trains, and what of it is kept; without `weights`, which a checkpoint will fill in."""
+    match stage:
+        case Contrast():
+            features = vision(recipe.features, recipe.image_tokenizer.image, weights)
+            return Contrasting(features), features
+        case Reconstruct():
+            features = system.features_of(recipe, folder)
+            build = codec.first_tokenizer if weights else codec.build_tokenizer
+            tokenizer = build(recipe.image_tokenizer, features).train()
+            check_codebook(recipe, tokenizer)
+            return Reconstructing(tokenizer, features), tokenizer
+        case Detokenize():
+            if not (folder / system.TOKENIZER_FOLDER / codec.CONFIG).is_file():
+                raise ConfigError(f"stage {name!r} trains a decoder for an image tokenizer, and there is none yet; put "
+                                  "the stage that trains the tokenizer before it")
+            tokenizer = codec.load_tokenizer(system.tokenizer_of(recipe, folder)).to(ranks.device())
+            decoder = FlowDetokenizer(recipe.decoder, tokenizer).to(ranks.device())
+            return Detokenization(decoder), decoder
 
 
 def check_codebook(recipe: Recipe, tokenizer: ImageTokenizer) -> None:

@@ -23,7 +23,7 @@ from unimm.config.tokens import SentencePieceText
 from unimm.disk import replace_file, writing
 from unimm.images import tokenizer as codec
 from unimm.images.prepare import as_seen, prepare
-from unimm.picture_stages import check_codebook, train_pictures
+from unimm.picture_stages import check_codebook, preview_drawings, train_pictures
 from unimm.pictures import to_png
 from unimm.recipe import recipe_from_json, recipe_to_json
 from unimm.sample import Sample, Text
@@ -54,28 +54,24 @@ def train_run(recipe: Recipe, folder: Path, last: str | None = None) -> None:
     _begin(recipe, folder)
     with told(Status(folder, ranks.rank(), ranks.world()), ended) as status:
         ranks.barrier()  # until rank 0 has cleared away how an earlier attempt ended
-        _train_stages(recipe, folder, last, status)
+        if isinstance(recipe.text, SentencePieceText):
+            with timed(folder, "text"):
+                _text_tokenizer(recipe, folder)
+        _adopt_tokenizer(recipe, folder)
+        previous = None
+        for name, stage in recipe.stages.items():
+            match stage:
+                case PictureStage():
+                    with timed(folder, name):
+                        train_pictures(recipe, folder, name, stage, status)
+                case NextToken():
+                    with timed(folder, "encode"):
+                        encode_run(recipe, folder, stages=[name])
+                    with timed(folder, name):
+                        previous = _train_language(recipe, folder, name, stage, previous, status), stage
+            if name == last:
+                break
     ranks.say(f"trained: {folder}\nnext: unimm eval {folder}, unimm sample {folder} \"a prompt\", unimm chat {folder}")
-
-
-def _train_stages(recipe: Recipe, folder: Path, last: str | None, status: Status) -> None:
-    if isinstance(recipe.text, SentencePieceText):
-        with timed(folder, "text"):
-            _text_tokenizer(recipe, folder)
-    _adopt_tokenizer(recipe, folder)
-    previous = None
-    for name, stage in recipe.stages.items():
-        match stage:
-            case PictureStage():
-                with timed(folder, name):
-                    train_pictures(recipe, folder, name, stage, status)
-            case NextToken():
-                with timed(folder, "encode"):
-                    encode_run(recipe, folder, stages=[name])
-                with timed(folder, name):
-                    previous = _train_language(recipe, folder, name, stage, previous, status), stage
-        if name == last:
-            break
 
 
 @contextmanager
@@ -104,16 +100,13 @@ def _begin(recipe: Recipe, folder: Path) -> None:
             replace_file(path, recipe_to_json(recipe).encode())
     ranks.barrier()
     old = recipe_from_json(path.read_text(), str(path))
-    if names := [name for name in vars(recipe) if _learned(old)[name] != _learned(recipe)[name]]:
+    was, now = (vars(each) | {"stages": {name: learned(stage) for name, stage in each.stages.items()}}
+                for each in (old, recipe))  # without what may change while a run is under way
+    if names := [name for name in now if was[name] != now[name]]:
         raise ConfigError(f"{folder} holds a run of another recipe (other {', '.join(names)}); "
                           f"choose another folder with --out, or delete this one")
     if old != recipe and ranks.rank() == 0:
         replace_file(path, recipe_to_json(recipe).encode())
-
-
-def _learned(recipe: Recipe) -> dict:
-    """The recipe's fields without what may change while a run is under way."""
-    return vars(recipe) | {"stages": {name: learned(stage) for name, stage in recipe.stages.items()}}
 
 
 def _text_tokenizer(recipe: Recipe, folder: Path) -> None:
@@ -123,13 +116,12 @@ def _text_tokenizer(recipe: Recipe, folder: Path) -> None:
         share = -(-recipe.text.texts // len(recipe.data))
         texts: list[str] = []
         for source in recipe.data.values():
-            found: list[str] = []
+            enough = len(texts) + share
             for item in open_source(source):
                 if isinstance(made := item.read(), Sample):
-                    found += [p.text for p in made.parts if isinstance(p, Text)]
-                if len(found) >= share:
+                    texts += [p.text for p in made.parts if isinstance(p, Text)]
+                if len(texts) >= enough:
                     break
-            texts += found
         tokenizer = train_sentencepiece(texts, recipe.text.vocab_size)
         replace_file(path, tokenizer.model)
         ranks.say(f"text tokenizer: {tokenizer.size} pieces from {len(texts):,} texts -> {path}")
@@ -213,7 +205,6 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
 
     from unimm.model.attention import kernel_name
     from unimm.model.backbone import compile_layers, multiplied, recompute_layers
-    from unimm.picture_stages import preview_drawings
 
     tokenizer = codec.load_tokenizer(system.tokenizer_of(recipe, folder, name))
     layout = system.layout_of(recipe, system.text_of(recipe, folder))
@@ -260,16 +251,14 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
 def _keep_tokenizer(recipe: Recipe, folder: Path, stage: str, trained: Path) -> None:
     """What a stage has made of the image tokenizer, for those that follow."""
     tokenizer, own = codec.load_tokenizer(system.tokenizer_of(recipe, folder, stage)), "image_input.tokenizer."
-    stored = {name.removeprefix(own): held.read() for name, held in open_weights(trained).items()
-              if name.startswith(own)}
-    tokenizer.load_state_dict(stored)
+    tokenizer.load_state_dict({name.removeprefix(own): held.read() for name, held in open_weights(trained).items()
+                               if name.startswith(own)})
     target = folder / f"{system.TOKENIZER_FOLDER}-{stage}"
     codec.save_tokenizer(tokenizer, target)
     ranks.say(f"{stage}: image tokenizer {codec.fingerprint(tokenizer)[:12]} -> {target}")
 
 
-def _prompts(shards: dict[str, Shards], stage: NextToken, count: int = 8) -> list[str]:
-    """Captions from the stage's own pairs for its previews."""
+def _prompts(shards: dict[str, Shards], stage: NextToken) -> list[str]:
+    """A few captions from the stage's own pairs for its previews."""
     pairs = next((shards[use.data] for use in stage.mix if use.task == "t2i"), ())
-    found = [p.text for i in range(min(count, len(pairs))) for p in pairs[i].parts if isinstance(p, Text)]
-    return found[:count]
+    return [p.text for i in range(min(8, len(pairs))) for p in pairs[i].parts if isinstance(p, Text)][:8]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from unimm.config.data import ImageFolder, Use
 from unimm.config.stages import AdamW, NextToken
 from unimm.config.trains import Trains
-from unimm.convert.bring import bring
+from unimm.convert.convert import bring
 from unimm.generate.use import answer, draw
 from unimm.images.tokenizer import build_tokenizer, save_tokenizer
 from unimm.pipeline import train_run

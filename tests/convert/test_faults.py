@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from unimm import weights
 from unimm.cli import main as cli
-from unimm.convert import release as made_of
+from unimm.convert import convert as made_of
 from unimm.errors import UserError
 
 

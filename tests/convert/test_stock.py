@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from unimm.cli import main as cli
 from unimm.config.sampling import Choice, Sampling
 from unimm.config.tokens import PretrainedText
-from unimm.convert.release import ConvertError
+from unimm.convert.releases import ConvertError
 from unimm.generate.decode import decode
 from unimm.generate.request import drawing
 from unimm.sample import Text

@@ -63,7 +63,7 @@ def plan(recipe: Positional[Path], gpus: int | None = None, gpu: str = "h200", n
         recipe: A recipe file, or a run's folder. Any field of it can be changed: --stages.sft.zero 2
             --stages.sft.micro 4
         gpus: How many, over all nodes; one node's by default.
-        gpu: Which, by its name in unimm/hardware.py.
+        gpu: Which, by its name in unimm/gpus.toml.
         nodes: How many nodes, where --gpus is not said.
         mfu: Share of the peak that is assumed to be reached, recomputation counted.
         document: Tokens of a document on average; 0: the longest image with a caption.
@@ -195,17 +195,18 @@ def convert(source: Positional[str], out: Positional[Path], recipe: Path | None 
         dtype: The type of weights in transformers' format.
         split: The most bytes of one file in transformers' format.
     """
-    from unimm.convert import bring, give, release
+    from unimm.convert.convert import bring, give
+    from unimm.convert.releases import ConvertError, is_run
 
-    if release.is_run(source):
+    if is_run(source):
         if recipe or unpickle:
-            raise release.ConvertError(f"{source} is a run, which has its recipe; give no --recipe and no --unpickle")
-        give.give(Path(source), out, adapters, dtype, split)
+            raise ConvertError(f"{source} is a run, which has its recipe; give no --recipe and no --unpickle")
+        give(Path(source), out, adapters, dtype, split)
         print(f"converted: {out}\nnext: AutoModelForCausalLM.from_pretrained({str(out)!r})")
         return
     if (adapters, dtype, split) != ("merged", "as_is", "5GB"):
-        raise release.ConvertError(f"{source} is no run: its tensors stay; --adapters, --dtype, --split are for runs")
-    bring.bring(source, out, load(recipe) if recipe else None, unpickle)
+        raise ConvertError(f"{source} is no run: its tensors stay; --adapters, --dtype, --split are for runs")
+    bring(source, out, load(recipe) if recipe else None, unpickle)
     print(f"converted: {out}\nnext: unimm sample {out} \"a prompt\", unimm train {out}")
 
 

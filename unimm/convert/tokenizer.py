@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from unimm.convert.release import ConvertError
+from unimm.convert.releases import ConvertError
 from unimm.layout import Layout
 from unimm.text import SPACE, SentencePieceTokenizer
 

@@ -22,7 +22,7 @@ configuration alone, and autograd says by itself what it would save: no formula 
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, assert_never
+from typing import Literal
 from unittest import mock
 
 import torch
@@ -35,12 +35,14 @@ from unimm.config.check import ConfigError
 from unimm.config.model import Backbone, PretrainedBackbone, SharedTable
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Contrast, Detokenize, Muon, NextToken, PictureStage, Stage
+from unimm.diffusion.detokenizer import FlowDetokenizer
 from unimm.hardware import Multiplied
 from unimm.images.quantizer import Quantizer
 from unimm.images.tokenizer import build_tokenizer
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone, has_experts, multiplied, recompute_layers
 from unimm.model.cross_entropy import chunk_of
+from unimm.model.unified import UnifiedModel
 from unimm.published import vision
 from unimm.system import around, new_rows
 from unimm.train.engine import deepspeed_config
@@ -49,10 +51,6 @@ from unimm.train.shares import Shares, shares
 from unimm.train.table import PERSIST, footprint
 from unimm.train.trains import Trained, apply
 from unimm.vocab import Vocab
-
-if TYPE_CHECKING:
-    from unimm.model.unified import UnifiedModel
-
 
 LIVE = 1_000_000_000
 """DeepSpeed's stage3_max_live_parameters: how many gathered elements a rank may hold at zero 3."""
@@ -241,23 +239,18 @@ def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | PictureSta
     TrainError where new rows could not learn.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        match stage:
-            case PictureStage():
-                return _pictures(recipe, stage, name)
-            case NextToken():
-                return _language(recipe, layout, stage, name, device)
-            case _:
-                assert_never(stage)
+        if isinstance(stage, PictureStage):
+            return _pictures(recipe, stage, name)
+        return _language(recipe, layout, stage, name, device)
 
 
 def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, device: str) -> Measured:
-    model = around(skeleton(recipe.backbone, layout.vocab), recipe, layout, weights=False,
-                   tokenizer=build_tokenizer(recipe.image_tokenizer, _features(recipe)))
+    model = around(skeleton(recipe.backbone, layout.vocab), recipe, layout, weights=False, tokenizer=_tokenizer(recipe))
     new = new_rows(recipe, layout, model)
     # peft moves its adapters to where they are already; torch can't replace tensors without storage by themselves.
     with mock.patch.object(nn.Module, "_apply", lambda module, change, recurse=True: module):
         trained = apply(model, stage.train, new, model.parts(), f"stages.{name}.train")
-    _settle(model, stage)
+    sizes = _settled(model, stage)
     once, plain = _row(model, stage)
     recompute_layers(model.backbone, reentrant=False)
     _, inputs = _row(model, stage)
@@ -266,21 +259,26 @@ def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, devic
     out = model.backbone.get_output_embeddings()
     head = Head(ids=out.out_features, width=out.in_features, trained=out.weight.requires_grad,
                 capped=model.cap is not None, chunk=chunk_of(out.out_features, device))
-    counts = _counts(model, stage, once, plain, inputs + layer, head, 4 * tokenizer_size(recipe))
+    counts = Counts(**sizes, once=once, row=plain, row_recomputed=inputs + layer, head=head,
+                    tokenizer=4 * tokenizer_size(recipe))
     return Measured(model, trained, counts, found)
 
 
 def tokenizer_size(recipe: Recipe) -> int:
     """Elements of an image tokenizer, its codebook among them; used in fp32, it takes four bytes for each."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        return sum(t.numel() for t in build_tokenizer(recipe.image_tokenizer, _features(recipe)).state_dict().values())
+        return sum(t.numel() for t in _tokenizer(recipe).state_dict().values())
+
+
+def _tokenizer(recipe: Recipe) -> nn.Module:
+    return build_tokenizer(recipe.image_tokenizer, _features(recipe))
 
 
 def _features(recipe: Recipe) -> nn.Module | None:
     return recipe.features and vision(recipe.features, recipe.image_tokenizer.image, weights=False)
 
 
-def _row(model: "UnifiedModel", stage: NextToken) -> tuple[int, int]:
+def _row(model: UnifiedModel, stage: NextToken) -> tuple[int, int]:
     """Bytes saved by a forward pass: once, and for each packed row."""
     from transformers import AttentionInterface
 
@@ -305,18 +303,15 @@ def _row(model: "UnifiedModel", stage: NextToken) -> tuple[int, int]:
 
 def _pictures(recipe: Recipe, stage: PictureStage, name: str) -> Measured:
     """Of an image tokenizer what it learns by its pixels: without the losses that its configuration asks for beside."""
-    from unimm.diffusion.detokenizer import FlowDetokenizer
-
     side = recipe.image_tokenizer.image
-    module = _features(recipe) if isinstance(stage, Contrast) else build_tokenizer(
-        recipe.image_tokenizer, _features(recipe))
+    module = _features(recipe) if isinstance(stage, Contrast) else _tokenizer(recipe)
     if module is None:
         raise ConfigError(f"stage {name!r} trains the recipe's features, and there are none; set features")
     if isinstance(stage, Detokenize):
         grid, dim, side = module.grid, module.dim, side * recipe.decoder.scale
         module = FlowDetokenizer(recipe.decoder, module, dim)
     trained = apply(module.train(), stage.train, {}, {}, f"stages.{name}.train")
-    _settle(module, stage)
+    sizes = _settled(module, stage)
     for part in module.modules():
         if isinstance(part, Quantizer):
             part.eval()  # in training they look at numbers, which are not there
@@ -332,24 +327,16 @@ def _pictures(recipe: Recipe, stage: PictureStage, name: str) -> Measured:
         return saved.bytes, flops.get_total_flops()
 
     (one, flops), (two, _) = passed(1), passed(2)
-    counts = _counts(module, stage, 2 * one - two, two - one, two - one)
+    counts = Counts(**sizes, once=2 * one - two, row=two - one, row_recomputed=two - one)
     # A convolution multiplies one weight at many places: what counts is how often, two FLOPs each time.
     return Measured(module, trained, counts, Multiplied(body=flops // 2, head=0, layers=0, width=0))
 
 
-def _settle(module: nn.Module, stage: Stage) -> None:
-    """Give the weights the type that the engine keeps them in."""
-    if stage.precision == "bf16" and stage.zero:
-        for p in module.parameters():
-            p.data = p.data.to(torch.bfloat16)
-
-
-def _counts(module: nn.Module, stage: Stage, once: int, row: int, recomputed: int, head: Head | None = None,
-            tokenizer: int = 0) -> Counts:
-    trained = [p for p in module.parameters() if p.requires_grad]
-    moved = block_matrices(module) if isinstance(stage.optimizer, Muon) else set()
-    return Counts(
-        parameters=sum(p.numel() for p in module.parameters()), trained=sum(p.numel() for p in trained),
-        matrices=sum(p.numel() for p in moved), once=once, row=row, row_recomputed=recomputed, head=head,
-        tokenizer=tokenizer,
-        small=sum(p.numel() for p in module.parameters() if p.numel() < PERSIST))
+def _settled(module: nn.Module, stage: Stage) -> dict[str, int]:
+    """Give the weights the type that the engine keeps them in; the counts of their elements."""
+    every = list(module.parameters())
+    for p in every if stage.precision == "bf16" and stage.zero else ():
+        p.data = p.data.to(torch.bfloat16)
+    moved = block_matrices(module) if isinstance(stage.optimizer, Muon) else ()
+    return {"parameters": sum(p.numel() for p in every), "trained": sum(p.numel() for p in every if p.requires_grad),
+            "matrices": sum(p.numel() for p in moved), "small": sum(p.numel() for p in every if p.numel() < PERSIST)}

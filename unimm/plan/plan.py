@@ -8,7 +8,6 @@ from unimm.config.data import Shapes
 from unimm.config.recipe import Recipe
 from unimm.config.stages import NextToken, PictureStage, Reconstruct, Stage
 from unimm.config.tokens import SentencePieceText
-from unimm.grammar import Plan as ImagePlan
 from unimm.hardware import Gpu
 from unimm.images.tokenizer import is_released
 from unimm.layout import Layout
@@ -115,16 +114,22 @@ def _stage(name: str, stage: Stage, found: Measured, cluster: Cluster, recipe: R
     length = min(document, share.tokens)
     model, hardware = (found.multiplied.flops(length, recompute=again) for again in (False, recomputes(stage)))
     rate = cluster.gpus * cluster.mfu * cluster.gpu.flops / hardware
-    seconds, checkpoint = stage.steps * share.total / rate, _checkpoint(found.counts, stage)
+    seconds, counts = stage.steps * share.total / rate, found.counts
+    # Weights in their own type, fp32 masters, the optimizer's moments, the moving average.
+    checkpoint = (2 if stage.precision == "bf16" and stage.zero else 4) * counts.parameters + 4 * counts.moments
+    checkpoint += 4 * counts.trained * ((stage.zero > 0) + (stage.ema > 0))
+    # Of a token the codes, the most that it can be; of an image its pixels.
+    read = max((code_type(book.size).itemsize for book in recipe.codebooks), default=4) if share.tokens else (
+        3 * recipe.image_tokenizer.image**2)
     return {"name": name, "unit": "tokens" if share.tokens else "images", "equation": str(share),
             "parts": [row._asdict() for row in held], "table": lines(held, stage, cluster.gpus),
             "memory": parts, "host": host, "peak": peak, "fits": peak <= limit,
-            "without_recompute": found.counts.activations(share.rows, False),
-            "with_recompute": found.counts.activations(share.rows, True),
+            "without_recompute": counts.activations(share.rows, False),
+            "with_recompute": counts.activations(share.rows, True),
             "problems": [problem for problem in problems if problem],
             "steps": stage.steps, "total": stage.steps * share.total, "rate": rate, "seconds": seconds,
             "gpu_hours": seconds * cluster.gpus / 3600, "model_mfu": cluster.mfu * model / hardware,
-            "read_rate": rate * _bytes_read(stage, recipe), "checkpoint": checkpoint, "kept": stage.keep,
+            "read_rate": rate * read, "checkpoint": checkpoint, "kept": stage.keep,
             "kept_bytes": checkpoint * stage.keep}
 
 
@@ -154,34 +159,16 @@ def _too_big(name: str, counts: Counts, stage: Stage, world: int, limit: int, gp
     return f"does not fit: set {' and '.join(changes)}, for {total / 2**30:,.1f} GiB"
 
 
-def _bytes_read(stage: Stage, recipe: Recipe) -> float:
-    """Bytes that a rank reads per token (of codes, the most that a token can be) or per image (of pixels)."""
-    if isinstance(stage, PictureStage):
-        return 3 * recipe.image_tokenizer.image**2
-    return max(code_type(book.size).itemsize for book in recipe.codebooks) if recipe.codebooks else 4
-
-
-def _checkpoint(counts: Counts, stage: Stage) -> int:
-    """Weights in their own type, fp32 masters, the optimizer's moments, the moving average."""
-    weights = (2 if stage.precision == "bf16" and stage.zero else 4) * counts.parameters
-    return weights + 4 * counts.moments + 4 * counts.trained * ((stage.zero > 0) + (stage.ema > 0))
-
-
 def _data(recipe: Recipe, layout: Layout, images: int) -> list[dict]:
     """Codes of the datasets that language stages read: typed integers with the table of their levels, no captions.
 
     `known` is whether the recipe says how many images, or `images` stands in.
     """
-    each, found = max(_bytes_of_codes(layout, written) for written in layout.write_plans.values()), []
+    books = [(n, layout.vocab.ranges.get(level.space)) for n, level in enumerate(layout.config.write.levels)]
+    each, found = max(sum(written.lengths(n)[1] * book.depth * code_type(book.codes).itemsize + 4 * len(LEVEL)
+                          for n, book in books if book) for written in layout.write_plans.values()), []
     for name in dict.fromkeys(use.data for stage in recipe.language.values() for use in stage.mix):
         source, known = recipe.data[name], isinstance(recipe.data[name], Shapes)
         many = source.count * (2 if source.part == "edits" else 1) if known else images
         found.append({"name": name, "images": many, "known": known, "bytes_per_image": each, "bytes": many * each})
     return found
-
-
-def _bytes_of_codes(layout: Layout, written: ImagePlan) -> int:
-    """Of one image, its levels that are codes."""
-    books = [(n, layout.vocab.ranges.get(level.space)) for n, level in enumerate(layout.config.write.levels)]
-    return sum(written.lengths(n)[1] * book.depth * code_type(book.codes).itemsize + 4 * len(LEVEL)
-               for n, book in books if book)

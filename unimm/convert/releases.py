@@ -9,27 +9,21 @@ Where each tensor of a release goes, by its name; the way back is written down w
     model.vqmodel.*                      image_tokenizer/, in our names
     model.language_model.*, ...          checkpoint, as below
     what the class does not hold         backbone/other.safetensors, as it is
-
-Writing what was converted: planned from headers, one file in memory at a time, aside, then renamed.
 """
 
 import re
-import shutil
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ByteSize, TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from unimm.config.images import Chameleon, Emu3, ImageTokenizer, LlamaGen, Published
-from unimm.disk import Digest, new_folder
 from unimm.errors import UserError
-from unimm.weights import DTYPES, SPLIT, WEIGHTS, Stored, open_weights, read_json, size_of, write_weights
+from unimm.weights import DTYPES, Stored, open_weights, read_json
 
 UNIFIED = ("chameleon", "emu3", "janus")
 TOKENIZER = "model.vqmodel."
@@ -45,13 +39,9 @@ class ConvertError(UserError):
 @dataclass(frozen=True)
 class Release:
     folder: Path
-    config: dict
+    kind: str
+    """transformers' `model_type`."""
     tensors: dict[str, Stored]
-
-    @property
-    def kind(self) -> str:
-        """transformers' `model_type`."""
-        return self.config["model_type"]
 
 
 def is_run(source: str) -> bool:
@@ -68,9 +58,9 @@ def local_folder(source: str) -> Path:
         raise ConvertError(f"{source}: no such folder; give a checkpoint's folder, a run's, or a hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "*.safetensors"]
     try:
-        return Path(snapshot_download(source, allow_patterns=patterns))
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.model", "*.jinja", "LICENSE*",
+                                                              "*.safetensors"]))
     except (OSError, ValueError, RuntimeError) as error:
         why = str(error).strip().splitlines()[0]
         raise ConvertError(f"{source}: no such folder here, and no hub gave it ({why}); download it and give the "
@@ -80,24 +70,20 @@ def local_folder(source: str) -> Path:
 def open_release(folder: Path, unpickle: bool = False) -> Release:
     """Read the configuration and every header. Raises ConvertError or StoredError, one line naming the file and the
     remedy."""
-    config = read_json(folder / "config.json")
-    _supported(folder, config)
-    tensors = open_weights(folder, unpickle)
-    if not tensors:
-        raise ConvertError(f"{folder}: its files hold no tensors of a {config['model_type']}; download it again")
-    return Release(folder, config, tensors)
-
-
-def _supported(folder: Path, config: dict) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    config = read_json(folder / "config.json")
     kind = config.get("model_type")
-    if kind in UNIFIED or (kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.get("is_encoder_decoder")):
-        return
-    own = "; its own code (auto_map) is never run" if "auto_map" in config else ""
-    raise ConvertError(f"{folder}: model_type {kind!r} is not one that converts{own}; those that do are "
-                       f"{', '.join(UNIFIED)} and the decoder-only causal language models of transformers (llama, "
-                       "qwen3, gemma3_text, ...)")
+    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.get("is_encoder_decoder")
+    if kind not in UNIFIED and not causal:
+        own = "; its own code (auto_map) is never run" if "auto_map" in config else ""
+        raise ConvertError(f"{folder}: model_type {kind!r} is not one that converts{own}; those that do are "
+                           f"{', '.join(UNIFIED)} and the decoder-only causal language models of transformers (llama, "
+                           "qwen3, gemma3_text, ...)")
+    tensors = open_weights(folder, unpickle)
+    if not tensors:
+        raise ConvertError(f"{folder}: its files hold no tensors of a {kind}; download it again")
+    return Release(folder, kind, tensors)
 
 
 def spelled(kind: str, name: str) -> str:
@@ -140,7 +126,9 @@ def check(release: Release, model: nn.Module) -> set[str]:
         if name in ours and tuple(ours[name].shape) != shape:
             raise ConvertError(f"{release.folder}: {own} has shape {shape}, but the {named} of its config.json has "
                                f"{tuple(ours[name].shape)}; the weights are another model's")
-    missing = [name for name in ours if name not in theirs and not _elsewhere(model, name, theirs)]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    there = {id(p) for name, p in parameters.items() if name in theirs}  # a tied tensor may lack one of its names
+    missing = [name for name in ours if name not in theirs and id(parameters.get(name)) not in there]
     if missing:
         raise ConvertError(f"{release.folder}: lacks {len(missing)} of {len(ours)} tensors of a {named}, the first "
                            f"{missing[0]}; download it whole")
@@ -152,12 +140,6 @@ def check(release: Release, model: nn.Module) -> set[str]:
                            f"names, the first {foreign[0]}; save it with transformers' save_pretrained, or take "
                            "another checkpoint")
     return extra
-
-
-def _elsewhere(model: nn.Module, name: str, present: Iterable[str]) -> bool:
-    """Whether a missing tensor is tied to one that is there."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return name in parameters and any(other in present for other, p in parameters.items() if p is parameters[name])
 
 
 # "": kept, but no part of our model. `unimm.model.image_input` and `image_output` keep transformers' names.
@@ -186,12 +168,6 @@ PLACES = TypeAdapter(dict[str, Place])
 """Of every tensor of a release, to and from JSON."""
 
 
-def language_name(kind: str, name: str) -> str | None:
-    """The class's name -> that in our checkpoint; None for what our model leaves out."""
-    before, after = next(both for both in PARTS.get(kind, (("", "backbone."),)) if name.startswith(both[0]))
-    return after + name.removeprefix(before) if after else None
-
-
 def places_of(kind: str, tensors: Mapping[str, Stored | Tensor], drawn: Mapping[str, str],
               extra: Collection[str] = ()) -> dict[str, Place]:
     """Where each of a release's tensors is in a run.
@@ -202,11 +178,12 @@ def places_of(kind: str, tensors: Mapping[str, Stored | Tensor], drawn: Mapping[
     places = {}
     for name, tensor in tensors.items():
         own = spelled(kind, name)
-        inside = None if name in extra or own.startswith(TOKENIZER) else language_name(kind, own)
+        before, after = next(both for both in PARTS.get(kind, (("", "backbone."),)) if own.startswith(both[0]))
+        part, there = "other", name
         if name in drawn:
             part, there = "image_tokenizer", drawn[name]
-        else:
-            part, there = ("language", inside) if inside else ("other", name)
+        elif after and name not in extra and not own.startswith(TOKENIZER):
+            part, there = "language", after + own.removeprefix(before)
         places[name] = Place(part, there, DTYPES[tensor.dtype], tuple(tensor.shape))
     return places
 
@@ -228,40 +205,3 @@ def tokenizer_of(kind: str, wanted: ImageTokenizer, vq) -> Published:
             return replace(wanted, **shape, size=vq.num_embeddings, attention=(len(vq.channel_multiplier) - 1,))
     raise ConvertError(f"the recipe's image_tokenizer is {wanted.kind!r}, which is not that of a {kind} release; take "
                        "the recipe of this system")
-
-
-ALL = 1 << 62
-"""A limit for one file that holds everything."""
-SMALL = 10**8
-"""Bytes of everything but weights, and more."""
-
-
-def bytes_of(size: str) -> int:
-    """"5GB" -> 5,000,000,000. Raises ConvertError."""
-    try:
-        count = int(TypeAdapter(ByteSize).validate_python(size))
-    except ValidationError:
-        count = 0
-    if count <= 0:
-        raise ConvertError(f"--split is {size!r}; give a size such as 5GB or 500MB")
-    return count
-
-
-def aside(out: Path, source: Path, needed: int) -> AbstractContextManager[Path]:
-    """`new_folder` for what is made of `source`. Raises ConvertError where the disk lacks `needed` bytes, too."""
-    target, inside = out.resolve(), source.resolve()
-    if inside in target.parents or target in inside.parents or target == inside:
-        raise ConvertError(f"{out} and its source {source} lie one inside the other; choose another folder")
-    disk = next(folder for folder in target.parents if folder.is_dir())
-    free, needed = shutil.disk_usage(disk).free, needed + SMALL
-    if free < needed:
-        raise ConvertError(f"{out} needs {needed / 1e9:,.1f} GB, but {disk} has {free / 1e9:,.1f} GB free; free the "
-                           "disk or choose another folder")
-    return new_folder(out, ConvertError, "conversion")
-
-
-def write_stored(folder: Path, tensors: Mapping[str, Stored], limit: int = SPLIT,
-                 first: str = WEIGHTS) -> dict[str, Digest]:
-    """`write_weights` of what is stored elsewhere: says on stderr how far it is, at most every few seconds."""
-    with tqdm(desc=f"convert {first}", total=size_of(tensors), unit="B", unit_scale=True, mininterval=5) as bar:
-        return write_weights(folder, tensors, limit, first, bar.update)
