@@ -105,9 +105,8 @@ def read_sealed(path: Path) -> dict | None:
         facts = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    if not isinstance(facts, dict) or facts.pop("seal", None) != _seal(facts):
-        return None
-    return facts
+    whole = isinstance(facts, dict) and facts.pop("seal", None) == _seal(facts)
+    return facts if whole else None
 
 
 def _seal(facts: dict) -> str:

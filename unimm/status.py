@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,19 +30,16 @@ class StatusError(UserError):
     """A folder that holds no run."""
 
 
-@dataclass
 class Status:
     """What this rank tells about the run. Rank 0 writes how it goes; any rank may write how it ended.
 
-    Raises DiskError where the folder can't be written.
+    `facts`: stage, step, checkpoint, ...: as of the last `at`. Raises DiskError where the folder can't be written.
     """
 
-    folder: Path
-    rank: int = 0
-    world: int = 1
-    facts: dict = field(default_factory=dict)
-    """stage, step, checkpoint, ...: as of the last `at`."""
-    written: float = -1e9
+    def __init__(self, folder: Path, rank: int = 0, world: int = 1):
+        self.folder, self.rank, self.world = folder, rank, world
+        self.facts: dict = {}
+        self.written = -1e9
 
     def begin(self) -> None:
         """Forget how an earlier attempt ended. Rank 0 before any other goes on."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from safetensors.torch import _TYPES as TYPES  # the format's names of types -> torch's
 from torch import Tensor, nn
 
 from unimm.disk import Digest, replace_file, write_file
@@ -31,15 +32,7 @@ from unimm.errors import UserError
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SPLIT = 5_000_000_000  # bytes of weights in one file, as transformers wrote them for years
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-WRAPPERS = ("state_dict", "model")
-"""Where a pickle of a training run keeps its weights: taming-transformers' and LlamaGen's way."""
-
-# https://huggingface.co/docs/safetensors: the format's names of types.
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.bool: "BOOL",
-          torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
-          torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64"}
-TYPES = {name: dtype for dtype, name in DTYPES.items()}
+DTYPES = {dtype: name for name, dtype in TYPES.items()}
 
 
 class StoredError(UserError):
@@ -81,7 +74,13 @@ def _files_of(folder: Path) -> dict[str, Path]:
     """Tensor name -> file, by the index; "" -> file where there is only one. Safetensors go before pickles."""
     for index, kinds in ((INDEX, (".safetensors",)), ("pytorch_model.bin.index.json", PICKLES)):
         if (folder / index).is_file():
-            return _indexed(folder / index)
+            found = read_json(folder / index).get("weight_map")
+            if not found or not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+                raise StoredError(f"{folder / index} is damaged: it has no weight_map; download it again")
+            for file in dict.fromkeys(found.values()):
+                if Path(file).name != file or not (folder / file).is_file():
+                    raise StoredError(f"{folder}: the shard {file} is missing; download it")
+            return {name: folder / file for name, file in found.items()}
         files = sorted(file for file in folder.iterdir() if file.suffix in kinds)
         files = [file for file in files if file.name == WEIGHTS] or files
         if len(files) > 1:
@@ -92,16 +91,6 @@ def _files_of(folder: Path) -> dict[str, Path]:
     raise StoredError(f"{folder}: no weights ({WEIGHTS} or {INDEX}); download them")
 
 
-def _indexed(index: Path) -> dict[str, Path]:
-    found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not found or not all(isinstance(v, str) for v in found.values()):
-        raise StoredError(f"{index} is damaged: it has no weight_map; download it again")
-    for file in dict.fromkeys(found.values()):
-        if Path(file).name != file or not (index.parent / file).is_file():
-            raise StoredError(f"{index.parent}: the shard {file} is missing; download it")
-    return {name: index.parent / file for name, file in found.items()}
-
-
 def read_json(path: Path) -> dict:
     """Raises StoredError."""
     try:
@@ -110,9 +99,9 @@ def read_json(path: Path) -> dict:
         raise StoredError(f"{path.parent}: no {path.name}; give a folder that transformers' save_pretrained wrote") \
             from None
     except ValueError:
-        raise StoredError(f"{path} is damaged: it is no JSON; download it again") from None
+        found = None
     if not isinstance(found, dict):
-        raise StoredError(f"{path} is damaged: it holds no object; download it again")
+        raise StoredError(f"{path} is damaged: it is no JSON object; download it again")
     return found
 
 
@@ -145,7 +134,7 @@ def _pickle(file: Path, unpickle: bool) -> dict[str, Stored]:
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as why:
         raise StoredError(f"{file}: damaged or cut short ({' '.join(str(why).split())[:100]}); "
                           "download it again") from None
-    for wrapper in WRAPPERS:
+    for wrapper in ("state_dict", "model"):  # where taming-transformers' and LlamaGen's training runs keep weights
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
     pairs = found.items() if isinstance(found, dict) else ()
@@ -262,11 +251,19 @@ def fetch(folder: Path, what: str, kinds: Any, build: Callable[[Any], nn.Module]
 
     Raises StoredError, one line, where files are missing, damaged or not of one another; `what` names the part in it.
     """
+    from pydantic import Field, TypeAdapter
+
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise StoredError(f"{folder} is not {what}: it has no {name}; train it, or copy it whole")
-    made, saved = _read_config(folder / CONFIG, what, kinds)
+    try:
+        about = json.loads((folder / CONFIG).read_text())
+        adapter = TypeAdapter(Annotated[kinds, Field(discriminator="kind")])
+        made, saved = adapter.validate_python(about["config"], extra="forbid"), about["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split())
+        raise StoredError(f"{folder / CONFIG} does not describe {what}: {why}; copy it again") from None
     weights = {name: stored.read() for name, stored in open_weights(folder / WEIGHTS).items()}
     if _fingerprint(made, weights) != saved:
         raise StoredError(f"{folder} differs from what was saved: its fingerprint isn't that in {CONFIG}; copy the "
@@ -274,15 +271,3 @@ def fetch(folder: Path, what: str, kinds: Any, build: Callable[[Any], nn.Module]
     module = build(made)
     module.load_state_dict(weights)
     return module.eval()
-
-
-def _read_config(path: Path, what: str, kinds: Any) -> tuple[Any, str]:
-    from pydantic import Field, TypeAdapter
-
-    try:
-        about = json.loads(path.read_text())
-        adapter = TypeAdapter(Annotated[kinds, Field(discriminator="kind")])
-        return adapter.validate_python(about["config"], extra="forbid"), about["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        why = " ".join(str(error).split())
-        raise StoredError(f"{path} does not describe {what}: {why}; copy it again") from None

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from unimm.checkpoint.read import keyed
-from unimm.checkpoint.write import Peers, Saver
+from unimm.checkpoint.write import Saver
 from unimm.train import ranks
 
 SPLIT = 150
@@ -76,7 +76,7 @@ def forked(action) -> int:
 
 
 def together(world: int, act) -> list:
-    """`act(peers)` as every one of `world` ranks, each a thread; what each gave or raised."""
+    """`act(peers)` as every one of `world` ranks, each a thread; what each gave or raised. `peers` go to a `Saver`."""
     barrier, box, found = threading.Barrier(world), [None] * world, [None] * world
 
     def rank(r: int) -> None:
@@ -88,7 +88,7 @@ def together(world: int, act) -> list:
             return values
 
         try:
-            found[r] = act(Peers(r, world, gather))
+            found[r] = act({"rank": r, "world": world, "gather": gather})
         except Exception as error:
             found[r] = error
 
@@ -103,7 +103,7 @@ def together(world: int, act) -> list:
 def rank_of_two(folder: Path, rank: int) -> None:
     """Saves three times over a group of its own while the ranks add numbers over the first one."""
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
-    saver = Saver(folder / "run", peers=Peers(rank, 2, partial(ranks.gather, group=dist.new_group(backend="gloo"))))
+    saver = Saver(folder / "run", 2, 0, rank, 2, partial(ranks.gather, group=dist.new_group(backend="gloo")))
     for step in range(1, 4):
         whole = torch.arange(10.0) * step
         saver.save(step, {"w": whole}, keyed("w", 5 * rank, {"master": whole[5 * rank:][:5]}), {}, {})

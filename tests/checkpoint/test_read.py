@@ -64,8 +64,8 @@ def test_every_type_that_safetensors_knows_is_written_as_it_writes_it(tmp_path):
 def test_averaged_weights_are_put_together_from_the_pieces_of_all_ranks(tmp_path, world):
     def act(peers):
         module = Odd(3)
-        saver = Saver(tmp_path, peers=peers)
-        saver.save(1, module.state_dict(), pieces_of(module, peers.rank, peers.world), {}, {})
+        saver = Saver(tmp_path, **peers)
+        saver.save(1, module.state_dict(), pieces_of(module, peers["rank"], peers["world"]), {}, {})
         return saver.wait()
 
     path = together(world, act)[0]

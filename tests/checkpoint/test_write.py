@@ -16,7 +16,7 @@ from checkpoint.saves import Odd, forked, pieces_of, rank_of_two, same, save, to
 from unimm.checkpoint import write
 from unimm.checkpoint.folders import CheckpointError, verify
 from unimm.checkpoint.read import Pieces, load_weights, newest, read_state
-from unimm.checkpoint.write import Peers, Saver
+from unimm.checkpoint.write import Saver
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def small_disk(tmp_path):
 
 
 class Gate:
-    """Peers of a lone process whose writer waits at its first exchange until it is let through."""
+    """The exchange of a lone process whose writer waits at its first exchange until it is let through."""
 
     def __init__(self):
         self.open = threading.Event()
-        self.peers = Peers(gather=lambda value: self.open.wait() and [value])
+        self.gather = lambda value: self.open.wait() and [value]
 
 
 def contents(path) -> dict[str, bytes]:
@@ -48,7 +48,7 @@ def test_what_is_written_behind_is_what_was_there_at_the_call_though_everything_
     want = contents(save(tmp_path / "sync", 1)), contents(save(tmp_path / "sync", 2, seed=5))
     module, pieces, gate = Odd(1), pieces_of(Odd(1)), Gate()
     state, recipe = {"stream": {"i": 1}}, {"name": "toy"}
-    saver = Saver(tmp_path / "async", split=150, peers=gate.peers)
+    saver = Saver(tmp_path / "async", split=150, gather=gate.gather)
     first = saver.save(1, module.state_dict(), pieces, state, recipe)
     module.load_state_dict(Odd(5).state_dict())
     for key, t in pieces_of(Odd(5)).items():
@@ -82,7 +82,7 @@ def test_a_process_that_ends_by_an_exception_still_finishes_its_checkpoint(tmp_p
 
 def test_a_second_save_waits_for_the_first(tmp_path):
     gate, module, order = Gate(), Odd(), []
-    saver = Saver(tmp_path, peers=gate.peers)
+    saver = Saver(tmp_path, gather=gate.gather)
     saver.save(1, module.state_dict(), {}, {}, {})
 
     def second():
@@ -192,10 +192,10 @@ def test_an_error_behind_is_told_once_and_the_next_save_begins_anew(tmp_path):
 def test_ranks_write_their_pieces_and_what_fails_on_one_fails_on_all_alike(tmp_path, monkeypatch):
     def act(peers):
         module = Odd(3)
-        saver = Saver(tmp_path, peers=peers, keep=1)
-        weights = module.state_dict() if peers.rank == 0 else {}
-        pieces = pieces_of(module, peers.rank, peers.world)
-        path = saver.save(1, weights, pieces if peers.rank != 1 else {}, {"zero": 2}, {})
+        saver = Saver(tmp_path, **peers, keep=1)
+        weights = module.state_dict() if peers["rank"] == 0 else {}
+        pieces = pieces_of(module, peers["rank"], peers["world"])
+        path = saver.save(1, weights, pieces if peers["rank"] != 1 else {}, {"zero": 2}, {})
         assert saver.wait() == path
         monkeypatch.setattr(write, "write_tensors", broken)
         saver.save(2, weights, pieces, {}, {})
@@ -218,7 +218,7 @@ def test_ranks_write_their_pieces_and_what_fails_on_one_fails_on_all_alike(tmp_p
 
 def test_a_disk_that_ranks_do_not_share_is_named(tmp_path):
     def act(peers):
-        saver = Saver(tmp_path / str(peers.rank), peers=peers)
+        saver = Saver(tmp_path / str(peers["rank"]), **peers)
         saver.save(1, {"w": torch.zeros(2)}, {}, {}, {})
         return saver.wait()
 

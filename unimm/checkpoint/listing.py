@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from unimm.checkpoint.folders import MANIFEST, NAME, CheckpointError, faults, read_manifest, step_of
+from unimm.checkpoint.folders import MANIFEST, NAME, CheckpointError, faults, step_of
 from unimm.checkpoint.read import read_state
+from unimm.disk import read_sealed
 from unimm.words import columns, size
 
 HEAD = ("stage", "step", "written (UTC)", "size", "ranks", "zero", "state")
@@ -39,7 +40,7 @@ def check_all(path: Path) -> Iterator[str]:
             found = faults(folder)
             wrong += found
             if not found:
-                files = read_manifest(folder)
+                files = read_sealed(folder / MANIFEST)["files"]
                 yield f"{folder}: whole, {len(files)} files, {size(sum(f['bytes'] for f in files.values()))}"
     if wrong:
         raise CheckpointError("; ".join(wrong))

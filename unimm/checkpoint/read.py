@@ -12,7 +12,6 @@ so the files of N ranks, cut anywhere, serve M ranks that cut elsewhere.
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,35 +40,28 @@ class Pieces:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._parts: dict[str, dict[str, list[tuple[int, int, Stored]]]] = defaultdict(lambda: defaultdict(list))
+        self.parts: dict[str, dict[str, list[tuple[int, int, Stored]]]] = {}  # name -> kind -> start, stop, elements
         for path in sorted(folder.glob("training-*.safetensors")):
             for key, stored in open_weights(path).items():
                 match = KEY.fullmatch(key)
                 if not match:
                     raise CheckpointError(f"{path} is no training state: it has a tensor named {key!r}")
                 name, start, stop, kind = match.groups()
-                self._parts[name][kind].append((int(start), int(stop), stored))
+                self.parts.setdefault(name, {}).setdefault(kind, []).append((int(start), int(stop), stored))
 
     def __call__(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
         """Everything kept for elements [start, stop) of `name`: kind -> (stop - start,).
 
         Raises CheckpointError where the files don't hold all of them.
         """
-        if name not in self._parts:
+        if name not in self.parts:
             raise CheckpointError(f"{self.folder} has no training state for {name}")
-        return {kind: self.range(name, kind, start, stop) for kind in sorted(self.kinds(name))}
-
-    def names(self) -> set[str]:
-        return set(self._parts)
-
-    def kinds(self, name: str) -> set[str]:
-        """What is kept for `name`; nothing where it did not train."""
-        return set(self._parts.get(name, ()))
+        return {kind: self.range(name, kind, start, stop) for kind in sorted(self.parts[name])}
 
     def range(self, name: str, kind: str, start: int, stop: int) -> Tensor:
         """One of the kinds kept for elements [start, stop) of `name`."""
         found, at = [], start
-        for first, last, stored in sorted(self._parts[name][kind], key=lambda part: part[0]):
+        for first, last, stored in sorted(self.parts[name][kind], key=lambda part: part[0]):
             if first <= at < min(last, stop):
                 found.append(stored.read()[at - first:min(last, stop) - first])  # of a memory map
                 at = min(last, stop)
@@ -128,11 +120,11 @@ def read_weights(path: Path, ema: bool | None = None) -> Iterator[tuple[str, Ten
     """
     kind = "ema" if ema else "master"
     pieces = None if ema is None else Pieces(path)
-    if pieces and not any(kind in pieces.kinds(name) for name in pieces.names()):
+    if pieces and not any(kind in kept for kept in pieces.parts.values()):
         raise CheckpointError(f"{path} has no averaged weights: its stage had no ema" if ema else
                               f"{path} has no training state, so no weights but those it was exported with")
     for name, stored in open_weights(path).items():
-        if pieces and kind in pieces.kinds(name):
+        if pieces and kind in pieces.parts.get(name, ()):
             whole = pieces.range(name, kind, 0, torch.Size(stored.shape).numel())
             yield name, whole.reshape(stored.shape).to(stored.dtype)
         else:
@@ -144,13 +136,12 @@ def load_weights(path: Path, module: nn.Module, ema: bool | None = None) -> None
 
     Raises CheckpointError where names or shapes differ, or where the weights asked for are not there.
     """
-    here, saved = module.state_dict(), open_weights(path)
-    needed = untied(here)
-    for name in sorted(saved.keys() | needed.keys()):
-        ours = f"shape {tuple(here[name].shape)}" if name in here else "none"
-        theirs = f"shape {saved[name].shape}" if name in saved else "none"
-        if ours != theirs:
-            raise CheckpointError(f"{path} is of another model: for {name} it has {theirs}, this model {ours}")
+    here = module.state_dict()
+    ours, theirs = ({name: f"shape {tuple(t.shape)}" for name, t in found.items()}
+                    for found in (here, open_weights(path)))
+    for name in sorted(theirs.keys() | untied(here).keys()):
+        if (own := ours.get(name, "none")) != (saved := theirs.get(name, "none")):
+            raise CheckpointError(f"{path} is of another model: for {name} it has {saved}, this model {own}")
     for name, t in read_weights(path, ema):
         here[name].copy_(t)
 
@@ -160,8 +151,7 @@ def load_buffers(path: Path, module: nn.Module) -> None:
 
     For a module whose parameters an engine holds: they come back from pieces.
     """
-    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    buffers = {name: t for name, t in module.state_dict().items() if name not in parameters}
-    stored = open_weights(path) if buffers else {}
-    for name in buffers.keys() & stored.keys():
-        buffers[name].copy_(stored[name].read())
+    here, parameters = module.state_dict(), dict(module.named_parameters(remove_duplicate=False))
+    for name, stored in open_weights(path).items():
+        if name not in parameters:
+            here[name].copy_(stored.read())

@@ -16,7 +16,6 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,49 +23,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unimm.checkpoint.folders import (
-    CheckpointError,
-    commit,
-    committed,
-    faults,
-    final_of,
-    remove,
-    step_of,
-    tidy,
-    write_manifest,
-)
+from unimm.checkpoint import folders
+from unimm.checkpoint.folders import CheckpointError
 from unimm.disk import Digest, write_file
 from unimm.weights import SPLIT, size_of, untied, write_tensors, write_weights
-
-
-@dataclass(frozen=True)
-class Peers:
-    """The other processes that save together. `gather` gives every rank's value of a small thing to all of them.
-
-    It is called from the writer's thread, so it must not use a process group that anything else uses, and wait longer
-    than rank 0 writes.
-    """
-
-    rank: int = 0
-    world: int = 1
-    gather: Callable[[object], list] = lambda value: [value]
 
 
 class Saver:
     """Writes a stage's checkpoints into `folder`, one at a time, and removes those that need not be kept.
 
-    All ranks write together in phases: what fails on one rank fails on all, at a phase's end.
+    All `world` ranks write together in phases: what fails on one rank fails on all, at a phase's end. `gather` gives
+    every rank's value of a small thing to all of them. It is called from the writer's thread, so it must not use a
+    process group that anything else uses, and wait longer than rank 0 writes.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0, peers: Peers | None = None,
-                 split: int = SPLIT):
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0, rank: int = 0, world: int = 1,
+                 gather: Callable[[object], list] = lambda value: [value], split: int = SPLIT):
         """Keeps the newest `keep` and those of steps divisible by `keep_every` (0: none of them)."""
         self.folder, self.keep, self.keep_every, self.split = folder, keep, keep_every, split
-        self.peers = peers or Peers()
+        self.rank, self.world, self.gather = rank, world, gather
         self._behind = ThreadPoolExecutor(1)  # a process that ends by an exception still finishes its checkpoint
         self._job: Future | None = None
         self._saved: Path | None = None
-        self._needed = 0
         self._weights: dict[str, Tensor] = {}
         self._training: dict[str, Tensor] = {}
 
@@ -79,14 +57,13 @@ class Saver:
         raises about that one. Returns the path that the checkpoint will have.
         """
         self.wait()
-        first = self.peers.rank == 0
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        about = state | {"step": step, "world": self.peers.world, "written": now}
-        texts = {"state.json": json.dumps(about, indent=1).encode(),
-                 "recipe.json": json.dumps(recipe, indent=1).encode()} if first else {}
-        self._weights = _on_host(untied(weights) if first else {}, self._weights)
+        about = state | {"step": step, "world": self.world, "written": now}
+        texts = {name: json.dumps(facts, indent=1).encode()
+                 for name, facts in (("state.json", about), ("recipe.json", recipe)) if self.rank == 0}
+        self._weights = _on_host(untied(weights) if self.rank == 0 else {}, self._weights)
         self._training = _on_host(pieces, self._training)
-        final = final_of(self.folder, step)
+        final = folders.final_of(self.folder, step)
         self._job = self._behind.submit(self._write, final, texts)
         return final
 
@@ -113,22 +90,22 @@ class Saver:
         own = size_of(self._weights) + size_of(self._training) + sum(map(len, texts.values()))
         try:
             self._needed = sum(self._together(doing, lambda: own))
-            self._first(doing, partial(self._prepare, part))
+            self._together(doing, partial(self._prepare, part), alone=True)
             written = self._together(doing, partial(self._files, part, texts))
             digests = {name: digest for files in written for name, digest in files.items()}
-            self._first(doing, partial(write_manifest, part, digests))
-            self._first(doing, partial(commit, part))
+            self._together(doing, partial(folders.write_manifest, part, digests), alone=True)
+            self._together(doing, partial(folders.commit, part), alone=True)
         except CheckpointError:
-            if self.peers.rank == 0 and part.is_dir() and faults(part):
+            if self.rank == 0 and part.is_dir() and folders.faults(part):
                 shutil.rmtree(part, ignore_errors=True)
             raise
         self._saved = final
-        self._first(f"remove checkpoints older than {final}", partial(self._prune, final))
+        self._together(f"remove checkpoints older than {final}", partial(self._prune, final), alone=True)
 
     def _prepare(self, part: Path) -> None:
         """Make room."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        tidy(self.folder)
+        folders.tidy(self.folder)
         free = shutil.disk_usage(self.folder).free
         if free < self._needed:
             raise CheckpointError(f"the disk is full; it takes {self._needed:,} bytes, {free:,} were free: free "
@@ -137,37 +114,32 @@ class Saver:
 
     def _files(self, part: Path, texts: dict[str, bytes]) -> dict[str, Digest]:
         """This rank's share of the files."""
-        rank = self.peers.rank
         if not part.is_dir():
-            raise CheckpointError(f"rank {rank} does not see {part}; use a disk that all ranks share")
+            raise CheckpointError(f"rank {self.rank} does not see {part}; use a disk that all ranks share")
         digests = {name: write_file(part / name, [text]) for name, text in texts.items()}
         if self._training:
-            name = f"training-{rank:05d}.safetensors"
+            name = f"training-{self.rank:05d}.safetensors"
             digests[name] = write_tensors(part / name, self._training)
-        return digests if rank else digests | write_weights(part, self._weights, self.split)
+        return digests if self.rank else digests | write_weights(part, self._weights, self.split)
 
     def _prune(self, final: Path) -> None:
         """Of earlier steps remove all but `keep` - 1 and those divisible by `keep_every`, not the one just written."""
-        if cut := faults(final, every_byte=False):
+        if cut := folders.faults(final, every_byte=False):
             raise CheckpointError(cut[0])
-        older = [path for path in committed(self.folder) if step_of(path) < step_of(final)]
+        older = [path for path in folders.committed(self.folder) if folders.step_of(path) < folders.step_of(final)]
         for path in older[self.keep - 1:]:
-            if not self.keep_every or step_of(path) % self.keep_every:
-                remove(path)
+            if not self.keep_every or folders.step_of(path) % self.keep_every:
+                folders.remove(path)
 
-    def _first(self, doing: str, act: Callable[[], object]) -> None:
-        """What rank 0 does alone, and all learn the end of."""
-        self._together(doing, act if self.peers.rank == 0 else lambda: None)
-
-    def _together(self, doing: str, act: Callable[[], object]) -> list:
-        """What `act` gave on every rank; or, where it failed on any, the same CheckpointError on all."""
+    def _together(self, doing: str, act: Callable[[], object], alone: bool = False) -> list:
+        """What `act` gave on every rank, or on rank 0 `alone`; where it failed on any, one CheckpointError on all."""
         value, why, cause = None, None, None
         try:
-            value = act()
+            value = act() if self.rank == 0 or not alone else None
         except Exception as error:
             why, cause = f"can't {doing}: {self._explained(error)}", error
         try:
-            everyone = self.peers.gather((value, why))
+            everyone = self.gather((value, why))
         except RuntimeError as error:
             raise CheckpointError(f"can't {doing}: another process is gone") from error
         for _, said in everyone:
@@ -176,15 +148,13 @@ class Saver:
         return [value for value, _ in everyone]
 
     def _explained(self, error: Exception) -> str:
-        match error:
-            case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG, strerror=said):
-                return (f"{said}; it takes {self._needed:,} bytes in all: free some, raise the quota or the limit on "
-                        "the size of files (ulimit -f), or choose another folder")
-            case OSError(strerror=said) if said:
-                where = error.filename or self.folder
-                return f"{said} ({where}); repair it, make the folder writable, or choose another"
-            case _:
-                return str(error) or type(error).__name__
+        said = getattr(error, "strerror", None)  # an OSError's
+        if not said:
+            return str(error) or type(error).__name__
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return (f"{said}; it takes {self._needed:,} bytes in all: free some, raise the quota or the limit on the "
+                    "size of files (ulimit -f), or choose another folder")
+        return f"{said} ({error.filename or self.folder}); repair it, make the folder writable, or choose another"
 
 
 def _on_host(tensors: Mapping[str, Tensor], held: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from unimm.disk import read_sealed, replace_file, write_sealed, writing
 from unimm.losses import Losses
 from unimm.train import ranks
 from unimm.train.engine import NotFinite
+from unimm.weights import write_tensors
 
 MOST_FILES = 20
 """So many skipped steps' batches are kept for inspection; the one that stops the run is kept in any case."""
@@ -158,11 +159,8 @@ def save_batch(stem: Path, batch, losses: Sequence[Losses], facts: Mapping) -> P
     The JSON holds `facts`, the batch's plain values and the losses of each forward pass, part by part.
     Raises DiskError.
     """
-    from safetensors.torch import save_file
-
     leaves = dict(_leaves(batch, ""))
-    arrays = {name: torch.as_tensor(value).detach().cpu().contiguous().clone()
-              for name, value in leaves.items() if isinstance(value, np.ndarray | Tensor)}
+    arrays = {name: torch.as_tensor(value) for name, value in leaves.items() if isinstance(value, np.ndarray | Tensor)}
     plain = {name: value for name, value in leaves.items() if name not in arrays}
     passes = [{"loss": float(each.total.detach()),
                "parts": {part: {"sum": float(total), "count": float(count)}
@@ -172,7 +170,7 @@ def save_batch(stem: Path, batch, losses: Sequence[Losses], facts: Mapping) -> P
     text = json.dumps(json.loads(text, parse_constant=lambda name: str(float(name))), indent=1, ensure_ascii=False)
     with writing(stem):
         stem.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, stem.with_suffix(".safetensors"))
+        write_tensors(stem.with_suffix(".safetensors"), arrays)
     replace_file(stem.with_suffix(".json"), text.encode())
     return stem.with_suffix(".json")
 

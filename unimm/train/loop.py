@@ -19,7 +19,7 @@ from torch import nn
 
 from unimm.checkpoint.folders import CheckpointError
 from unimm.checkpoint.read import Pieces, load_buffers, load_weights, read_recipe, read_state, take_up
-from unimm.checkpoint.write import Peers, Saver
+from unimm.checkpoint.write import Saver
 from unimm.config.stages import NextToken, PictureStage
 from unimm.hardware import peak_flops
 from unimm.losses import Losses
@@ -134,7 +134,7 @@ class _Run:
         self.meter, self.engine, self.status, self.tell = meter, engine, status, tell
         self.step, self.saved = 0, None
         behind = partial(ranks.gather, group=ranks.own_group())
-        self.saver = Saver(folder, stage.keep, stage.keep_every, Peers(ranks.rank(), ranks.world(), behind))
+        self.saver = Saver(folder, stage.keep, stage.keep_every, ranks.rank(), ranks.world(), behind)
         self.guards = Guards(stage.guards, folder, name, work.show)
         self.watchdog = Watchdog(folder, ranks.rank(), ranks.world(), stage.guards.late_seconds,
                                  self._end if stage.guards.end_when_late else None)

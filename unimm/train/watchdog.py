@@ -27,10 +27,6 @@ Where = Literal["start", "data", "forward", "backward", "collective", "update", 
 FOLDER = "heartbeats"
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 class Watchdog:
     """One rank's heartbeat. `start` and `stop` run the thread; `look` is one round of it.
 
@@ -39,12 +35,13 @@ class Watchdog:
     """
 
     def __init__(self, folder: Path, rank: int, world: int, seconds: float, end: Callable[[str], None] | None = None,
-                 say: Callable[[str], None] = _say, clock: Callable[[], float] = time.monotonic):
+                 say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+                 clock: Callable[[], float] = time.monotonic):
         self.folder, self.rank, self.world, self.seconds = folder / FOLDER, rank, world, seconds
         self.end, self.say, self.clock = end, say, clock
         self.watched = threading.get_ident()
-        # Step, beats within it, place, time, clock; (step, beats) orders ranks by how far they are.
-        self.now: tuple[int, int, str, float, float] = (0, 0, "start", time.time(), clock())
+        # Step and beats within it, which order ranks by how far they are; place, time, clock.
+        self.now: tuple[list[int], str, float, float] = ([0, 0], "start", time.time(), clock())
         # What rank 0 knows of another: its newest file, and when by rank 0's own clock that was first seen.
         self.others: dict[int, tuple[dict, float]] = {each: ({"rank": each}, clock()) for each in range(1, world)}
         self.told: tuple[list, list] = ([], [])
@@ -52,16 +49,16 @@ class Watchdog:
         self.thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def beat(self, step: int, where: Where) -> None:
-        beats = self.now[1] + 1 if step == self.now[0] else 0
-        self.now = (step, beats, where, time.time(), self.clock())
+        before, beats = self.now[0]
+        self.now = ([step, beats + 1 if step == before else 0], where, time.time(), self.clock())
 
     def start(self) -> "Watchdog":
         """Begin to watch the thread that made this. Raises DiskError where the folder can't be written."""
         if self.seconds:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.stack = open(self._path("stack.txt"), "w")
-            self._write(self._facts())
-            self._arm()
+            replace_file(self._path("json"), json.dumps(self._facts(), indent=1).encode())
+            faulthandler.dump_traceback_later(self.seconds, file=self.stack)
             self.thread.start()
         return self
 
@@ -77,12 +74,9 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self.stopping.wait(self.seconds / 8):
-            self._arm()
+            # Puts off what comes true only if this thread, too, gets no turn.
+            faulthandler.dump_traceback_later(self.seconds, file=self.stack)
             self.look()
-
-    def _arm(self) -> None:
-        """Put off what comes true only if this thread, too, gets no turn."""
-        faulthandler.dump_traceback_later(self.seconds, file=self.stack)
 
     def look(self) -> None:
         """One round: write this rank's file, tell who is late, end the process where it is time.
@@ -91,18 +85,21 @@ class Watchdog:
         """
         own = self._facts()
         with suppress(DiskError):  # a full disk stops saving, loudly; watching goes on without files
-            self._write(own)
-        known, silent = {self.rank: own}, []
+            replace_file(self._path("json"), json.dumps(own, indent=1).encode())
+        late, silent = [own] if own["age"] > self.seconds else [], []
         for rank in self.others if self.rank == 0 else ():
-            found, seen = self._read(rank)
-            if self.clock() - seen > self.seconds:
+            found = {"rank": rank}  # before it began, or after it ended
+            with suppress(FileNotFoundError):
+                found = json.loads(self._path("json", rank).read_bytes())
+            if found != self.others[rank][0]:
+                self.others[rank] = found, self.clock()
+            if self.clock() - self.others[rank][1] > self.seconds:
                 stack = self._path("stack.txt", rank)  # what faulthandler wrote where threads get no turn
                 text = stack.read_text(errors="replace") if stack.is_file() else ""
                 silent.append(found | {"stack": text.splitlines()})
-            else:
-                known[rank] = found
-        late = [found for found in known.values() if found.get("age", 0) > self.seconds]
-        hangs = [found["rank"] for found in silent], [(found["rank"], *_place(found)) for found in late]
+            elif found.get("age", 0) > self.seconds:
+                late.append(found)
+        hangs = [found["rank"] for found in silent], [(found["rank"], found["at"]) for found in late]
         if hangs != self.told:
             self.told = hangs
             if self.rank == 0:
@@ -113,27 +110,15 @@ class Watchdog:
             self.end(_described(own)[0])
 
     def _facts(self) -> dict:
-        step, beats, where, since, clock = self.now
+        at, where, since, clock = self.now
         age = self.clock() - clock
         frame = sys._current_frames().get(self.watched) if age > self.seconds else None
-        return {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid(), "step": step, "beats": beats,
-                "where": where, "since": since, "age": age,
+        return {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid(), "at": at, "where": where,
+                "since": since, "age": age,
                 "stack": "".join(traceback.format_stack(frame)).splitlines() if frame else []}
 
     def _path(self, kind: str, rank: int | None = None) -> Path:
         return self.folder / f"rank-{self.rank if rank is None else rank:05d}.{kind}"
-
-    def _write(self, facts: dict) -> None:
-        replace_file(self._path("json"), json.dumps(facts, indent=1).encode())
-
-    def _read(self, rank: int) -> tuple[dict, float]:
-        """The newest that another rank wrote, and when that was first seen."""
-        found = {"rank": rank}  # before it began, or after it ended
-        with suppress(FileNotFoundError):
-            found = json.loads(self._path("json", rank).read_bytes())
-        if found != self.others[rank][0]:
-            self.others[rank] = found, self.clock()
-        return self.others[rank]
 
 
 def _report(late: list[dict], silent: list[dict], world: int) -> list[str]:
@@ -142,33 +127,31 @@ def _report(late: list[dict], silent: list[dict], world: int) -> list[str]:
         return [f"watchdog: all {world} ranks move again"]
     lines = [f"watchdog: {len(late) + len(silent)} of {world} ranks do not move"]
     for found in silent:
-        last = f" on {found['host']}, last seen in {found['where']} of step {found['step']}" if "step" in found else ""
+        last = f" on {found['host']}, last seen in {_place(found)}" if "at" in found else ""
         lines.append(f"rank {found['rank']}{last}: no sign of life; its process or node is gone or frozen")
         lines += [f"  {line}" for line in found["stack"]]
-    behind = min(map(_place, late), default=None)
-    first = [found for found in late if _place(found) == behind]
-    waiting = [found for found in late if found not in first]
+    behind = min((found["at"] for found in late), default=None)
+    first, waiting = ([found for found in late if (found["at"] == behind) == so] for so in (True, False))
     for found in first[:4]:  # of thousands that stand at one place, four stacks say as much
         lines += _described(found)
     if first[4:]:
         lines.append(f"so are ranks {_some(first[4:])}")
     if waiting:
-        places = sorted({f"{found['where']} of step {found['step']}" for found in waiting})
-        lines.append(f"waiting for {'it' if len(first) == 1 else 'them'}: ranks {_some(waiting)} "
-                     f"(in {', '.join(places)})")
+        places = ", ".join(sorted({_place(found) for found in waiting}))
+        lines.append(f"waiting for {'it' if len(first) == 1 else 'them'}: ranks {_some(waiting)} (in {places})")
     elif len(first) == world > 1:
         lines.append("all ranks stand at the same place: the network or a device, rather than one rank")
     return lines
 
 
-def _place(found: dict) -> tuple[int, int]:
-    return found["step"], found["beats"]
+def _place(found: dict) -> str:
+    return f"{found['where']} of step {found['at'][0]}"
 
 
 def _described(found: dict) -> list[str]:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["since"]))
-    return [f"rank {found['rank']} on {found['host']} is late: in {found['where']} of step {found['step']} "
-            f"since {since}, {found['age']:,.0f} seconds", *(f"  {line}" for line in found["stack"])]
+    return [f"rank {found['rank']} on {found['host']} is late: in {_place(found)} since {since}, "
+            f"{found['age']:,.0f} seconds", *(f"  {line}" for line in found["stack"])]
 
 
 def _some(found: list[dict]) -> str:
