@@ -133,7 +133,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, name: str, stage: Reconstruct
     tokenizer = codec.first_tokenizer(recipe.image_tokenizer, features).train()
     check_codebook(recipe, tokenizer)
     module = Reconstructing(tokenizer, features)
-    captions = any(isinstance(each, Contrastive) for each in module.asked.wanted)
+    captions = any(isinstance(each, Contrastive) for each in module.wanted)
     preview = partial(preview_reconstructions, tokenizer)
     trained = _train(recipe, folder, name, stage, status, module, preview, captions)
     if ranks.rank() == 0:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from images.published import TINY, photographs, tensor, tiny
+from images.published import TINY, decode, encode, photographs, tensor, tiny
 
 from unimm.config.images import Chameleon
 from unimm.images.quantize import Codebook, IndexBackpropagation, UnitCodebook
@@ -108,16 +108,16 @@ def test_the_spatial_norm_is_that_of_enlarged_codes():
 @pytest.mark.parametrize("kind", sorted(TINY))
 def test_each_kind_codes_and_draws_grids_of_several_shapes(kind):
     tokenizer = tiny(kind)
-    assert tokenizer.code_vectors()["visual"].shape == (tokenizer.size, tokenizer.dim)
+    assert tokenizer.code_vectors()["visual"].shape == (tokenizer.quantizer.size, tokenizer.dim)
     pictures = [photographs()[0][:h, :w] for h, w in ((64, 64), (32, 80), (64, 64))]
     codes = to_codes(tokenizer, pictures)
     assert [c.levels[0].grid for c in codes] == [(8, 8), (4, 10), (8, 8)]
     drawn = to_pixels(tokenizer, codes)
     assert [d.shape for d in drawn] == [p.shape for p in pictures]
     found = tokenizer(tensor(pictures[1]))
-    assert torch.equal(found.ids, tokenizer.encode(tensor(pictures[1])))
-    assert torch.allclose(found.images, tokenizer.decode(found.ids, (4, 10)), atol=1e-4)
-    assert torch.equal(tokenizer.train().encode(tensor(pictures[1])), found.ids)
+    assert torch.equal(found.ids, encode(tokenizer, tensor(pictures[1])))
+    assert torch.allclose(found.images, decode(tokenizer, found.ids, (4, 10)), atol=1e-4)
+    assert torch.equal(encode(tokenizer.train(), tensor(pictures[1])), found.ids)
     line = Codes((Level(codes[0].levels[0].ids),))  # codes without a grid are on the configuration's own
     assert np.array_equal(to_pixels(tokenizer, [line])[0], to_pixels(tokenizer, codes[:1])[0])
 
@@ -128,7 +128,7 @@ def test_sizes_and_codes_that_do_not_fit_are_refused(kind):
     with pytest.raises(TokenizerError, match="image 0 is uint8 .60, 64, 3.*both sides multiples of 8"):
         to_codes(tokenizer, [np.zeros((60, 64, 3), np.uint8)])
     with pytest.raises(TokenizerError, match="multiples of 8"):
-        tokenizer.encode(torch.zeros(1, 3, 64, 4))
+        encode(tokenizer, torch.zeros(1, 3, 64, 4))
     with pytest.raises(TokenizerError, match="below 96"):
         to_pixels(tokenizer, [Codes.of_grid(np.full((2, 2), 96))])
 

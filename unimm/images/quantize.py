@@ -14,7 +14,6 @@ result of its all-reduce, and whether its VQ synchronises ranks is decided once,
 
 import math
 from itertools import combinations
-from typing import assert_never
 
 import torch
 import torch.distributed as dist
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.config import quantizers as config
-from unimm.images.quantizer import Nearest, Quantized, Quantizer, rows_of
+from unimm.images.quantizer import Nearest, Quantizer
 
 
 class FiniteScalar(Quantizer):
@@ -36,8 +35,7 @@ class FiniteScalar(Quantizer):
         levels = kind.levels
         super().__init__(math.prod(levels), len(levels))
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        basis = [math.prod(levels[:i]) for i in range(len(levels))]
-        self.register_buffer("basis", torch.tensor(basis), persistent=False)
+        self.register_buffer("basis", torch.tensor([1, *levels[:-1]]).cumprod(0), persistent=False)
 
     def settled(self, rows):
         return rows.tanh()
@@ -95,15 +93,6 @@ def _joint_entropy(logits: Tensor) -> Tensor:
     return -(p * p.clamp_min(1e-9).log()).sum()
 
 
-def _of_all_ranks(rows: Tensor) -> Tensor:
-    """Every rank's rows (N, C), N its own, one rank after the other."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return rows
-    found = [rows] * dist.get_world_size()
-    dist.all_gather_object(found, rows.cpu())
-    return torch.cat(found).to(rows.device)
-
-
 class VectorQuantizer(Nearest):
     """VQ whose codebook is a moving average of the vectors given to it (van den Oord et al. 2017, A.1).
 
@@ -132,7 +121,6 @@ class VectorQuantizer(Nearest):
     def table(self):
         return self.codebook
 
-    @torch.no_grad()
     def _start(self, rows):
         if not self.started:
             everywhere = torch.ones(self.size, dtype=torch.bool, device=rows.device)
@@ -141,27 +129,26 @@ class VectorQuantizer(Nearest):
 
     def _learn(self, rows, ids, vectors):
         coded = rows.detach()
-        self._average(coded, ids)
-        self._move(self.counts < self.kind.dead_below, coded, (coded - vectors).square().sum(1))
-        return self.kind.commitment * F.mse_loss(rows, vectors)
-
-    @torch.no_grad()
-    def _average(self, z: Tensor, ids: Tensor) -> None:
-        batch = z.new_zeros(self.size, self.dim + 1).index_add_(0, ids, F.pad(z, (0, 1), value=1.0))
+        batch = coded.new_zeros(self.size, self.dim + 1).index_add_(0, ids, F.pad(coded, (0, 1), value=1.0))
         if dist.is_initialized():
             dist.all_reduce(batch)
         self.counts.lerp_(batch[:, -1], 1 - self.kind.decay)
         self.sums.lerp_(batch[:, :-1], 1 - self.kind.decay)
         seen = self.counts > 1e-6
         self.codebook[seen] = self.sums[seen] / self.counts[seen, None]
+        self._move(self.counts < self.kind.dead_below, coded, (coded - vectors).square().sum(1))
+        return self.kind.commitment * F.mse_loss(rows, vectors)
 
-    @torch.no_grad()
     def _move(self, codes: Tensor, z: Tensor, weight: Tensor) -> None:
-        """Move the chosen codes, bool (size,), onto rows of z (N, C) drawn by weight (N,)."""
+        """Move the chosen codes, bool (size,), onto rows of all ranks' z (N, C), N each one's own, drawn by weight."""
         n = int(codes.sum())  # the same on every rank, as the counts are
         if n == 0:
             return
-        rows = _of_all_ranks(torch.cat([z, weight[:, None]], 1))
+        rows = torch.cat([z, weight[:, None]], 1)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            found = [rows] * dist.get_world_size()
+            dist.all_gather_object(found, rows.cpu())
+            rows = torch.cat(found).to(rows.device)
         drawn = rows[torch.multinomial(rows[:, -1] + 1e-12, n, replacement=n > len(rows)), :-1].contiguous()
         if dist.is_initialized():
             dist.broadcast(drawn, src=0)
@@ -237,9 +224,9 @@ class ResidualQuantizer(Quantizer):
     (Lee et al. 2022, RQ-VAE, 3.1). The codebook learns from what is left over at every depth, and the loss is that of
     all depths, each against what was left for it (eq. 7), their mean."""
 
-    def __init__(self, of: Nearest, depth: int):
-        super().__init__(of.size, of.dim)
-        self.of, self.depth = of, depth
+    def __init__(self, kind: config.Residual):
+        super().__init__(kind.of.size, kind.of.dim)
+        self.of, self.depth = VectorQuantizer(kind.of), kind.depth
 
     def _ids(self, rows):
         found = []
@@ -264,10 +251,10 @@ class ResidualQuantizer(Quantizer):
 class ProductQuantizer(Quantizer):
     """Codebooks side by side, each with its share of the channels (Bai et al. 2024, FQGAN, 3.1)."""
 
-    def __init__(self, parts: list[Nearest], disentangle: float):
-        super().__init__(parts[0].size, sum(part.dim for part in parts))
-        self.parts = nn.ModuleList(parts)
-        self.depth, self.disentangle = len(parts), disentangle
+    def __init__(self, kind: config.Product):
+        super().__init__(kind.of.size, kind.parts * kind.of.dim)
+        self.parts = nn.ModuleList(VectorQuantizer(kind.of) for _ in range(kind.parts))
+        self.depth, self.disentangle = kind.parts, kind.disentangle
 
     def _shares(self, rows: Tensor):
         return zip(self.parts, rows.chunk(self.depth, dim=-1))
@@ -293,7 +280,8 @@ class ProductQuantizer(Quantizer):
 
 
 class Continuous(Quantizer):
-    """Nothing is rounded: latents of length sqrt(dim), so that a channel's mean square is 1, with noise in training."""
+    """Nothing is rounded: latents of length sqrt(dim), so that a channel's mean square is 1, with noise in training.
+    They are their own ids, float32 (..., C), but to `forward`, which has none."""
 
     depth = 0
 
@@ -304,29 +292,26 @@ class Continuous(Quantizer):
     def settled(self, rows):
         return F.rms_norm(rows, rows.shape[-1:])
 
+    def _ids(self, rows):
+        return rows
+
+    def codes_to_vectors(self, ids):
+        return ids
+
+    def _through(self, rows, vectors):
+        return rows + self.noise * torch.randn_like(rows) if self.training else rows
+
     def forward(self, z):
-        b, c, h, w = z.shape
-        rows = self.settled(rows_of(z))
-        if self.training:
-            rows = rows + self.noise * torch.randn_like(rows)
-        return Quantized(rows.view(b, h, w, c).permute(0, 3, 1, 2).to(z.dtype), None, rows.new_zeros(()))
+        return super().forward(z)._replace(ids=None)
+
+
+OF = {config.FSQ: FiniteScalar, config.VQ: VectorQuantizer, config.LFQ: LookupFree, config.Residual: ResidualQuantizer,
+      config.Product: ProductQuantizer, config.Unquantized: Continuous}
 
 
 def build_quantizer(quantizer: config.Quantizer) -> Quantizer:
     match quantizer:
-        case config.FSQ():
-            return FiniteScalar(quantizer)
-        case config.VQ():
-            return VectorQuantizer(quantizer)
-        case config.LFQ():
-            return LookupFree(quantizer)
         case config.IndexBackprop(size=size, dim=dim, commitment=commitment, entropy_weight=entropy):
             return IndexBackpropagation(size, dim, commitment, entropy)
-        case config.Residual(of=of, depth=depth):
-            return ResidualQuantizer(VectorQuantizer(of), depth)
-        case config.Product(of=of, parts=parts, disentangle=weight):
-            return ProductQuantizer([VectorQuantizer(of) for _ in range(parts)], weight)
-        case config.Unquantized():
-            return Continuous(quantizer)
         case _:
-            assert_never(quantizer)
+            return OF[type(quantizer)](quantizer)

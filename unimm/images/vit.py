@@ -65,8 +65,9 @@ class ViTImageTokenizer(ImageTokenizer):
         rows, columns = self.grid
         width, patches, self.positions = config.width, rows * columns, config.queries or rows * columns
         self.quantizer = build_quantizer(config.quantizer)
-        self.varies, self.continuous = config.keep < 1, self.quantizer.depth == 0
+        self.varies = config.keep < 1
         self.wheres = patches if self.varies else 1
+        self.counts = 1 if self.varies or config.queries or config.drop_tail else self.positions, self.positions
 
         def blocks(n: int) -> nn.ModuleList:
             return nn.ModuleList(Block(width, config.heads) for _ in range(n))
@@ -120,16 +121,9 @@ class ViTImageTokenizer(ImageTokenizer):
         absorbed = (own | (keep < 0.5)[:, None]).log().to(x.dtype)[:, None]  # itself and the dropped: 0, else -inf
         return self.latent(self.merger(x, self.see + absorbed)), keep
 
-    def latents(self, images):
-        return self.tokens(images)[0].transpose(1, 2)[:, :, None]
-
     def expand(self, latents):
         """With an expander (B, n, dim) -> (B, n, width), n up to `positions`: the first k depend on no later latent."""
         return self.features(latents) if self.config.expander else latents
-
-    @property
-    def vector_dim(self):
-        return self.config.width if self.config.expander else self.dim
 
     def features(self, vectors: Tensor, present: Tensor | None = None) -> Tensor:
         """What the decoder reads: quantized vectors (B, n, dim) -> (B, n, width). present (B, n): 0 where one counts as
@@ -158,39 +152,33 @@ class ViTImageTokenizer(ImageTokenizer):
         return torch.cat([what, F.one_hot(ids % self.wheres, self.wheres)], -1) if self.varies else what
 
     @property
-    def size(self):
-        return self.quantizer.size * self.wheres
+    def books(self):
+        return {name: (size * self.wheres, depth) for name, (size, depth) in super().books.items()}
 
     @property
     def dim(self):
-        return self.quantizer.dim + (self.wheres if self.varies else 0)
+        return self.config.width if self.config.expander else self.quantizer.dim + self.wheres * self.varies
 
     @torch.no_grad()
     def contents(self, images):
         z, keep = self.tokens(self._checked(images))
-        kept = (keep > 0.5).cpu().numpy()
-        if self.continuous:
-            return [Latents(row) for row in self.quantizer.settled(z.float()).cpu().numpy()]
-        ids = self.quantizer.ids_of(z.transpose(1, 2)[:, :, None]).reshape(len(z), self.positions, -1)
-        ids = ids * self.wheres + torch.arange(self.positions, device=ids.device)[:, None] % self.wheres
-        return [Codes((Level(row[some]),)) for row, some in zip(ids.cpu().numpy(), kept)]
+        rows = self.quantizer.ids_of(z.mT[:, :, None]).reshape(*z.shape[:2], -1).cpu().numpy()
+        if not self.quantizer.depth:
+            return [Latents(row) for row in rows]
+        rows = rows * self.wheres + np.arange(self.positions)[:, None] % self.wheres
+        return [Codes((Level(row[some]),)) for row, some in zip(rows, (keep > 0.5).cpu().numpy())]
 
     def conditions(self, contents):
         """What is missing up to `positions` is absent."""
-        given = [arrays(content)[0] for content in contents]
-        rows = np.zeros((len(given), self.positions, given[0].shape[1]), given[0].dtype)
-        present = np.zeros(rows.shape[:2], bool)
+        given = [torch.from_numpy(arrays(content)[0]) for content in contents]
+        rows = given[0].new_zeros(len(given), self.positions, given[0].shape[1])
+        present = torch.zeros(rows.shape[:2])
         for i, codes in enumerate(given):
-            slots = codes[:, 0] % self.wheres if self.varies else np.arange(len(codes))
-            rows[i, slots], present[i, slots] = codes, True
-        rows, present = torch.from_numpy(rows).to(self.device), torch.from_numpy(present).to(self.device)
-        vectors = rows if self.continuous else self.quantizer.codes_to_vectors(rows.long().squeeze(-1) // self.wheres)
-        dtype = next(self.parameters()).dtype
-        return self._patches_of(self.features(vectors.to(dtype), present.to(dtype)))
-
-    def _counts(self, content):
-        least = 1 if self.varies or self.config.queries or self.config.drop_tail else self.positions
-        return [(least, self.positions)]
+            slots = codes[:, 0].long() % self.wheres if self.varies else torch.arange(len(codes))
+            rows[i, slots], present[i, slots] = codes, 1.0
+        rows = rows.squeeze(-1) // self.wheres if self.quantizer.depth == 1 else rows
+        vectors, to = self.quantizer.codes_to_vectors(rows.to(self.device)), next(self.parameters())
+        return self._patches_of(self.features(vectors.to(to), present.to(to)))
 
     def forward(self, images):
         """Where patches are dropped their ids are -1 and their vectors 0."""

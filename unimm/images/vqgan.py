@@ -72,8 +72,8 @@ class VQGAN(ImageTokenizer):
         """By the name that it has elsewhere; `quantize` is the releases'."""
         return self.quantize
 
-    def latents(self, images: Tensor) -> Tensor:
-        return self.quant_conv(self.encoder(images))
+    def maps(self, images: Tensor) -> list[Tensor]:
+        return [self.quant_conv(self.encoder(images))]
 
     def drawn(self, vectors: Tensor) -> Tensor:
         if self.decoder is None:
@@ -106,11 +106,11 @@ class Emu3Tokenizer(VQGAN):
         self.quant_conv = emu3.Emu3VQVAEConv3d(config.latent, config.dim, (3, 1, 1), (1, 1, 1))
         self.post_quant_conv = emu3.Emu3VQVAEConv3d(config.dim, config.latent, (3, 1, 1), (1, 1, 1))
 
-    def latents(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> list[Tensor]:
         x = self.encoder(images)[:, :, None].expand(-1, -1, self.config.frames, -1, -1)
         for conv in self.encoder.time_conv:
             x = F.silu(conv(x))  # (B, latent, T, h, w) -> (B, latent, T / 2, h, w)
-        return self.quant_conv(self.encoder.time_res_stack(x))[:, :, 0]
+        return [self.quant_conv(self.encoder.time_res_stack(x))[:, :, 0]]
 
     def drawn(self, vectors: Tensor) -> Tensor:
         """The first frame of each video of `frames`."""
