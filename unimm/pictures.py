@@ -125,8 +125,7 @@ def size_of_area(height: int, width: int, area: int, factor: int) -> tuple[int, 
     ratio = width / height
     rows = int((area / ratio) ** 0.5)
     columns = int(rows * ratio)
-    rows, columns = ((n + factor // 2) // factor * factor for n in (rows, columns))
-    return max(rows, factor), max(columns, factor)
+    return tuple(max(factor, (n + factor // 2) // factor * factor) for n in (rows, columns))
 
 
 def size_within(height: int, width: int, pixels: tuple[int, int], factor: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from images.published import TINY, decode, encode, photographs, tensor, tiny
 
 from unimm.config.images import Chameleon
+from unimm.config.quantizers import IndexBackprop
 from unimm.images.quantize import Codebook, IndexBackpropagation, UnitCodebook
 from unimm.images.tokenizer import TokenizerError, build_tokenizer, to_codes, to_pixels
 from unimm.sample import Codes, Level
@@ -14,7 +15,7 @@ from unimm.sample import Codes, Level
 
 def book(kind, size=30, dim=5):
     torch.manual_seed(1)
-    made = kind(size, dim)
+    made = kind(IndexBackprop(size=size, dim=dim, entropy_weight=0.0))
     torch.nn.init.normal_(made.embedding.weight)
     return made
 
@@ -42,7 +43,7 @@ def test_codes_are_those_of_the_definition(kind, monkeypatch):
     want = chosen(kind, rows, made.embedding.weight)
     assert made.ids_of(z).flatten().tolist() == want
     assert len(set(want)) > 10
-    monkeypatch.setattr("unimm.images.quantizer.DISTANCES", 100)  # a few rows at a time
+    monkeypatch.setattr("unimm.images.quantize.DISTANCES", 100)  # a few rows at a time
     assert made.ids_of(z).flatten().tolist() == want
     found = made(z)
     assert torch.equal(found.vectors, made.codes_to_vectors(found.ids).view(2, 7, 6, 5).permute(0, 3, 1, 2))

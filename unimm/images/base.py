@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unimm.config.images import ImageTokenizer as Config
 from unimm.config.images import OwnTokenizer
 from unimm.errors import UserError
-from unimm.images.quantizer import Quantizer
+from unimm.images.quantize import Quantizer
 from unimm.losses import pixel_errors
 from unimm.sample import Codes, Content, Latents, Level
 
@@ -79,12 +79,14 @@ class ImageTokenizer(nn.Module):
         """What the decoder draws from, (B, C, h, w), of the vectors (B, dim, h, w) of each level."""
         return vectors[0]
 
-    def pixel_losses(self, again: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """Of images given back, float32 (B, 3, H, W). Each image by itself, so that equal shares of a batch average to
-        the whole."""
-        if isinstance(self.config, OwnTokenizer):
-            return pixel_errors(again, images, self.config.foreground_weight, self.config.l1)
-        return {"mse": F.mse_loss(again, images)}
+    def rebuilt(self, images: Tensor, drawn_from: Tensor, ids: Tensor | None, vectors: Tensor,
+                losses: dict[str, Tensor]) -> Reconstruction:
+        """What images come to, with the losses of their pixels beside `losses`: each image's by itself, so that equal
+        shares of a batch average to the whole."""
+        again, config = self.drawn(drawn_from).float(), self.config
+        pixels = (pixel_errors(again, images.float(), config.foreground_weight, config.l1)
+                  if isinstance(config, OwnTokenizer) else {"mse": F.mse_loss(again, images.float())})
+        return Reconstruction(again, ids, pixels | losses, vectors)
 
     def vectors_of(self, ids: Tensor, level: int = -1) -> Tensor:
         return self.quantizers[level].codes_to_vectors(ids)
@@ -150,9 +152,7 @@ class ImageTokenizer(nn.Module):
     def forward(self, images: Tensor) -> Reconstruction:
         """The reconstruction and the loss; in training mode this also updates a moving-average codebook."""
         vectors, ids, loss = self.quantizer(*self.maps(self._checked(images)))
-        again = self.drawn(vectors).float()
-        losses = self.pixel_losses(again, images.float()) | {"quantizer": loss}
-        return Reconstruction(again, ids, losses, vectors.flatten(2).mT)
+        return self.rebuilt(images, vectors, ids, vectors.flatten(2).mT, {"quantizer": loss})
 
     @torch.no_grad()
     def code_vectors(self) -> dict[str, Tensor]:

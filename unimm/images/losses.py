@@ -58,8 +58,7 @@ class Captions(nn.Module):
 
     def forward(self, pooled: Tensor, texts: tuple[str, ...]) -> Tensor:
         logits = self.logits(pooled, texts).float()
-        number = {text: n for n, text in enumerate(dict.fromkeys(texts))}
-        same = torch.tensor([number[text] for text in texts])
+        same = torch.tensor([texts.index(text) for text in texts])
         pair = torch.eye(len(texts), dtype=torch.bool)
         said = torch.tensor([bool(hashed(text)) for text in texts])
         counts = ((same[:, None] != same) | pair) & said[:, None] & said

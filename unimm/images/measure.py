@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unimm.images.base import ImageTokenizer, arrays
 from unimm.images.tokenizer import to_codes, to_pixels
-from unimm.sample import Codes, Content, Latents
+from unimm.sample import Content, Latents
 
 AT_ONCE = 64
 
@@ -114,14 +114,12 @@ def zipf(counts: np.ndarray) -> float:
 def pooled_vectors(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> np.ndarray:
     """What the codes of each image stand for, or its latents, averaged over its positions: float64 (N, dim)."""
     def pooled(content: Content) -> Tensor:
-        match content:
-            case Latents(array=array):
-                return torch.from_numpy(array).mean(0)
-            case Codes(levels=(level,)):
-                ids = torch.from_numpy(level.ids).long().to(tokenizer.device)
-                return tokenizer.vectors_of(ids.squeeze(-1)[None])[0].mean(0)
-            case _:  # several levels lie side by side for the decoder
-                return tokenizer.conditions([content])[0].mean((1, 2))
+        rows = torch.from_numpy(arrays(content)[0]).to(tokenizer.device)
+        if isinstance(content, Latents):
+            return rows.mean(0)
+        if len(content.levels) > 1:  # they lie side by side for the decoder
+            return tokenizer.conditions([content])[0].mean((1, 2))
+        return tokenizer.vectors_of(rows.long().squeeze(-1)).mean(0)
 
     return torch.stack([pooled(content) for content in to_codes(tokenizer, images)]).double().cpu().numpy()
 

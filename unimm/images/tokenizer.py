@@ -8,7 +8,7 @@ What a tokenizer is and does stands in `unimm.images.base.ImageTokenizer`.
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol, assert_never
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -64,24 +64,13 @@ def first_tokenizer(wanted: config.ImageTokenizer, features: nn.Module | None = 
         return build_tokenizer(wanted, features)
     with torch.device("meta"):
         tokenizer = build_tokenizer(wanted)
-    path = Path(wanted.weights)
-    fill(tokenizer, open_weights(path, wanted.unpickle), path)
+    fill(tokenizer, open_weights(Path(wanted.weights), wanted.unpickle), Path(wanted.weights))
     return tokenizer.eval()
 
 
 def is_released(wanted: config.ImageTokenizer) -> bool:
     """Whether the configuration names weights, so that no stage has to train the tokenizer."""
     return isinstance(wanted, config.Published) and wanted.weights != ""
-
-
-class Drawer(Protocol):
-    """What draws pixels: an image tokenizer, or a diffusion decoder in its place; methods as of the first."""
-
-    draws: bool
-
-    def check(self, number: int, content: Content) -> tuple[int, int]: ...
-
-    def pictures(self, contents: list[Content]) -> Tensor: ...
 
 
 def to_tensor(images: list[np.ndarray]) -> Tensor:
@@ -101,8 +90,9 @@ def to_codes(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> list[Conten
 
 
 @torch.no_grad()
-def to_pixels(drawer: Drawer, contents: list[Content]) -> list[np.ndarray]:
-    """The uint8 (H, W, 3) images of contents. Raises TokenizerError for those of another grid or codebook."""
+def to_pixels(drawer: nn.Module, contents: list[Content]) -> list[np.ndarray]:
+    """The uint8 (H, W, 3) images of contents, drawn by an image tokenizer or what has `check` and `pictures` as it has.
+    Raises TokenizerError for those of another grid or codebook."""
     def drawn(some: list[Content]) -> np.ndarray:
         pixels = (drawer.pictures(some).clamp(-1, 1) + 1) * 127.5
         return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()

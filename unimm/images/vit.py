@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.config.images import ViTTokenizer
-from unimm.images.base import ImageTokenizer, Reconstruction, arrays
+from unimm.images.base import ImageTokenizer, arrays
 from unimm.images.quantize import build_quantizer
 from unimm.sample import Codes, Latents, Level
 
@@ -86,16 +86,12 @@ class ViTImageTokenizer(ImageTokenizer):
         self.expander, self.decoder = blocks(config.expander), blocks(config.decoder_layers)
         self.paint = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 3 * self.patch**2), nn.Unflatten(1, self.grid))
-        self._lay_out(rows, columns)
-
-    def _lay_out(self, rows: int, columns: int) -> None:
-        """Who sees whom, and how well: less by `locality` for each place that it is away."""
-        n, patches = self.config.queries, rows * columns
+        # Who sees whom, and how well: less by `locality` for each place that it is away.
+        n, never = config.queries, float("-inf")
         places, (cells, reach) = homes(patches, rows, columns)[0], homes(self.positions, rows, columns)
-        near = [-self.config.locality * ((a[:, None] - b).abs() - reach).clamp_min(0).sum(-1)
+        near = [-config.locality * ((a[:, None] - b).abs() - reach).clamp_min(0).sum(-1)
                 for a in (places, cells) for b in (places, cells)]
-        never = float("-inf")
-        to_queries = near[3] + torch.full((n, n), never).triu(1) if self.config.causal and n else near[3]
+        to_queries = near[3] + torch.full((n, n), never).triu(1) if config.causal and n else near[3]
         see = near[0] if not n else torch.cat([
             torch.cat([near[0], torch.full((patches, n), never)], 1), torch.cat([near[2], to_queries], 1)])
         self.register_buffer("see", see, persistent=False)
@@ -106,7 +102,6 @@ class ViTImageTokenizer(ImageTokenizer):
         """Images (B, 3, H, W) -> what is to be quantized (B, n, dim), and whether each is kept, 0 or 1, (B, n): drawn
         by its probability where `sample`, and then with the gradient of that."""
         x = self.patches(images).flatten(2).transpose(1, 2) + self.places
-        patches = x.shape[1]
         if self.queries is not None:
             x = torch.cat([x, self.queries.expand(len(x), -1, -1)], 1)
         for block in self.encoder:
@@ -115,9 +110,9 @@ class ViTImageTokenizer(ImageTokenizer):
             return self.latent(x[:, -self.positions :]), x.new_ones(len(x), self.positions)
         scores = self.selector(x)  # (B, P, 2): to keep, to drop
         keep = F.gumbel_softmax(scores, hard=True)[..., 0] if sample else (scores[..., 0] > scores[..., 1]).to(x.dtype)
-        first = F.one_hot((scores[..., 0] - scores[..., 1]).argmax(1), patches)
+        first = F.one_hot((scores[..., 0] - scores[..., 1]).argmax(1), self.wheres)
         keep = torch.where(keep.sum(1, keepdim=True) > 0, keep, keep + first)
-        own = torch.eye(patches, dtype=torch.bool, device=x.device)
+        own = torch.eye(self.wheres, dtype=torch.bool, device=x.device)
         absorbed = (own | (keep < 0.5)[:, None]).log().to(x.dtype)[:, None]  # itself and the dropped: 0, else -inf
         return self.latent(self.merger(x, self.see + absorbed)), keep
 
@@ -191,18 +186,14 @@ class ViTImageTokenizer(ImageTokenizer):
             ids = torch.full((*keep.shape, *ids.shape[2:]), -1, device=z.device)
             ids[chosen] = quantized.ids[0] * self.wheres + places.view(-1, *[1] * (ids.ndim - 2))
         vectors = z.masked_scatter(chosen[..., None], quantized.vectors[0, :, 0].T)
-        features = self.features(vectors, keep * self._prefixes(keep) if self.training else keep)
-        again = self.drawn(self._patches_of(features)).float()
-        losses = self.pixel_losses(again, images.float()) | {"quantizer": quantized.loss}
+        present = keep
+        if self.training:  # of a share `drop_tail` of the pictures a random prefix of the tokens is left
+            left = torch.randint(1, keep.shape[1] + 1, (len(z), 1), device=z.device)
+            whole = torch.rand(len(z), 1, device=z.device) >= self.config.drop_tail
+            present = keep * (whole | (torch.arange(keep.shape[1], device=z.device) < left))
+        drawn_from, losses = self._patches_of(self.features(vectors, present)), {"quantizer": quantized.loss}
         if self.varies:
             losses["rate"] = self.config.keep_weight * (keep.float().mean() - self.config.keep).square()
             where = torch.eye(self.wheres, device=z.device, dtype=z.dtype).expand(len(z), -1, -1)
             vectors = torch.cat([vectors, where], -1) * keep[..., None]
-        return Reconstruction(again, ids, losses, vectors)
-
-    def _prefixes(self, keep: Tensor) -> Tensor:
-        """1 (B, n) for what is left of each picture's tokens, of a share `drop_tail` of them a random prefix."""
-        b, n = keep.shape
-        counts = torch.randint(1, n + 1, (b, 1), device=keep.device)
-        whole = torch.rand(b, 1, device=keep.device) >= self.config.drop_tail
-        return (whole | (torch.arange(n, device=keep.device) < counts)).to(keep.dtype)
+        return self.rebuilt(images, drawn_from, ids, vectors, losses)

@@ -36,7 +36,7 @@ from unimm.config.model import Backbone, PretrainedBackbone, SharedTable
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Contrast, Detokenize, Muon, NextToken, PictureStage, Stage
 from unimm.hardware import Multiplied
-from unimm.images.quantizer import Quantizer
+from unimm.images.quantize import Quantizer
 from unimm.images.tokenizer import build_tokenizer
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone, has_experts, multiplied, recompute_layers
