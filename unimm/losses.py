@@ -1,7 +1,7 @@
 """What an objective hands to the training loop."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ class Losses:
     """The loss of one forward on one rank.
 
     total   scalar with a graph: the *sum* over what is learned, each by its weight. The loop divides it by the weight
-            of the whole step (`Weighs.weigh`), so that any split over forwards and ranks gives the same gradient
+            of the whole step (its `weigh`), so that any split over forwards and ranks gives the same gradient
     parts   name -> (sum, count), scalars without a graph: "text" and "image" stay apart, and their
             averages over steps and ranks are weighted by what was counted
     """
@@ -33,19 +33,11 @@ class Weight(NamedTuple):
     read: int
 
 
-class Weighs(Protocol):
-    """What the loop asks of a module it trains, beside its forward(batch) -> Losses."""
-
-    def weigh(self, batch) -> Weight:
-        """The weight of a batch still on the host (numpy arrays), known before its forward."""
-
-
 class OfPictures(nn.Module):
     """forward(Pictures) -> Losses: the named losses of `losses`, each a mean over images, each reported apart."""
 
     def losses(self, images: Tensor, texts: tuple[str, ...]) -> dict[str, Tensor]:
         """Of float32 images (B, 3, H, W) in [-1, 1] with their captions: scalars, already weighted."""
-        raise NotImplementedError
 
     def forward(self, batch: Pictures) -> Losses:
         device, n = next(self.parameters()).device, len(batch)
@@ -54,6 +46,7 @@ class OfPictures(nn.Module):
         return Losses(sum(found.values()) * n, {name: (loss.detach() * n, n) for name, loss in found.items()})
 
     def weigh(self, batch: Pictures) -> Weight:
+        """The weight of a batch still on the host, known before its forward: what the loop asks of all it trains."""
         return Weight(float(len(batch)), len(batch))
 
 

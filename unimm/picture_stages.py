@@ -87,7 +87,7 @@ def train_pictures(recipe: Recipe, folder: Path, name: str, stage: PictureStage,
         return
     torch.manual_seed(stage.seed)
     module, part = _module(recipe, folder, name, stage)
-    wanted = module.asked.wanted if isinstance(module, Reconstructing) else ()
+    wanted = module.wanted if isinstance(module, Reconstructing) else ()
     captions = isinstance(stage, Contrast) or any(isinstance(each, Contrastive) for each in wanted)
     side = recipe.image_tokenizer.image * (recipe.decoder.scale if isinstance(stage, Detokenize) else 1)
     datasets = []

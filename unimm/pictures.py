@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from unimm.disk import replace_file
 
@@ -27,8 +28,6 @@ def enlarged(image: np.ndarray, least: int = 128) -> np.ndarray:
 
 def grid(images: list[np.ndarray], labels: list[str] | None = None, columns: int = 8) -> np.ndarray:
     """One uint8 picture of images in rows of `columns`, each above its label if there are labels; large ones shrunk."""
-    from PIL import Image, ImageDraw, ImageFont
-
     cells = [Image.fromarray(enlarged(image)) for image in images]
     for cell in cells:
         cell.thumbnail((MOST, MOST))
@@ -57,9 +56,6 @@ def write_png(path: Path, image: np.ndarray, facts: dict[str, str] | None = None
 def to_png(image: np.ndarray, optimize: bool = False, facts: dict[str, str] | None = None) -> bytes:
     """uint8 (H, W, 3) as a file's bytes, lossless; `optimize` takes time to make it smaller. `facts` become its text
     chunks, which any viewer of metadata shows."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
     data, chunks = io.BytesIO(), PngInfo()
     for name, value in (facts or {}).items():
         chunks.add_text(name, value)
@@ -69,8 +65,6 @@ def to_png(image: np.ndarray, optimize: bool = False, facts: dict[str, str] | No
 
 def facts_of(path: Path) -> dict[str, str] | None:
     """What a PNG says of itself; None where there is no such file, or no whole one."""
-    from PIL import Image
-
     try:
         with Image.open(path, formats=("png",)) as image:
             facts = {name: str(value) for name, value in image.info.items() if isinstance(value, str)}
@@ -82,8 +76,6 @@ def facts_of(path: Path) -> dict[str, str] | None:
 
 def from_png(data: bytes) -> np.ndarray:
     """The inverse of `to_png`."""
-    from PIL import Image
-
     return np.array(Image.open(io.BytesIO(data), formats=("png",)).convert("RGB"))
 
 
@@ -94,12 +86,16 @@ def resized(array: np.ndarray, size: tuple[int, int], filter: str = "bicubic") -
     return np.array(Image.fromarray(array).resize((size[1], size[0]), Image.Resampling[filter.upper()]))
 
 
+def centre(array: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The part of this size in the middle, a view."""
+    top, left = (array.shape[0] - height) // 2, (array.shape[1] - width) // 2
+    return array[top:top + height, left:left + width]
+
+
 def fit(array: np.ndarray, size: int) -> np.ndarray:
     """The largest centred square, resized to (size, size, 3)."""
-    height, width = array.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return resized(array[top:top + side, left:left + side], (size, size))
+    side = min(array.shape[:2])
+    return resized(centre(array, side, side), (size, size))
 
 
 def cropped(array: np.ndarray, size: tuple[int, int], filter: str = "bicubic") -> np.ndarray:
@@ -107,9 +103,7 @@ def cropped(array: np.ndarray, size: tuple[int, int], filter: str = "bicubic") -
     height, width = array.shape[:2]
     scale = max(size[0] / height, size[1] / width)
     covering = max(round(height * scale), size[0]), max(round(width * scale), size[1])
-    array = resized(array, covering, filter)
-    top, left = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
-    return np.ascontiguousarray(array[top:top + size[0], left:left + size[1]])
+    return np.ascontiguousarray(centre(resized(array, covering, filter), *size))
 
 
 def padded(array: np.ndarray, side: int, colour: tuple[int, int, int]) -> np.ndarray:
@@ -119,8 +113,7 @@ def padded(array: np.ndarray, side: int, colour: tuple[int, int, int]) -> np.nda
     """
     height, width = (max(1, round(n * side / max(array.shape[:2]))) for n in array.shape[:2])
     square = np.full((side, side, 3), colour, np.uint8)
-    top, left = (side - height) // 2, (side - width) // 2
-    square[top:top + height, left:left + width] = resized(array, (height, width))
+    centre(square, height, width)[:] = resized(array, (height, width))
     return square
 
 
@@ -132,8 +125,7 @@ def size_of_area(height: int, width: int, area: int, factor: int) -> tuple[int, 
     ratio = width / height
     rows = int((area / ratio) ** 0.5)
     columns = int(rows * ratio)
-    rows, columns = ((n + factor // 2) // factor * factor for n in (rows, columns))
-    return max(rows, factor), max(columns, factor)
+    return tuple(max(factor, (n + factor // 2) // factor * factor) for n in (rows, columns))
 
 
 def size_within(height: int, width: int, pixels: tuple[int, int], factor: int) -> tuple[int, int]:

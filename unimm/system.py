@@ -47,8 +47,8 @@ from unimm.vocab import markers, numbered
 if TYPE_CHECKING:
     import torch
 
+    from unimm.diffusion.detokenizer import FlowDetokenizer
     from unimm.images.base import ImageTokenizer
-    from unimm.images.tokenizer import Drawer
     from unimm.model.unified import UnifiedModel
 
 TEXT_FILE, RECIPE_FILE, EXPORT_FILE = "text.model", "recipe.json", "export.json"
@@ -66,7 +66,7 @@ class System:
     folder: Path
     layout: Layout
     tokenizer: "ImageTokenizer"
-    drawer: "Drawer"
+    drawer: "ImageTokenizer | FlowDetokenizer"
     """What draws the pixels of codes: the tokenizer itself, or a diffusion decoder."""
     model: "UnifiedModel | None"
     """None where the run's language model is still to come; then `checkpoint` is the image tokenizer's folder."""
@@ -287,7 +287,7 @@ def load_converted(path: Path, model: "UnifiedModel", recipe: Recipe, layout: La
                tokenizer.code_vectors())
 
 
-def drawer_of(recipe: Recipe, folder: Path, tokenizer: "ImageTokenizer") -> "Drawer":
+def drawer_of(recipe: Recipe, folder: Path, tokenizer: "ImageTokenizer") -> "ImageTokenizer | FlowDetokenizer":
     """What draws the run's pictures. Raises StoredError where the recipe has a decoder that isn't there, or is damaged.
     """
     match recipe.decoder:

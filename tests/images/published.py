@@ -8,6 +8,7 @@ from PIL import Image
 
 from unimm.config.images import IBQ, Chameleon, Emu3, LlamaGen, MoVQ
 from unimm.images.tokenizer import build_tokenizer
+from unimm.sample import Codes, Level
 
 SIZES = {"width": 32, "multipliers": (1, 1, 1, 2), "blocks": 1, "image": 64, "fit": "short_side"}
 TINY = {
@@ -35,13 +36,23 @@ def tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
+def encode(tokenizer, images: torch.Tensor) -> torch.Tensor:
+    """The ids of the last level, int64 (B, P) or (B, P, depth)."""
+    return torch.from_numpy(np.stack([c.levels[-1].ids for c in tokenizer.contents(images)])).long().squeeze(-1)
+
+
+def decode(tokenizer, ids: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
+    """What ids of one level are drawn as, float32 (B, 3, H, W)."""
+    return tokenizer.pictures([Codes((Level(row.reshape(len(row), -1), grid),)) for row in ids.numpy()])
+
+
 def tiny(kind: str):
     """A tokenizer whose random weights are such that photographs have many codes."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer(TINY[kind]).eval()
     with torch.no_grad():
-        z = torch.cat([tokenizer.latents(tensor(image))[0].flatten(1).T for image in photographs()])
-        tokenizer.quantize.embedding.weight.copy_(spread(z, tokenizer.size))
+        z = torch.cat([tokenizer.maps(tensor(image))[0][0].flatten(1).T for image in photographs()])
+        tokenizer.quantize.embedding.weight.copy_(spread(z, TINY[kind].size))
     return tokenizer
 
 

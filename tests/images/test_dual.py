@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from images.published import encode
 
 from unimm.config.check import ConfigError
 from unimm.config.images import DualTokenizer
@@ -66,7 +67,7 @@ def test_one_index_is_the_least_joint_distance_and_addresses_both_codebooks():
         meant = tokenizer.meant(tokenizer._seen(images))
         meant = torch.nn.functional.interpolate(meant, (4, 4), mode="bilinear", antialias=True)
         drawn = tokenizer.encoder(images)
-    ids = tokenizer.encode(images)
+    ids = encode(tokenizer, images)
     for b in range(8):
         for p in range(16):
             s, z = meant[b, :, p // 4, p % 4].double(), drawn[b, :, p // 4, p % 4].double()

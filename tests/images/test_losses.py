@@ -57,21 +57,21 @@ def test_gram_and_perceptual_equal_loops_in_float64():
 @pytest.mark.parametrize("loss", [Perceptual(), Gram(weight=10.0)], ids=lambda x: x.kind)
 def test_features_pull_what_comes_back_and_stay_as_they_are(loss):
     module = asked(loss)
-    network, = module.asked.features
+    network, = module.features
     before = [p.clone() for p in network.parameters()]
-    assert not any(name.startswith("asked.") for name in module.state_dict()), "the network is not part of it"
+    assert all(name.startswith("tokenizer.") for name in module.state_dict()), "the network is not part of it"
     losses = module.losses(images(captioned()), captioned().texts)
     losses[loss.kind].backward()
     assert module.tokenizer.decoder[0].weight.grad.abs().sum() > 0
     assert all(p.grad is None and torch.equal(p, b) for p, b in zip(network.parameters(), before))
     same = images(captioned())
-    hidden = module.asked._hidden(same)
+    hidden = module._hidden(same)
     assert perceptual(hidden, hidden) < 1e-10 and gram(hidden, hidden) == 0
 
 
 def test_neither_side_of_the_game_moves_the_other():
     module = asked(Adversarial(weight=0.5))
-    judge, tokenizer = module.asked.learned["adversarial"].judge, module.tokenizer
+    judge, tokenizer = module.learned["adversarial"].judge, module.tokenizer
     losses = module.losses(images(captioned()), ())
     losses["adversarial"].backward(retain_graph=True)
     assert all(p.grad is None for p in judge.parameters())
@@ -90,18 +90,18 @@ def test_the_adversary_is_heard_after_so_many_forwards_and_counts_them_in_its_st
     again.load_state_dict(module.state_dict())
     heard += [again.losses(images(batch), ())["adversarial"].item() for _ in range(2)]
     assert heard[:2] == [0, 0] and heard[2] != 0 and heard[3] != 0
-    assert module.eval().asked.learned["adversarial"].forwards == 2
+    assert module.eval().learned["adversarial"].forwards == 2
     module.losses(images(batch), ())
-    assert module.asked.learned["adversarial"].forwards == 2
+    assert module.learned["adversarial"].forwards == 2
     with torch.no_grad():
         found = module.tokenizer(images(batch))
-        score = module.asked.learned["adversarial"].judge(found.images).mean()
+        score = module.learned["adversarial"].judge(found.images).mean()
         assert module.losses(images(batch), ())["adversarial"].item() == pytest.approx(-0.5 * score.item(), rel=1e-5)
 
 
 def test_a_discriminator_learns_to_tell_and_a_tokenizer_to_please():
     module = asked(Adversarial(weight=0.0))
-    optimizer = torch.optim.Adam(module.asked.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(module.learned.parameters(), lr=3e-3)
     for step in range(40):
         loss = module.losses(images(captioned(seed=step)), ())["discriminator"]
         optimizer.zero_grad()
@@ -166,7 +166,7 @@ def test_contrastive_pulls_a_tokenizers_vectors_to_their_captions():
     def share():
         with torch.no_grad():
             pooled = module.tokenizer(images(batch)).vectors.mean(1)
-            return found_again(module.asked.learned["contrastive"].logits(pooled, batch.texts), batch.texts)
+            return found_again(module.learned["contrastive"].logits(pooled, batch.texts), batch.texts)
 
     before = share()
     trained(module, "contrastive", steps=100)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from images.published import TINY, photographs, tensor, tiny
+from images.published import TINY, decode, encode, photographs, tensor, tiny
 
 from unimm.config.images import Chameleon
+from unimm.config.quantizers import IndexBackprop
 from unimm.images.quantize import Codebook, IndexBackpropagation, UnitCodebook
 from unimm.images.tokenizer import TokenizerError, build_tokenizer, to_codes, to_pixels
 from unimm.sample import Codes, Level
@@ -14,7 +15,7 @@ from unimm.sample import Codes, Level
 
 def book(kind, size=30, dim=5):
     torch.manual_seed(1)
-    made = kind(size, dim)
+    made = kind(IndexBackprop(size=size, dim=dim, entropy_weight=0.0))
     torch.nn.init.normal_(made.embedding.weight)
     return made
 
@@ -42,7 +43,7 @@ def test_codes_are_those_of_the_definition(kind, monkeypatch):
     want = chosen(kind, rows, made.embedding.weight)
     assert made.ids_of(z).flatten().tolist() == want
     assert len(set(want)) > 10
-    monkeypatch.setattr("unimm.images.quantizer.DISTANCES", 100)  # a few rows at a time
+    monkeypatch.setattr("unimm.images.quantize.DISTANCES", 100)  # a few rows at a time
     assert made.ids_of(z).flatten().tolist() == want
     found = made(z)
     assert torch.equal(found.vectors, made.codes_to_vectors(found.ids).view(2, 7, 6, 5).permute(0, 3, 1, 2))
@@ -108,16 +109,16 @@ def test_the_spatial_norm_is_that_of_enlarged_codes():
 @pytest.mark.parametrize("kind", sorted(TINY))
 def test_each_kind_codes_and_draws_grids_of_several_shapes(kind):
     tokenizer = tiny(kind)
-    assert tokenizer.code_vectors()["visual"].shape == (tokenizer.size, tokenizer.dim)
+    assert tokenizer.code_vectors()["visual"].shape == (tokenizer.quantizer.size, tokenizer.dim)
     pictures = [photographs()[0][:h, :w] for h, w in ((64, 64), (32, 80), (64, 64))]
     codes = to_codes(tokenizer, pictures)
     assert [c.levels[0].grid for c in codes] == [(8, 8), (4, 10), (8, 8)]
     drawn = to_pixels(tokenizer, codes)
     assert [d.shape for d in drawn] == [p.shape for p in pictures]
     found = tokenizer(tensor(pictures[1]))
-    assert torch.equal(found.ids, tokenizer.encode(tensor(pictures[1])))
-    assert torch.allclose(found.images, tokenizer.decode(found.ids, (4, 10)), atol=1e-4)
-    assert torch.equal(tokenizer.train().encode(tensor(pictures[1])), found.ids)
+    assert torch.equal(found.ids, encode(tokenizer, tensor(pictures[1])))
+    assert torch.allclose(found.images, decode(tokenizer, found.ids, (4, 10)), atol=1e-4)
+    assert torch.equal(encode(tokenizer.train(), tensor(pictures[1])), found.ids)
     line = Codes((Level(codes[0].levels[0].ids),))  # codes without a grid are on the configuration's own
     assert np.array_equal(to_pixels(tokenizer, [line])[0], to_pixels(tokenizer, codes[:1])[0])
 
@@ -128,7 +129,7 @@ def test_sizes_and_codes_that_do_not_fit_are_refused(kind):
     with pytest.raises(TokenizerError, match="image 0 is uint8 .60, 64, 3.*both sides multiples of 8"):
         to_codes(tokenizer, [np.zeros((60, 64, 3), np.uint8)])
     with pytest.raises(TokenizerError, match="multiples of 8"):
-        tokenizer.encode(torch.zeros(1, 3, 64, 4))
+        encode(tokenizer, torch.zeros(1, 3, 64, 4))
     with pytest.raises(TokenizerError, match="below 96"):
         to_pixels(tokenizer, [Codes.of_grid(np.full((2, 2), 96))])
 

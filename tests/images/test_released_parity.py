@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from images.published import SIZES, TINY, photographs, spread, tensor
+from images.published import SIZES, TINY, decode, encode, photographs, spread, tensor
 from safetensors.torch import load_file, save_file
 from transformers import (
     ChameleonVQVAE,
@@ -98,9 +98,9 @@ def test_codes_decode_to_the_same_pixels(pair):
     kind, model, tokenizer = pair
     if kind == "chameleon":
         pytest.skip("transformers' has no decoder")
-    ids = tokenizer.encode(tensor(photographs()[0]))
+    ids = encode(tokenizer, tensor(photographs()[0]))
     want = model.decode(ids.view(1, 20, 20) if kind == "emu3" else ids)
-    got = tokenizer.decode(ids, (20, 20))
+    got = decode(tokenizer, ids, (20, 20))
     assert want.std() > 0.1
     assert (got - want).abs().max() <= 1e-4
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from images.published import decode
 
 from data.shapes import evaluation_scenes, pairs
 from data.shapes_world import draw
@@ -87,7 +88,7 @@ def test_a_prefix_draws_alike_alone_in_a_batch_and_before_any_other_codes():
     mixed = to_pixels(tokenizer, [cut(whole[0], 2), whole[1], cut(whole[0], 5)])
     assert np.array_equal(mixed[0], to_pixels(tokenizer, [cut(whole[0], 2)])[0])
     ids = torch.from_numpy(whole[0].levels[0].ids.T).long()
-    drawn = tokenizer.decode(ids[:, :2])
+    drawn = decode(tokenizer, ids[:, :2])
     assert torch.allclose(drawn, tokenizer.pictures([cut(whole[0], 2)]), atol=1e-6)
     present = torch.tensor([[1.0, 1, 0, 0, 0, 0]])
     same = [tokenizer.features(tokenizer.vectors_of(torch.cat([ids[:, :2], rest], 1)), present)
@@ -166,7 +167,7 @@ def test_the_expander_reads_no_later_latent():
     changed = tokenizer.expand(later) != whole
     assert not changed[:, :9].any() and changed[:, 9:].any(-1).all()
     assert torch.allclose(tokenizer.expand(latents[:, :5]), whole[:, :5], atol=1e-5)
-    assert whole.shape[-1] == tokenizer.vector_dim and torch.equal(whole, tokenizer.features(latents))
+    assert whole.shape[-1] == tokenizer.dim and torch.equal(whole, tokenizer.features(latents))
     assert torch.equal(small(quantizer=Unquantized(dim=6)).expand(latents), latents)
 
 
@@ -221,7 +222,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_line():
     assert "below 216" in refused(SEED, Codes((Level(np.full((6, 1), 216)),)))
     assert "one of (1 to 16, 1)" in refused(LAVIT, Codes((Level(np.zeros((3, 2))),)))
     assert "0 level(s) of nothing" in refused(LAVIT, Latents(np.zeros((3, 8), np.float32)))
-    assert "16 latents of 6 channels" in refused(MING, Latents(np.zeros((15, 6), np.float32)))
+    assert "one of (16, 6) below inf" in refused(MING, Latents(np.zeros((15, 6), np.float32)))
     assert "latents" in refused(MING, Codes((Level(np.zeros((16, 1))),)))
     assert "latents" in refused(MING, Latents(np.full((16, 6), np.nan, np.float32)))
 

@@ -9,8 +9,8 @@ few channels, noise doesn't (Li and He 2025, arXiv:2511.13720, 3).
 """
 
 import math
+from itertools import pairwise
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from unimm.losses import OfPictures, pixel_errors
 from unimm.sample import Content
 
 TIMES = 1000
-"""The scheduler's unit of time: sigma 1 is time 1,000."""
+"""The network's unit of time: sigma 1 is time 1,000."""
 MEAN, SPREAD = 0.8, 0.8
 """Of the logit of sigma in training, as Li and He chose (their t is 1 - sigma): mostly much noise, where what the
 conditions say is needed most."""
@@ -49,20 +49,17 @@ class FlowDetokenizer(nn.Module):
         if pixels % (2 * config.patch):
             raise ConfigError(f"FlowDecoder.patch is {config.patch}; twice that must divide the {pixels} pixels, each "
                               "way, that it draws for a code")
+        if channels is None:
+            blank = torch.zeros(1, 3, *[tokenizer.config.image] * 2, device=tokenizer.device)
+            channels = tokenizer.conditions(tokenizer.contents(blank)).shape[1]
         cell, width, inner = pixels // config.patch, config.width, 3 * config.patch**2
-        self.read = nn.Sequential(nn.Conv2d(channels or self._channels(), 2 * width * cell**2, 3, padding=1),
+        self.read = nn.Sequential(nn.Conv2d(channels, 2 * width * cell**2, 3, padding=1),
                                   nn.PixelShuffle(cell))
         self.network = UNet2DModel(
             in_channels=inner + 2 * width, out_channels=inner, layers_per_block=config.layers, add_attention=False,
             block_out_channels=(width, 2 * width), down_block_types=("DownBlock2D",) * 2,
             up_block_types=("UpBlock2D",) * 2, norm_num_groups=math.gcd(8, width))
         nn.init.zeros_(self.network.conv_out.weight)
-
-    @torch.no_grad()
-    def _channels(self) -> int:
-        side = self.tokenizer.config.image
-        contents = self.tokenizer.contents(torch.zeros(1, 3, side, side, device=self.tokenizer.device))
-        return self.tokenizer.conditions(contents).shape[1]
 
     def forward(self, noisy: Tensor, sigma: Tensor, conditions: Tensor) -> Tensor:
         """The picture (B, 3, H, W) in what has `sigma` (B,) of noise, 0 to 1."""
@@ -74,13 +71,10 @@ class FlowDetokenizer(nn.Module):
     @torch.no_grad()
     def sample(self, noise: Tensor, conditions: Tensor) -> Tensor:
         """From noise (B, 3, H, W) along the flow, by Euler's rule."""
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        scheduler, z = FlowMatchEulerDiscreteScheduler(TIMES), noise
-        scheduler.set_timesteps(sigmas=np.linspace(1, 0, self.config.steps, endpoint=False), device=noise.device)
-        for sigma, time in zip(scheduler.sigmas, scheduler.timesteps):
+        z = noise
+        for sigma, later in pairwise(torch.linspace(1, 0, self.config.steps + 1, device=noise.device)):
             velocity = (z - self(z, sigma.expand(len(z)), conditions)) / sigma
-            z = scheduler.step(velocity, time, z).prev_sample
+            z = z + (later - sigma) * velocity
         return z
 
     def check(self, number: int, content: Content) -> tuple[int, int]:

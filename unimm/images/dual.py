@@ -66,13 +66,12 @@ class DualImageTokenizer(ImageTokenizer):
         seen = self._seen(inputs)
         found = [quantizer(each) for quantizer, each in zip(self.quantizers, self._maps(seen, inputs))]
         vectors = self.joined([each.vectors for each in found])
-        again = self.drawn(vectors).float()
         target = self._seen(inputs, self.taught) if self.taught else seen
         recalled = resized(self.recall(found[0].vectors[:, :self.config.semantic.dim]), self.side)
         semantic = (1 - F.cosine_similarity(recalled, target, dim=1)).mean()
         lost = sum([weight * each.loss for each in found[:-1]], found[-1].loss)
-        losses = self.pixel_losses(again, images.float()) | {"quantizer": lost, "semantic": weight * semantic}
-        return Reconstruction(again, found[-1].ids, losses, vectors.flatten(2).mT)
+        losses = {"quantizer": lost, "semantic": weight * semantic}
+        return self.rebuilt(images, vectors, found[-1].ids, vectors.flatten(2).mT, losses)
 
 
 def _copied(features: nn.Module) -> nn.Module:

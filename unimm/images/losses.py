@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from unimm.config import images as config
 from unimm.config.images import OwnTokenizer
-from unimm.images.base import ImageTokenizer, Reconstruction, TokenizerError
+from unimm.images.base import ImageTokenizer, TokenizerError
 from unimm.losses import OfPictures
 
 ROWS, DIM = 2**13, 128
@@ -58,8 +58,7 @@ class Captions(nn.Module):
 
     def forward(self, pooled: Tensor, texts: tuple[str, ...]) -> Tensor:
         logits = self.logits(pooled, texts).float()
-        number = {text: n for n, text in enumerate(dict.fromkeys(texts))}
-        same = torch.tensor([number[text] for text in texts])
+        same = torch.tensor([texts.index(text) for text in texts])
         pair = torch.eye(len(texts), dtype=torch.bool)
         said = torch.tensor([bool(hashed(text)) for text in texts])
         counts = ((same[:, None] != same) | pair) & said[:, None] & said
@@ -151,14 +150,15 @@ def resized(maps: Tensor, side: int | tuple[int, int]) -> Tensor:
     return F.interpolate(maps, side, mode="bilinear", antialias=True)
 
 
-class TokenizerLosses(nn.Module):
-    """forward(tokenizer, images, texts, its Reconstruction) -> losses by name, weighted.
+class Reconstructing(OfPictures):
+    """The image tokenizer's own losses, and those that its configuration asks for beside them.
 
     `features` is a JanusVisionModel or None. Raises TokenizerError where it is None and some loss asks for it.
     """
 
     def __init__(self, tokenizer: ImageTokenizer, features: nn.Module | None = None):
         super().__init__()
+        self.tokenizer = tokenizer
         self.wanted = tokenizer.config.losses if isinstance(tokenizer.config, OwnTokenizer) else ()
         kinds = [each.kind for each in self.wanted]
         if len(set(kinds)) < len(kinds):
@@ -176,23 +176,20 @@ class TokenizerLosses(nn.Module):
                 case config.Adversarial():
                     self.learned[each.kind] = AdversarialLoss(each)
                 case config.Contrastive():
-                    self.learned[each.kind] = Captions(tokenizer.vector_dim)
+                    self.learned[each.kind] = Captions(tokenizer.dim)
                 case config.Distill():
-                    self.learned[each.kind] = DistillLoss(
-                        tokenizer.vector_dim, features.config.hidden_size, tokenizer.grid)
+                    self.learned[each.kind] = DistillLoss(tokenizer.dim, features.config.hidden_size, tokenizer.grid)
 
     def _hidden(self, images: Tensor) -> Hidden:
         hidden = self.features[0].to(images.device)(images, output_hidden_states=True)
         return *hidden.hidden_states[1:-1], hidden.last_hidden_state
 
-    def forward(self, tokenizer: ImageTokenizer, images: Tensor, texts: tuple[str, ...],
-                found: Reconstruction) -> dict[str, Tensor]:
-        if not self.wanted:
-            return {}
+    def losses(self, images, texts):
+        found = self.tokenizer(images)
         with torch.no_grad():
             target = self._hidden(images) if self.features else ()
         again = self._hidden(found.images) if self.looks_again else ()
-        read, losses = tokenizer.expand(found.vectors), {}
+        losses, read = dict(found.losses), self.tokenizer.expand(found.vectors) if self.wanted else None
         for each in self.wanted:
             match each:
                 case config.Perceptual():
@@ -209,19 +206,3 @@ class TokenizerLosses(nn.Module):
                     assert_never(each)
             losses[each.kind] = each.weight * loss
         return losses
-
-
-class Reconstructing(OfPictures):
-    """The image tokenizer's own losses, and those that its configuration asks for beside them.
-
-    Raises TokenizerError where they ask for `features`, a vision encoder, and there is none.
-    """
-
-    def __init__(self, tokenizer: ImageTokenizer, features: nn.Module | None = None):
-        super().__init__()
-        self.tokenizer = tokenizer
-        self.asked = TokenizerLosses(tokenizer, features)
-
-    def losses(self, images, texts):
-        found = self.tokenizer(images)
-        return found.losses | self.asked(self.tokenizer, images, texts, found)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unimm.images.base import ImageTokenizer, arrays
 from unimm.images.tokenizer import to_codes, to_pixels
-from unimm.sample import Codes, Content, Latents
+from unimm.sample import Content, Latents
 
 AT_ONCE = 64
 
@@ -63,14 +63,10 @@ def code_counts(tokenizer: ImageTokenizer, contents: list[Content]) -> dict[str,
     return found
 
 
-def _unit(images: list[np.ndarray]) -> Tensor:
-    """uint8 (H, W, 3) -> float32 (B, 3, H, W) in [0, 1]"""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-
-
 def likeness(images: list[np.ndarray], back: list[np.ndarray]) -> dict[str, float]:
     """PSNR and SSIM of two lists of uint8 (H, W, 3) images of one size."""
-    return {"psnr": psnr(_unit(images), _unit(back)), "ssim": ssim(_unit(images), _unit(back))}
+    a, b = (torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2).float() / 255 for some in (images, back))
+    return {"psnr": psnr(a, b), "ssim": ssim(a, b)}
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -84,8 +80,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
     Gaussian window of 11 with sigma 1.5, where it lies wholly inside the image; K1 0.01, K2 0.03.
     """
     window = min(11, *(n - 1 + n % 2 for n in a.shape[-2:]))
-    x = torch.arange(window, dtype=a.dtype) - window // 2
-    g = torch.exp(-(x**2) / (2 * 1.5**2))
+    g = torch.signal.windows.gaussian(window, std=1.5, dtype=a.dtype)
     g = g / g.sum()
 
     def blur(image: Tensor) -> Tensor:
@@ -112,23 +107,19 @@ def zipf(counts: np.ndarray) -> float:
     ordered = np.sort(counts[counts > 0])[::-1]
     if len(ordered) < 2:
         return 0.0
-    rank, often = np.log(np.arange(1, len(ordered) + 1)), np.log(ordered)
-    rank = rank - rank.mean()
-    return float((rank * often).sum() / (rank * rank).sum())
+    return float(np.polyfit(np.log(np.arange(1, len(ordered) + 1)), np.log(ordered), 1)[0])
 
 
 @torch.no_grad()
 def pooled_vectors(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> np.ndarray:
     """What the codes of each image stand for, or its latents, averaged over its positions: float64 (N, dim)."""
     def pooled(content: Content) -> Tensor:
-        match content:
-            case Latents(array=array):
-                return torch.from_numpy(array).mean(0)
-            case Codes(levels=(level,)):
-                ids = torch.from_numpy(level.ids).long().to(tokenizer.device)
-                return tokenizer.vectors_of(ids.squeeze(-1)[None])[0].mean(0)
-            case _:  # several levels lie side by side for the decoder
-                return tokenizer.conditions([content])[0].mean((1, 2))
+        rows = torch.from_numpy(arrays(content)[0]).to(tokenizer.device)
+        if isinstance(content, Latents):
+            return rows.mean(0)
+        if len(content.levels) > 1:  # they lie side by side for the decoder
+            return tokenizer.conditions([content])[0].mean((1, 2))
+        return tokenizer.vectors_of(rows.long().squeeze(-1)).mean(0)
 
     return torch.stack([pooled(content) for content in to_codes(tokenizer, images)]).double().cpu().numpy()
 

@@ -1,4 +1,11 @@
-"""The kinds of quantizers; what they share stands in `unimm.images.quantizer`.
+"""What every quantizer is, feature maps to codes, and its kinds. One call and two inverses, the same for every kind.
+
+    z (B, C, h, w) --forward--> Quantized(vectors (B, C, h, w), ids (B, P), loss)
+    z              --ids_of---> ids int64 (B, P), P = h * w, row by row; never trains anything
+    ids (..., P)   --codes_to_vectors--> float32 (..., P, C)
+
+Where a position has several codes, ids are (..., P, depth). `vectors` equals `codes_to_vectors(ids)` bit for bit, and
+its gradient goes straight through to z. Everything is computed in float32, whatever z is. The kinds:
 
     FiniteScalar, LookupFree                     no codebook: numbers rounded, signs
     VectorQuantizer                              a codebook of moving averages, the nearest code
@@ -14,7 +21,7 @@ result of its all-reduce, and whether its VQ synchronises ranks is decided once,
 
 import math
 from itertools import combinations
-from typing import assert_never
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,7 +29,88 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.config import quantizers as config
-from unimm.images.quantizer import Nearest, Quantized, Quantizer, rows_of
+
+DISTANCES = 2**26
+"""Distances to codes held at a time: 256 MB. 131,072 codes by the 4,096 positions of one image would take 2 GB."""
+
+
+class Quantized(NamedTuple):
+    """vectors (B, C, h, w) of z's dtype; ids int64 (B, P), or (B, P, depth) where a position has several, or None where
+    nothing is rounded; loss float32 () to be added to the training loss."""
+
+    vectors: Tensor
+    ids: Tensor | None
+    loss: Tensor
+
+
+class Quantizer(nn.Module):
+    """What the kinds share. Each has `size` codes of `dim` channels and defines the methods that have no body here.
+    Rows are z as float32 (N, C), N = B * h * w, brought to where the codes are by `settled`."""
+
+    depth = 1
+    """Codes a position; 0 where it has none, its vector being what is kept."""
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.size, self.dim = size, dim
+
+    def settled(self, rows: Tensor) -> Tensor:
+        """Rows as the kind compares them with its codes: squashed, or of length 1. Gradients pass through this."""
+        return rows
+
+    def _ids(self, rows: Tensor) -> Tensor:
+        """-> int64 (N,) or (N, depth)"""
+
+    def codes_to_vectors(self, ids: Tensor) -> Tensor:
+        """int64 (...) or (..., depth) -> float32 (..., C)"""
+
+    def _learn(self, rows: Tensor, ids: Tensor, vectors: Tensor) -> Tensor:
+        """In training: update averages from what was just coded, return the loss (), here nothing."""
+        return rows.new_zeros(())
+
+    def _through(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        """The vectors, with the gradient of what they stand for."""
+        # Not rows + (vectors - rows): rounding would make training see other vectors than decoding does.
+        return vectors + (rows - rows.detach())
+
+    def _start(self, rows: Tensor) -> None:
+        """In training, before coding: initialise from data where the kind does."""
+
+    def ids_of(self, z: Tensor) -> Tensor:
+        rows = self.settled(z.movedim(1, -1).flatten(0, 2).float())
+        return self._ids(rows).unflatten(0, (len(z), -1))
+
+    def forward(self, z: Tensor) -> Quantized:
+        rows = self.settled(z.movedim(1, -1).flatten(0, 2).float())
+        if self.training:
+            self._start(rows.detach())
+        ids = self._ids(rows.detach())
+        vectors = self.codes_to_vectors(ids)
+        loss = self._learn(rows, ids, vectors) if self.training else rows.new_zeros(())
+        vectors = self._through(rows, vectors).unflatten(0, (len(z), *z.shape[2:])).movedim(-1, 1)
+        return Quantized(vectors.to(z.dtype), ids.unflatten(0, (len(z), -1)) if self.depth else None, loss)
+
+
+class Nearest(Quantizer):
+    """The nearest of the vectors of a table."""
+
+    def table(self) -> Tensor:
+        """Every code's vector, float32 (size, dim)."""
+
+    def _far(self, rows: Tensor, table: Tensor) -> Tensor:
+        """What is least for the code of each row, (N, size)."""
+        # |row - e|^2 without |row|^2, which is the same for every code
+        return table.square().sum(1) - 2 * rows @ table.T
+
+    @torch.no_grad()
+    def _ids(self, rows):
+        table = self.table()
+        with torch.autocast(rows.device.type, enabled=False):
+            some = rows.split(max(1, DISTANCES // self.size))
+            return torch.cat([self._far(part, table).argmin(1) for part in some])
+
+    def codes_to_vectors(self, ids):
+        return F.embedding(ids, self.table().detach())
 
 
 class FiniteScalar(Quantizer):
@@ -36,8 +124,7 @@ class FiniteScalar(Quantizer):
         levels = kind.levels
         super().__init__(math.prod(levels), len(levels))
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        basis = [math.prod(levels[:i]) for i in range(len(levels))]
-        self.register_buffer("basis", torch.tensor(basis), persistent=False)
+        self.register_buffer("basis", torch.tensor([1, *levels[:-1]]).cumprod(0), persistent=False)
 
     def settled(self, rows):
         return rows.tanh()
@@ -60,8 +147,7 @@ class LookupFree(Quantizer):
     Commitment keeps z near its code (Open-MAGVIT2, Luo et al. 2024). Each rank takes its own batch's entropy.
     """
 
-    GROUP = 9
-    COMMITMENT = 0.25
+    GROUP, COMMITMENT = 9, 0.25
 
     def __init__(self, kind: config.LFQ):
         super().__init__(2**kind.bits, kind.bits)
@@ -95,15 +181,6 @@ def _joint_entropy(logits: Tensor) -> Tensor:
     return -(p * p.clamp_min(1e-9).log()).sum()
 
 
-def _of_all_ranks(rows: Tensor) -> Tensor:
-    """Every rank's rows (N, C), N its own, one rank after the other."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return rows
-    found = [rows] * dist.get_world_size()
-    dist.all_gather_object(found, rows.cpu())
-    return torch.cat(found).to(rows.device)
-
-
 class VectorQuantizer(Nearest):
     """VQ whose codebook is a moving average of the vectors given to it (van den Oord et al. 2017, A.1).
 
@@ -132,36 +209,33 @@ class VectorQuantizer(Nearest):
     def table(self):
         return self.codebook
 
-    @torch.no_grad()
     def _start(self, rows):
         if not self.started:
-            everywhere = torch.ones(self.size, dtype=torch.bool, device=rows.device)
-            self._move(everywhere, rows, torch.ones(len(rows), device=rows.device))
+            self._move(torch.ones_like(self.counts, dtype=torch.bool), rows, rows.new_ones(len(rows)))
             self.started.fill_(True)
 
     def _learn(self, rows, ids, vectors):
         coded = rows.detach()
-        self._average(coded, ids)
-        self._move(self.counts < self.kind.dead_below, coded, (coded - vectors).square().sum(1))
-        return self.kind.commitment * F.mse_loss(rows, vectors)
-
-    @torch.no_grad()
-    def _average(self, z: Tensor, ids: Tensor) -> None:
-        batch = z.new_zeros(self.size, self.dim + 1).index_add_(0, ids, F.pad(z, (0, 1), value=1.0))
+        batch = coded.new_zeros(self.size, self.dim + 1).index_add_(0, ids, F.pad(coded, (0, 1), value=1.0))
         if dist.is_initialized():
             dist.all_reduce(batch)
         self.counts.lerp_(batch[:, -1], 1 - self.kind.decay)
         self.sums.lerp_(batch[:, :-1], 1 - self.kind.decay)
         seen = self.counts > 1e-6
         self.codebook[seen] = self.sums[seen] / self.counts[seen, None]
+        self._move(self.counts < self.kind.dead_below, coded, (coded - vectors).square().sum(1))
+        return self.kind.commitment * F.mse_loss(rows, vectors)
 
-    @torch.no_grad()
     def _move(self, codes: Tensor, z: Tensor, weight: Tensor) -> None:
-        """Move the chosen codes, bool (size,), onto rows of z (N, C) drawn by weight (N,)."""
+        """Move the chosen codes, bool (size,), onto rows of all ranks' z (N, C), N each one's own, drawn by weight."""
         n = int(codes.sum())  # the same on every rank, as the counts are
         if n == 0:
             return
-        rows = _of_all_ranks(torch.cat([z, weight[:, None]], 1))
+        rows = torch.cat([z, weight[:, None]], 1)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            found = [rows] * dist.get_world_size()
+            dist.all_gather_object(found, rows.cpu())
+            rows = torch.cat(found).to(rows.device)
         drawn = rows[torch.multinomial(rows[:, -1] + 1e-12, n, replacement=n > len(rows)), :-1].contiguous()
         if dist.is_initialized():
             dist.broadcast(drawn, src=0)
@@ -173,10 +247,10 @@ class Codebook(Nearest):
     """The nearest of `size` learned vectors. Trained by its own loss alone, as in VQGAN: 1 part for the code,
     0.25 parts for the encoder's output."""
 
-    def __init__(self, size: int, dim: int):
-        super().__init__(size, dim)
-        self.embedding = nn.Embedding(size, dim)
-        nn.init.uniform_(self.embedding.weight, -1 / size, 1 / size)
+    def __init__(self, kind: config.IndexBackprop):
+        super().__init__(kind.size, kind.dim)
+        self.embedding = nn.Embedding(kind.size, kind.dim)
+        nn.init.uniform_(self.embedding.weight, -1 / kind.size, 1 / kind.size)
 
     def table(self):
         return self.embedding.weight.float()
@@ -207,9 +281,9 @@ class IndexBackpropagation(Codebook):
     The loss is the release's; codes that are sure and all used are rewarded where `entropy_weight` is above 0 (4.1).
     """
 
-    def __init__(self, size: int, dim: int, commitment: float = 0.25, entropy_weight: float = 0.0):
-        super().__init__(size, dim)
-        self.commitment, self.entropy_weight = commitment, entropy_weight
+    def __init__(self, kind: config.IndexBackprop):
+        super().__init__(kind)
+        self.kind = kind
         nn.init.normal_(self.embedding.weight)  # of so many that are all near 0, one alone would be chosen
 
     def _far(self, rows, table):
@@ -225,10 +299,10 @@ class IndexBackpropagation(Codebook):
 
     def _learn(self, rows, ids, vectors):
         loss = (F.mse_loss(self._through(rows, vectors), rows) + F.mse_loss(rows, vectors.detach())
-                + self.commitment * F.mse_loss(vectors, rows.detach()))
-        if self.entropy_weight:
+                + self.kind.commitment * F.mse_loss(vectors, rows.detach()))
+        if self.kind.entropy_weight:
             p, entropy = F.softmax(rows @ self.table().T, dim=1), torch.special.entr
-            loss = loss + self.entropy_weight * (entropy(p).sum(1).mean() - entropy(p.mean(0)).sum())
+            loss = loss + self.kind.entropy_weight * (entropy(p).sum(1).mean() - entropy(p.mean(0)).sum())
         return loss
 
 
@@ -237,9 +311,9 @@ class ResidualQuantizer(Quantizer):
     (Lee et al. 2022, RQ-VAE, 3.1). The codebook learns from what is left over at every depth, and the loss is that of
     all depths, each against what was left for it (eq. 7), their mean."""
 
-    def __init__(self, of: Nearest, depth: int):
-        super().__init__(of.size, of.dim)
-        self.of, self.depth = of, depth
+    def __init__(self, kind: config.Residual):
+        super().__init__(kind.of.size, kind.of.dim)
+        self.of, self.depth = VectorQuantizer(kind.of), kind.depth
 
     def _ids(self, rows):
         found = []
@@ -264,10 +338,10 @@ class ResidualQuantizer(Quantizer):
 class ProductQuantizer(Quantizer):
     """Codebooks side by side, each with its share of the channels (Bai et al. 2024, FQGAN, 3.1)."""
 
-    def __init__(self, parts: list[Nearest], disentangle: float):
-        super().__init__(parts[0].size, sum(part.dim for part in parts))
-        self.parts = nn.ModuleList(parts)
-        self.depth, self.disentangle = len(parts), disentangle
+    def __init__(self, kind: config.Product):
+        super().__init__(kind.of.size, kind.parts * kind.of.dim)
+        self.parts = nn.ModuleList(VectorQuantizer(kind.of) for _ in range(kind.parts))
+        self.depth, self.disentangle = kind.parts, kind.disentangle
 
     def _shares(self, rows: Tensor):
         return zip(self.parts, rows.chunk(self.depth, dim=-1))
@@ -283,9 +357,8 @@ class ProductQuantizer(Quantizer):
             part._start(share)
 
     def _learn(self, rows, ids, vectors):
-        each = vectors.chunk(self.depth, dim=-1)
-        losses = [part._learn(share, some, own)
-                  for (part, share), some, own in zip(self._shares(rows), ids.unbind(-1), each)]
+        losses = [part._learn(share, some, own) for (part, share), some, own
+                  in zip(self._shares(rows), ids.unbind(-1), vectors.chunk(self.depth, dim=-1))]
         # The codebooks are averages, so what is to point elsewhere is what the encoder puts into them.
         alike = [F.cosine_similarity(a, b, dim=-1).square().mean()
                  for a, b in combinations(self._through(rows, vectors).chunk(self.depth, dim=-1), 2)]
@@ -293,7 +366,8 @@ class ProductQuantizer(Quantizer):
 
 
 class Continuous(Quantizer):
-    """Nothing is rounded: latents of length sqrt(dim), so that a channel's mean square is 1, with noise in training."""
+    """Nothing is rounded: latents of length sqrt(dim), so that a channel's mean square is 1, with noise in training.
+    They are their own ids, float32 (..., C), but to `forward`, which has none."""
 
     depth = 0
 
@@ -304,29 +378,20 @@ class Continuous(Quantizer):
     def settled(self, rows):
         return F.rms_norm(rows, rows.shape[-1:])
 
-    def forward(self, z):
-        b, c, h, w = z.shape
-        rows = self.settled(rows_of(z))
-        if self.training:
-            rows = rows + self.noise * torch.randn_like(rows)
-        return Quantized(rows.view(b, h, w, c).permute(0, 3, 1, 2).to(z.dtype), None, rows.new_zeros(()))
+    def _ids(self, rows):
+        return rows
+
+    def codes_to_vectors(self, ids):
+        return ids
+
+    def _through(self, rows, vectors):
+        return rows + self.noise * torch.randn_like(rows) if self.training else rows
 
 
-def build_quantizer(quantizer: config.Quantizer) -> Quantizer:
-    match quantizer:
-        case config.FSQ():
-            return FiniteScalar(quantizer)
-        case config.VQ():
-            return VectorQuantizer(quantizer)
-        case config.LFQ():
-            return LookupFree(quantizer)
-        case config.IndexBackprop(size=size, dim=dim, commitment=commitment, entropy_weight=entropy):
-            return IndexBackpropagation(size, dim, commitment, entropy)
-        case config.Residual(of=of, depth=depth):
-            return ResidualQuantizer(VectorQuantizer(of), depth)
-        case config.Product(of=of, parts=parts, disentangle=weight):
-            return ProductQuantizer([VectorQuantizer(of) for _ in range(parts)], weight)
-        case config.Unquantized():
-            return Continuous(quantizer)
-        case _:
-            assert_never(quantizer)
+KINDS = {config.FSQ: FiniteScalar, config.LFQ: LookupFree, config.VQ: VectorQuantizer,
+         config.IndexBackprop: IndexBackpropagation, config.Residual: ResidualQuantizer,
+         config.Product: ProductQuantizer, config.Unquantized: Continuous}
+
+
+def build_quantizer(kind: config.Quantizer) -> Quantizer:
+    return KINDS[type(kind)](kind)

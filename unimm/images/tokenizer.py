@@ -6,9 +6,9 @@
 What a tokenizer is and does stands in `unimm.images.base.ImageTokenizer`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol, assert_never
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -46,16 +46,10 @@ def build_tokenizer(wanted: config.ImageTokenizer, features: nn.Module | None = 
                 raise TokenizerError("a dual image tokenizer is built on features, and there are none; set features, "
                                      "and a stage Contrast before where they are fresh")
             return (DualImageTokenizer if index == "shared" else LeveledImageTokenizer)(wanted, features)
-        case config.Emu3():
-            from unimm.images.vqgan import (
-                Emu3Tokenizer,  # late, both: transformers and diffusers take seconds to import
-            )
-
-            return Emu3Tokenizer(wanted)
         case config.Published():
-            from unimm.images.vqgan import VQGAN
+            from unimm.images import vqgan  # late: transformers and diffusers take seconds to import
 
-            return VQGAN(wanted)
+            return (vqgan.Emu3Tokenizer if isinstance(wanted, config.Emu3) else vqgan.VQGAN)(wanted)
         case _:
             assert_never(wanted)
 
@@ -70,24 +64,13 @@ def first_tokenizer(wanted: config.ImageTokenizer, features: nn.Module | None = 
         return build_tokenizer(wanted, features)
     with torch.device("meta"):
         tokenizer = build_tokenizer(wanted)
-    path = Path(wanted.weights)
-    fill(tokenizer, open_weights(path, wanted.unpickle), path)
+    fill(tokenizer, open_weights(Path(wanted.weights), wanted.unpickle), Path(wanted.weights))
     return tokenizer.eval()
 
 
 def is_released(wanted: config.ImageTokenizer) -> bool:
     """Whether the configuration names weights, so that no stage has to train the tokenizer."""
     return isinstance(wanted, config.Published) and wanted.weights != ""
-
-
-class Drawer(Protocol):
-    """What draws pixels: an image tokenizer, or a diffusion decoder in its place; methods as of the first."""
-
-    draws: bool
-
-    def check(self, number: int, content: Content) -> tuple[int, int]: ...
-
-    def pictures(self, contents: list[Content]) -> Tensor: ...
 
 
 def to_tensor(images: list[np.ndarray]) -> Tensor:
@@ -100,33 +83,32 @@ def to_codes(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> list[Conten
     """Codes, or latents, of uint8 (H, W, 3) images, of whatever sizes the tokenizer takes. Raises TokenizerError for
     any other."""
     for i, image in enumerate(images):
-        fits = image.ndim == 3 and image.shape[2] == 3 and tokenizer.takes(*image.shape[:2])
-        if not fits or image.dtype != np.uint8:
-            raise TokenizerError(f"image {i} is {image.dtype} {image.shape}; this image tokenizer takes "
-                                 f"uint8 {tokenizer.sizes_taken}: crop and resize it first")
-    found: dict[int, Content] = {}
-    for some in _batches([image.shape[:2] for image in images]):
-        found.update(zip(some, tokenizer.contents(to_tensor([images[i] for i in some]).to(tokenizer.device))))
-    return [found[i] for i in range(len(images))]
+        given = f"image {i} is {image.dtype} {image.shape}"
+        tokenizer.check_shape(given, image.shape if image.dtype == np.uint8 else ())
+    return _by_size(images, [image.shape[:2] for image in images],
+                    lambda some: tokenizer.contents(to_tensor(some).to(tokenizer.device)))
 
 
 @torch.no_grad()
-def to_pixels(drawer: Drawer, contents: list[Content]) -> list[np.ndarray]:
-    """The uint8 (H, W, 3) images of contents. Raises TokenizerError for those of another grid or codebook."""
-    found: dict[int, np.ndarray] = {}
-    for some in _batches([drawer.check(i, content) for i, content in enumerate(contents)]):
-        drawn = drawer.pictures([contents[i] for i in some])
-        pixels = ((drawn.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        found.update(zip(some, pixels))
-    return [found[i] for i in range(len(contents))]
+def to_pixels(drawer: nn.Module, contents: list[Content]) -> list[np.ndarray]:
+    """The uint8 (H, W, 3) images of contents, drawn by an image tokenizer or what has `check` and `pictures` as it has.
+    Raises TokenizerError for those of another grid or codebook."""
+    def drawn(some: list[Content]) -> np.ndarray:
+        pixels = (drawer.pictures(some).clamp(-1, 1) + 1) * 127.5
+        return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    return _by_size(contents, [drawer.check(i, content) for i, content in enumerate(contents)], drawn)
 
 
-def _batches(sizes: list[tuple[int, int]]) -> Iterator[list[int]]:
-    """The numbers of images of one size each, as many as go into one pass."""
+def _by_size(given: list, sizes: list[tuple[int, int]], made_of: Callable[[list], Iterable]) -> list:
+    """What is made of each of those given: of those of one size together, as many as go into one pass."""
+    found = {}
     for size in dict.fromkeys(sizes):
         alike = [i for i, other in enumerate(sizes) if other == size]
         n = max(1, min(AT_ONCE, PIXELS_AT_ONCE // (size[0] * size[1])))
-        yield from (alike[i : i + n] for i in range(0, len(alike), n))
+        for some in (alike[i : i + n] for i in range(0, len(alike), n)):
+            found.update(zip(some, made_of([given[i] for i in some])))
+    return [found[i] for i in range(len(given))]
 
 
 def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:

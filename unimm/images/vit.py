@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimm.config.images import ViTTokenizer
-from unimm.images.base import ImageTokenizer, Reconstruction, arrays
+from unimm.images.base import ImageTokenizer, arrays
 from unimm.images.quantize import build_quantizer
 from unimm.sample import Codes, Latents, Level
 
@@ -65,8 +65,9 @@ class ViTImageTokenizer(ImageTokenizer):
         rows, columns = self.grid
         width, patches, self.positions = config.width, rows * columns, config.queries or rows * columns
         self.quantizer = build_quantizer(config.quantizer)
-        self.varies, self.continuous = config.keep < 1, self.quantizer.depth == 0
+        self.varies = config.keep < 1
         self.wheres = patches if self.varies else 1
+        self.counts = 1 if self.varies or config.queries or config.drop_tail else self.positions, self.positions
 
         def blocks(n: int) -> nn.ModuleList:
             return nn.ModuleList(Block(width, config.heads) for _ in range(n))
@@ -85,16 +86,12 @@ class ViTImageTokenizer(ImageTokenizer):
         self.expander, self.decoder = blocks(config.expander), blocks(config.decoder_layers)
         self.paint = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 3 * self.patch**2), nn.Unflatten(1, self.grid))
-        self._lay_out(rows, columns)
-
-    def _lay_out(self, rows: int, columns: int) -> None:
-        """Who sees whom, and how well: less by `locality` for each place that it is away."""
-        n, patches = self.config.queries, rows * columns
+        # Who sees whom, and how well: less by `locality` for each place that it is away.
+        n, never = config.queries, float("-inf")
         places, (cells, reach) = homes(patches, rows, columns)[0], homes(self.positions, rows, columns)
-        near = [-self.config.locality * ((a[:, None] - b).abs() - reach).clamp_min(0).sum(-1)
+        near = [-config.locality * ((a[:, None] - b).abs() - reach).clamp_min(0).sum(-1)
                 for a in (places, cells) for b in (places, cells)]
-        never = float("-inf")
-        to_queries = near[3] + torch.full((n, n), never).triu(1) if self.config.causal and n else near[3]
+        to_queries = near[3] + torch.full((n, n), never).triu(1) if config.causal and n else near[3]
         see = near[0] if not n else torch.cat([
             torch.cat([near[0], torch.full((patches, n), never)], 1), torch.cat([near[2], to_queries], 1)])
         self.register_buffer("see", see, persistent=False)
@@ -105,7 +102,6 @@ class ViTImageTokenizer(ImageTokenizer):
         """Images (B, 3, H, W) -> what is to be quantized (B, n, dim), and whether each is kept, 0 or 1, (B, n): drawn
         by its probability where `sample`, and then with the gradient of that."""
         x = self.patches(images).flatten(2).transpose(1, 2) + self.places
-        patches = x.shape[1]
         if self.queries is not None:
             x = torch.cat([x, self.queries.expand(len(x), -1, -1)], 1)
         for block in self.encoder:
@@ -114,22 +110,15 @@ class ViTImageTokenizer(ImageTokenizer):
             return self.latent(x[:, -self.positions :]), x.new_ones(len(x), self.positions)
         scores = self.selector(x)  # (B, P, 2): to keep, to drop
         keep = F.gumbel_softmax(scores, hard=True)[..., 0] if sample else (scores[..., 0] > scores[..., 1]).to(x.dtype)
-        first = F.one_hot((scores[..., 0] - scores[..., 1]).argmax(1), patches)
+        first = F.one_hot((scores[..., 0] - scores[..., 1]).argmax(1), self.wheres)
         keep = torch.where(keep.sum(1, keepdim=True) > 0, keep, keep + first)
-        own = torch.eye(patches, dtype=torch.bool, device=x.device)
+        own = torch.eye(self.wheres, dtype=torch.bool, device=x.device)
         absorbed = (own | (keep < 0.5)[:, None]).log().to(x.dtype)[:, None]  # itself and the dropped: 0, else -inf
         return self.latent(self.merger(x, self.see + absorbed)), keep
-
-    def latents(self, images):
-        return self.tokens(images)[0].transpose(1, 2)[:, :, None]
 
     def expand(self, latents):
         """With an expander (B, n, dim) -> (B, n, width), n up to `positions`: the first k depend on no later latent."""
         return self.features(latents) if self.config.expander else latents
-
-    @property
-    def vector_dim(self):
-        return self.config.width if self.config.expander else self.dim
 
     def features(self, vectors: Tensor, present: Tensor | None = None) -> Tensor:
         """What the decoder reads: quantized vectors (B, n, dim) -> (B, n, width). present (B, n): 0 where one counts as
@@ -158,39 +147,33 @@ class ViTImageTokenizer(ImageTokenizer):
         return torch.cat([what, F.one_hot(ids % self.wheres, self.wheres)], -1) if self.varies else what
 
     @property
-    def size(self):
-        return self.quantizer.size * self.wheres
+    def books(self):
+        return {name: (size * self.wheres, depth) for name, (size, depth) in super().books.items()}
 
     @property
     def dim(self):
-        return self.quantizer.dim + (self.wheres if self.varies else 0)
+        return self.config.width if self.config.expander else self.quantizer.dim + self.wheres * self.varies
 
     @torch.no_grad()
     def contents(self, images):
         z, keep = self.tokens(self._checked(images))
-        kept = (keep > 0.5).cpu().numpy()
-        if self.continuous:
-            return [Latents(row) for row in self.quantizer.settled(z.float()).cpu().numpy()]
-        ids = self.quantizer.ids_of(z.transpose(1, 2)[:, :, None]).reshape(len(z), self.positions, -1)
-        ids = ids * self.wheres + torch.arange(self.positions, device=ids.device)[:, None] % self.wheres
-        return [Codes((Level(row[some]),)) for row, some in zip(ids.cpu().numpy(), kept)]
+        rows = self.quantizer.ids_of(z.mT[:, :, None]).reshape(*z.shape[:2], -1).cpu().numpy()
+        if not self.quantizer.depth:
+            return [Latents(row) for row in rows]
+        rows = rows * self.wheres + np.arange(self.positions)[:, None] % self.wheres
+        return [Codes((Level(row[some]),)) for row, some in zip(rows, (keep > 0.5).cpu().numpy())]
 
     def conditions(self, contents):
         """What is missing up to `positions` is absent."""
-        given = [arrays(content)[0] for content in contents]
-        rows = np.zeros((len(given), self.positions, given[0].shape[1]), given[0].dtype)
-        present = np.zeros(rows.shape[:2], bool)
+        given = [torch.from_numpy(arrays(content)[0]) for content in contents]
+        rows = given[0].new_zeros(len(given), self.positions, given[0].shape[1])
+        present = torch.zeros(rows.shape[:2])
         for i, codes in enumerate(given):
-            slots = codes[:, 0] % self.wheres if self.varies else np.arange(len(codes))
-            rows[i, slots], present[i, slots] = codes, True
-        rows, present = torch.from_numpy(rows).to(self.device), torch.from_numpy(present).to(self.device)
-        vectors = rows if self.continuous else self.quantizer.codes_to_vectors(rows.long().squeeze(-1) // self.wheres)
-        dtype = next(self.parameters()).dtype
-        return self._patches_of(self.features(vectors.to(dtype), present.to(dtype)))
-
-    def _counts(self, content):
-        least = 1 if self.varies or self.config.queries or self.config.drop_tail else self.positions
-        return [(least, self.positions)]
+            slots = codes[:, 0].long() % self.wheres if self.varies else torch.arange(len(codes))
+            rows[i, slots], present[i, slots] = codes, 1.0
+        rows = rows.squeeze(-1) // self.wheres if self.quantizer.depth == 1 else rows
+        vectors, to = self.quantizer.codes_to_vectors(rows.to(self.device)), next(self.parameters())
+        return self._patches_of(self.features(vectors.to(to), present.to(to)))
 
     def forward(self, images):
         """Where patches are dropped their ids are -1 and their vectors 0."""
@@ -203,18 +186,14 @@ class ViTImageTokenizer(ImageTokenizer):
             ids = torch.full((*keep.shape, *ids.shape[2:]), -1, device=z.device)
             ids[chosen] = quantized.ids[0] * self.wheres + places.view(-1, *[1] * (ids.ndim - 2))
         vectors = z.masked_scatter(chosen[..., None], quantized.vectors[0, :, 0].T)
-        features = self.features(vectors, keep * self._prefixes(keep) if self.training else keep)
-        again = self.drawn(self._patches_of(features)).float()
-        losses = self.pixel_losses(again, images.float()) | {"quantizer": quantized.loss}
+        present = keep
+        if self.training:  # of a share `drop_tail` of the pictures a random prefix of the tokens is left
+            left = torch.randint(1, keep.shape[1] + 1, (len(z), 1), device=z.device)
+            whole = torch.rand(len(z), 1, device=z.device) >= self.config.drop_tail
+            present = keep * (whole | (torch.arange(keep.shape[1], device=z.device) < left))
+        drawn_from, losses = self._patches_of(self.features(vectors, present)), {"quantizer": quantized.loss}
         if self.varies:
             losses["rate"] = self.config.keep_weight * (keep.float().mean() - self.config.keep).square()
             where = torch.eye(self.wheres, device=z.device, dtype=z.dtype).expand(len(z), -1, -1)
             vectors = torch.cat([vectors, where], -1) * keep[..., None]
-        return Reconstruction(again, ids, losses, vectors)
-
-    def _prefixes(self, keep: Tensor) -> Tensor:
-        """1 (B, n) for what is left of each picture's tokens, of a share `drop_tail` of them a random prefix."""
-        b, n = keep.shape
-        counts = torch.randint(1, n + 1, (b, 1), device=keep.device)
-        whole = torch.rand(b, 1, device=keep.device) >= self.config.drop_tail
-        return (whole | (torch.arange(n, device=keep.device) < counts)).to(keep.dtype)
+        return self.rebuilt(images, drawn_from, ids, vectors, losses)

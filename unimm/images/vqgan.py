@@ -38,9 +38,9 @@ from torch import Tensor, nn
 from transformers.models.emu3 import modeling_emu3 as emu3
 
 from unimm.config.images import IBQ, Chameleon, Emu3, LlamaGen, MoVQ, Published
+from unimm.config.quantizers import IndexBackprop
 from unimm.images.base import ImageTokenizer, TokenizerError
-from unimm.images.quantize import Codebook, IndexBackpropagation, UnitCodebook
-from unimm.images.quantizer import Quantizer
+from unimm.images.quantize import Codebook, IndexBackpropagation, Quantizer, UnitCodebook
 
 
 class VQGAN(ImageTokenizer):
@@ -61,7 +61,7 @@ class VQGAN(ImageTokenizer):
         self.encoder = Encoder(3, config.latent, [f"{attn}DownEncoderBlock2D" for attn in attention], double_z=False,
                                **pyramid)
         codebook = {LlamaGen: UnitCodebook, IBQ: IndexBackpropagation}.get(type(config), Codebook)
-        self.quantize: Quantizer = codebook(config.size, config.dim)
+        self.quantize: Quantizer = codebook(IndexBackprop(size=config.size, dim=config.dim, entropy_weight=0.0))
         self.quant_conv = nn.Conv2d(config.latent, config.dim, 1)
         self.post_quant_conv = nn.Conv2d(config.dim, config.latent, 1)
         self.decoder = Decoder(config.latent, 3, [f"{attn}UpDecoderBlock2D" for attn in attention[::-1]],
@@ -72,8 +72,8 @@ class VQGAN(ImageTokenizer):
         """By the name that it has elsewhere; `quantize` is the releases'."""
         return self.quantize
 
-    def latents(self, images: Tensor) -> Tensor:
-        return self.quant_conv(self.encoder(images))
+    def maps(self, images: Tensor) -> list[Tensor]:
+        return [self.quant_conv(self.encoder(images))]
 
     def drawn(self, vectors: Tensor) -> Tensor:
         if self.decoder is None:
@@ -106,11 +106,11 @@ class Emu3Tokenizer(VQGAN):
         self.quant_conv = emu3.Emu3VQVAEConv3d(config.latent, config.dim, (3, 1, 1), (1, 1, 1))
         self.post_quant_conv = emu3.Emu3VQVAEConv3d(config.dim, config.latent, (3, 1, 1), (1, 1, 1))
 
-    def latents(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> list[Tensor]:
         x = self.encoder(images)[:, :, None].expand(-1, -1, self.config.frames, -1, -1)
         for conv in self.encoder.time_conv:
             x = F.silu(conv(x))  # (B, latent, T, h, w) -> (B, latent, T / 2, h, w)
-        return self.quant_conv(self.encoder.time_res_stack(x))[:, :, 0]
+        return [self.quant_conv(self.encoder.time_res_stack(x))[:, :, 0]]
 
     def drawn(self, vectors: Tensor) -> Tensor:
         """The first frame of each video of `frames`."""

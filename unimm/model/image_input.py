@@ -166,7 +166,7 @@ class VectorInput(nn.Module):
         super().__init__()
         self.places, self.counts = places, places is not None
         self.tokenizer = tokenizer.requires_grad_(False)
-        self.aligner = Aligner(tokenizer.vector_dim, width, depth)
+        self.aligner = Aligner(tokenizer.dim, width, depth)
         self.start, self.stop, self.plain = space.start, space.stop, space.depth == 1 and not continuous
 
     def forward(self, table: nn.Module, ids: Tensor, before: Tensor | None = None, slots: Slots = (),

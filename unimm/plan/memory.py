@@ -37,7 +37,7 @@ from unimm.config.recipe import Recipe
 from unimm.config.stages import Contrast, Detokenize, Muon, NextToken, PictureStage, Stage
 from unimm.diffusion.detokenizer import FlowDetokenizer
 from unimm.hardware import Multiplied
-from unimm.images.quantizer import Quantizer
+from unimm.images.quantize import Quantizer
 from unimm.images.tokenizer import build_tokenizer
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone, has_experts, multiplied, recompute_layers

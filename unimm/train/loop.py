@@ -51,7 +51,7 @@ class Work(NamedTuple):
     """What a stage trains and on what.
 
     module    called with a slot as it comes from the stream, on the host, gives Losses; its method `weigh` says of the
-              slot before that what it weighs (`unimm.losses.Weighs`)
+              slot before that what it weighs (`unimm.losses.Weight`)
     batches   this rank's share of each optimizer step
     preview   called on rank 0 every `preview_every` steps and at the end, module in eval mode, without gradients, its
               weights those that the stage would leave; may return scalars for the metrics
