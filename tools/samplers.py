@@ -86,7 +86,7 @@ def world(shape: FreshBackbone, text: int = 400, codes: int = 64, sizes: tuple[t
     torch.manual_seed(0)
     with torch.device(device):
         backbone = build_backbone(shape, made.vocab, SharedTable(rows="normal"), {})
-        image_input = ImageInput(SharedTable(), made.vocab, [], shape.width)
+        image_input = ImageInput()
     with torch.no_grad():
         for name, p in backbone.named_parameters():
             if p.ndim > 1:

@@ -68,7 +68,7 @@ def train_run(recipe: Recipe, folder: Path, last: str | None = None) -> None:
                     with timed(folder, "encode"):
                         encode_run(recipe, folder, stages=[name])
                     with timed(folder, name):
-                        previous = _train_language(recipe, folder, name, stage, previous, status), stage
+                        previous = _train_language(recipe, folder, name, stage, previous, status)
             if name == last:
                 break
     ranks.say(f"trained: {folder}\nnext: unimm eval {folder}, unimm sample {folder} \"a prompt\", unimm chat {folder}")
@@ -199,7 +199,7 @@ def _seen(recipe: Recipe, name: str) -> tuple:
 
 
 def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
-                    previous: tuple[Path, NextToken] | None, status: Status) -> Path:
+                    previous: Path | None, status: Status) -> Path:
     """One stage of the language model, from the previous stage's final checkpoint; returns its own."""
     import torch
 
@@ -211,16 +211,13 @@ def _train_language(recipe: Recipe, folder: Path, name: str, stage: NextToken,
     torch.manual_seed(stage.seed)
     started = previous is not None or len(candidates(folder / name)) > 0
     begin = None if started else ranks.from_first(newest(folder / system.CONVERTED) if ranks.rank() == 0 else None)
-    model = system.new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss,
-                             folder if started or begin else None, folder)
-    if begin:
-        system.load_converted(begin, model, recipe, layout, tokenizer)
+    model = system.new_model(recipe, layout, tokenizer, folder, weights=not (started or begin))
+    model.image_weight, model.z_loss, model.reconstruction = stage.image_weight, stage.z_loss, stage.reconstruction
+    if found := begin or previous:
+        system.load(found, model, recipe, layout, tokenizer)
     if ranks.rank() == 0:
         system.keep_shapes(recipe, folder, model)
-    if previous is not None:
-        system.load_stage(previous[0], model, previous[1])
     if stage.reconstruction:
-        model.reconstruction = stage.reconstruction
         tokenizer.requires_grad_(True)
     if stage.compile:
         compile_layers(model.backbone, stage.recompute)

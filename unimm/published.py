@@ -1,13 +1,13 @@
 """Published transformers models: which part of a folder is the language model, which reads or writes images.
 
-    folder or hub id --published--> Published: backbone (a causal LM), whole (the released class around it)
+    folder or hub id --published--> a causal LM, and the released class around it
                      --vision----->            a vision encoder
 
 Nothing is executed that lies in a folder: safetensors only, and no code but transformers' own.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from textwrap import shorten
 
 import torch
 from torch import nn
@@ -19,19 +19,12 @@ from unimm.errors import UserError
 HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".py")
 LANGUAGE = {"emu3": "text_model", "janus": "language_model", "gemma3": "language_model"}
 """The language model's place in composite models."""
+COMPLETE = ("chameleon", "emu3", "janus")
+"""Unified models, all of whose rows are trained."""
 
 
 class WeightsError(UserError):
     """A published model that can't be read; the message names the folder and the remedy."""
-
-
-class Published(NamedTuple):
-    """`backbone`: a causal LM. `rows`: of its table. `complete`: a unified model's, all of whose rows are trained."""
-
-    backbone: nn.Module
-    whole: nn.Module
-    rows: int
-    complete: bool
 
 
 def small_files(folder: Path) -> list[Path]:
@@ -40,8 +33,9 @@ def small_files(folder: Path) -> list[Path]:
                   and not p.name.endswith(".index.json") and not p.name.startswith("."))
 
 
-def published(path: str, weights: bool = True) -> Published:
-    """The causal LM of a folder or hub id in float32; without `weights` its shape alone, its tensors as memory was.
+def published(path: str, weights: bool = True) -> tuple[nn.Module, nn.Module]:
+    """The causal LM of a folder or hub id in float32, and the whole that it is of; without `weights` shapes alone, the
+    tensors as memory was.
 
     Of composite models the language part is taken: of Chameleon all but its image tokenizer, of Emu3, Janus and
     Gemma 3 the text model and its head. Dropout in attention, which Emu3 asks for and packed rows don't have, is 0.
@@ -53,7 +47,6 @@ def published(path: str, weights: bool = True) -> Published:
     config = _config(path)
     if getattr(config, "is_encoder_decoder", False):
         raise ConfigError(f"{path} is {config.model_type}, an encoder with a decoder; take a decoder-only model")
-    complete = config.model_type in ("chameleon", "emu3", "janus")
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
         if getattr(part, "attention_dropout", None):
             part.attention_dropout = 0.0
@@ -72,18 +65,7 @@ def published(path: str, weights: bool = True) -> Published:
                           "text-only model that it was made from")
     else:
         whole = backbone = _model(tf.AutoModelForCausalLM, path, config, weights)
-    return Published(backbone, whole, len(backbone.get_input_embeddings().weight), complete)
-
-
-def janus_part(path: str, whole: nn.Module, name: str) -> nn.Module:
-    """`aligner`, `generation_embeddings`, ... of a released Janus."""
-    if whole.config.model_type != "janus":
-        raise ConfigError(f"{path} is {whole.config.model_type}, which has no {name}; name a released Janus, or leave "
-                          "weights empty")
-    acts = {whole.config.vision_config.hidden_act, whole.config.vq_config.hidden_act}
-    if acts != {"gelu"}:
-        raise ConfigError(f"{path}: aligners and head around {' and '.join(sorted(acts))}; only around gelu are read")
-    return getattr(whole.model, name)
+    return backbone, whole
 
 
 def vision(encoder: VisionEncoder, image: int | None = None, weights: bool = True):
@@ -128,8 +110,9 @@ def _config(path: str):
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: no model that transformers reads: {_line(error)}; give a local folder with its "
-                           "config.json and .safetensors, or a hub id where a hub is reachable") from None
+        raise WeightsError(f"{path}: no model that transformers reads: {shorten(str(error), 200)}; give a local "
+                           "folder with its config.json and .safetensors, or a hub id where a hub is reachable"
+                           ) from None
 
 
 def _model(kind, path: str, config, weights: bool, names: dict[str, str] | None = None):
@@ -151,8 +134,8 @@ def _model(kind, path: str, config, weights: bool, names: dict[str, str] | None 
         made, found = kind.from_pretrained(path, config=config, dtype=torch.float32, trust_remote_code=False,
                                            use_safetensors=True, output_loading_info=True, key_mapping=names)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"{path}: its weights can't be read: {_line(error)}; download it again, as "
-                           ".safetensors") from None
+        raise WeightsError(f"{path}: its weights can't be read: {shorten(str(error), 200)}; download it "
+                           "again, as .safetensors") from None
     wrong = sorted(found["missing_keys"]) + sorted(str(each[0]) for each in found["mismatched_keys"])
     if wrong:
         raise WeightsError(f"{path}: {len(wrong)} of its tensors are missing or of another shape, the first "
@@ -170,9 +153,3 @@ def _language(whole: nn.Module, part: nn.Module):
                   else tf.AutoModelForCausalLM.from_config(part.config))
     causal.model, causal.lm_head = part, whole.lm_head
     return causal
-
-
-def _line(error: Exception) -> str:
-    """An error of a library on one short line."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:200] + "..."

@@ -7,7 +7,6 @@
       image_tokenizer/   the trained image tokenizer, its fingerprint in codes' manifests
       image_tokenizer-STAGE/, codes-STAGE/
                          what a stage of the language model made of it, for the stages behind that one
-      features/          the vision encoder that a stage trained
       backbone/, vision/ the small files of published parts (config.json, tokenizer), so that the run needs their
                          releases no more
       converted/         where `unimm convert` began the run: the release's weights as a checkpoint of step 0
@@ -24,19 +23,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
+from unimm.checkpoint.folders import MANIFEST, CheckpointError, verify
+from unimm.config import model as config
 from unimm.config.check import ConfigError
-from unimm.config.model import (
-    Decoder,
-    FlowDecoder,
-    FreshVision,
-    PretrainedBackbone,
-    PretrainedVision,
-    RecipeVision,
-    TokenizerDecoder,
-    VisionFeatures,
-)
 from unimm.config.recipe import Recipe
-from unimm.config.stages import Stage
 from unimm.config.tokens import PretrainedText, SentencePieceText
 from unimm.disk import copy_file
 from unimm.layout import Layout
@@ -53,9 +43,8 @@ if TYPE_CHECKING:
 
 TEXT_FILE, RECIPE_FILE, EXPORT_FILE = "text.model", "recipe.json", "export.json"
 TOKENIZER_FOLDER, DECODER_FOLDER = "image_tokenizer", "image_decoder"
-CODES_FOLDER, FEATURES_FOLDER = "codes", "features"
+CODES_FOLDER, FEATURES_FOLDER = "codes", "feature_network"
 BACKBONE_FOLDER, VISION_FOLDER, CONVERTED = "backbone", "vision", "converted"
-FEATURES_FOLDER = "feature_network"
 
 
 @dataclass(frozen=True)
@@ -130,26 +119,33 @@ def codes_of(recipe: Recipe, folder: Path, stage: str) -> Path:
     return folder / tokenizer_of(recipe, folder, stage).name.replace(TOKENIZER_FOLDER, CODES_FOLDER)
 
 
-def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", image_weight: float = 1.0,
-              z_loss: float = 0.0, shapes: Path | None = None, run: Path | None = None) -> "UnifiedModel":
+def new_model(recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer", run: Path | None = None,
+              weights: bool = True, backbone=None) -> "UnifiedModel":
     """The language model as the recipe starts it, its new rows initialised. Draws from torch's random state.
 
-    With `shapes`, a run's folder, only the shape of what was published, which a checkpoint then fills in: from the
-    run's folder where that kept it, so that the release may be gone. `run` is the folder where what it has trained
-    before is taken from.
+    `run` is the folder where what it has trained before is taken from. Without `weights` only the shape of what was
+    published, which a checkpoint then fills in: from the run's folder where that kept it, so that the release may be
+    gone. `backbone` stands in for the recipe's.
     """
-    from unimm.model.axes import released_parts, take
+    from unimm.model.axes import image_input, image_output, released_parts, take
     from unimm.model.backbone import build_backbone
+    from unimm.model.unified import UnifiedModel
     from unimm.published import published
 
-    weights, found, read = shapes is None, None, cache(published)  # each release once, whatever is taken of it
-    if isinstance(recipe.backbone, PretrainedBackbone):
-        found = read(str(_kept(shapes, BACKBONE_FOLDER) or recipe.backbone.path), weights)
-    backbone = build_backbone(recipe.backbone, layout.vocab, recipe.image_in, tokenizer.code_vectors(),
-                              recipe.image_out, found, weights)
-    model = around(backbone, recipe, layout, image_weight, z_loss, shapes, weights, tokenizer, run)
-    for own, (path, name) in released_parts(recipe.image_in, recipe.image_out).items() if weights else ():
-        take(model.get_submodule(own), path, read(path, weights).whole, name)
+    kept, how, found = None if weights else run, recipe.image_in, None
+    read = cache(published)  # each release once, whatever is taken of it
+    if backbone is None:
+        if isinstance(recipe.backbone, config.PretrainedBackbone):
+            found = read(str(_kept(kept, BACKBONE_FOLDER) or recipe.backbone.path), weights)
+        backbone = build_backbone(recipe.backbone, layout.vocab, how, tokenizer.code_vectors(), recipe.image_out, found,
+                                  weights)
+    width = backbone.get_input_embeddings().weight.shape[1]
+    if isinstance(how, config.VisionFeatures) and isinstance(how.encoder, config.RecipeVision):
+        how = replace(how, encoder=_features(recipe, run))
+    reads = image_input(how, layout, width, _kept(kept, VISION_FOLDER), weights, tokenizer)
+    model = UnifiedModel(backbone, layout.vocab, reads, image_output(recipe.image_out, layout, width))
+    for own, (path, name) in released_parts(how, recipe.image_out).items() if weights else ():
+        take(model.get_submodule(own), path, read(path, weights)[1], name)
     return model
 
 
@@ -158,24 +154,9 @@ def _kept(run: Path | None, folder: str) -> Path | None:
     return run / folder if run and (run / folder).is_dir() else None
 
 
-def around(backbone, recipe: Recipe, layout: Layout, image_weight: float = 1.0, z_loss: float = 0.0,
-           shapes: Path | None = None, weights: bool = True, tokenizer: "ImageTokenizer | None" = None,
-           run: Path | None = None) -> "UnifiedModel":
-    """The language model that has this backbone, with the recipe's ways to read and write images; the rest as above.
-
-    Without `weights` nothing published is read but shapes.
-    """
-    from unimm.model.axes import image_input, image_output
-    from unimm.model.unified import UnifiedModel
-
-    width = backbone.get_input_embeddings().weight.shape[1]
-    how = recipe.image_in
-    if isinstance(how, VisionFeatures) and isinstance(how.encoder, RecipeVision):
-        trained = _kept(run, FEATURES_FOLDER)
-        how = replace(how, encoder=PretrainedVision(path=str(trained)) if trained else recipe.features)
-    reads = image_input(how, layout, width, _kept(shapes, VISION_FOLDER), weights, tokenizer)
-    writes = image_output(recipe.image_out, layout, width)
-    return UnifiedModel(backbone, layout.vocab, reads, image_weight, z_loss, writes)
+def _features(recipe: Recipe, run: Path | None) -> config.VisionEncoder | None:
+    trained = _kept(run, FEATURES_FOLDER)
+    return config.PretrainedVision(path=str(trained)) if trained else recipe.features
 
 
 def features_of(recipe: Recipe, folder: Path):
@@ -183,14 +164,10 @@ def features_of(recipe: Recipe, folder: Path):
     the recipe has none. Raises ConfigError where it is fresh and not trained yet."""
     from unimm.published import vision
 
-    encoder, kept = recipe.features, folder / FEATURES_FOLDER
-    if encoder is None:
-        return None
-    if kept.is_dir():
-        encoder = PretrainedVision(path=str(kept))
-    elif not isinstance(encoder, PretrainedVision):
+    encoder = _features(recipe, folder)
+    if isinstance(encoder, config.FreshVision):
         raise ConfigError("the recipe's features are fresh and no stage has trained them; put a stage Contrast before")
-    return vision(encoder, recipe.image_tokenizer.image)
+    return encoder and vision(encoder, recipe.image_tokenizer.image)
 
 
 def keep_shapes(recipe: Recipe, folder: Path, model: "UnifiedModel") -> None:
@@ -200,12 +177,12 @@ def keep_shapes(recipe: Recipe, folder: Path, model: "UnifiedModel") -> None:
     from unimm.published import small_files
 
     kept = folder / BACKBONE_FOLDER
-    if isinstance(recipe.backbone, PretrainedBackbone) and not kept.is_dir():
+    if isinstance(recipe.backbone, config.PretrainedBackbone) and not kept.is_dir():
         AutoConfig.from_pretrained(recipe.backbone.path).save_pretrained(kept)
         own_text = isinstance(recipe.text, PretrainedText) and recipe.text.path == recipe.backbone.path
         for file in small_files(Path(recipe.backbone.path)) if own_text and Path(recipe.backbone.path).is_dir() else ():
             copy_file(file, kept / file.name)
-    if isinstance(recipe.image_in, VisionFeatures) and not (folder / VISION_FOLDER).is_dir():
+    if isinstance(recipe.image_in, config.VisionFeatures) and not (folder / VISION_FOLDER).is_dir():
         model.image_input.vision.config.save_pretrained(folder / VISION_FOLDER)
 
 
@@ -215,7 +192,6 @@ def language_of(recipe: Recipe, folder: Path, early: bool = False) -> Path | Non
 
     Raises ConfigError where there is none, CheckpointError where what there is is damaged.
     """
-    from unimm.checkpoint.folders import MANIFEST, verify
     from unimm.checkpoint.read import newest
 
     if (folder / MANIFEST).is_file():
@@ -244,38 +220,35 @@ def new_rows(recipe: Recipe, layout: Layout, model: "UnifiedModel") -> dict[str,
     known = model.backbone.rows_known
     for name in [*parts["embeddings"], *parts["head"]] if known < layout.vocab.rows else ():
         found[name] = range(known, layout.vocab.rows)
-    published = [*released_parts(recipe.image_in, recipe.image_out), "image_input.tokenizer"]
-    if isinstance(recipe.image_in, VisionFeatures) and not isinstance(recipe.image_in.encoder, FreshVision):
+    how, published = recipe.image_in, [*released_parts(recipe.image_in, recipe.image_out), "image_input.tokenizer"]
+    if isinstance(how, config.VisionFeatures) and not isinstance(how.encoder, config.FreshVision):
         published.append("image_input.vision")
-    fresh = {name: p for name, p in model.named_parameters() if name.startswith(("image_input.", "image_output."))
+    fresh = {name: range(len(p)) for name, p in model.named_parameters()
+             if name.startswith(("image_input.", "image_output."))
              and not name.startswith(tuple(f"{part}." for part in published))}
-    return found | {name: range(len(p)) for name, p in fresh.items()}
+    return found | fresh
 
 
-def load_stage(path: Path, model: "UnifiedModel", stage: Stage) -> None:
-    """Put the weights of a checkpoint of `stage` into a plain model; adapters are merged into what they adapt."""
-    from unimm.checkpoint.read import load_weights
-
-    if stage.train.lora:
-        from unimm.model.lora import adapt, merge
-
-        adapt(model, stage.train.lora)
-    load_weights(path, model)
-    if stage.train.lora:
-        merge(model)
-
-
-def load_converted(path: Path, model: "UnifiedModel", recipe: Recipe, layout: Layout,
-                   tokenizer: "ImageTokenizer") -> None:
-    """Put the weights that `unimm convert` brought in into a model of shapes; rows that they lack start as the recipe
-    says. Draws from torch's random state.
+def load(path: Path, model: "UnifiedModel", recipe: Recipe, layout: Layout, tokenizer: "ImageTokenizer") -> None:
+    """Put the weights of a checkpoint into a plain model of shapes: adapters of its stage are merged into what they
+    adapt, and rows that a release lacks, which `unimm convert` brought in, start as the recipe says. Draws from torch's
+    random state.
 
     Raises CheckpointError where they are of another model.
     """
-    from unimm.checkpoint.folders import CheckpointError
+    from unimm.checkpoint.read import load_weights
     from unimm.model.backbone import start_rows
+    from unimm.model.lora import adapt, merge
     from unimm.weights import open_weights
 
+    if stage_of(path) != CONVERTED:
+        lora = recipe.stages[stage_of(path)].train.lora
+        if lora:
+            adapt(model, lora)
+        load_weights(path, model)
+        if lora:
+            merge(model)
+        return
     own = model.state_dict()
     for name, stored in open_weights(path).items():
         shape = tuple(own[name].shape) if name in own else None
@@ -291,14 +264,14 @@ def drawer_of(recipe: Recipe, folder: Path, tokenizer: "ImageTokenizer") -> "Ima
     """What draws the run's pictures. Raises StoredError where the recipe has a decoder that isn't there, or is damaged.
     """
     match recipe.decoder:
-        case TokenizerDecoder():
+        case config.TokenizerDecoder():
             return tokenizer
-        case FlowDecoder():
+        case config.FlowDecoder():
             from unimm.diffusion.detokenizer import FlowDetokenizer
             from unimm.weights import fetch
 
             what = f"a trained decoder (unimm train {folder} trains it where the recipe has a stage Detokenize)"
-            return fetch(folder / DECODER_FOLDER, what, Decoder, lambda made: FlowDetokenizer(made, tokenizer))
+            return fetch(folder / DECODER_FOLDER, what, config.Decoder, lambda made: FlowDetokenizer(made, tokenizer))
         case _:
             assert_never(recipe.decoder)
 
@@ -329,18 +302,12 @@ def open_run(folder: str | Path, device: "torch.device | None" = None, early: bo
     tokenizer = load_tokenizer(tokenizer_of(recipe, folder))
     if found is None:
         return System(recipe, folder, layout, tokenizer.to(device), tokenizer, None, folder / TOKENIZER_FOLDER)
-    model = new_model(recipe, layout, tokenizer, shapes=folder)
-    if stage_of(found) == CONVERTED:
-        load_converted(found, model, recipe, layout, tokenizer)
-    else:
-        load_stage(found, model, recipe.stages[stage_of(found)])
-    if device is not None and device.type == "cuda" and _precision(recipe, found) == "bf16":
+    model = new_model(recipe, layout, tokenizer, folder, weights=False)
+    load(found, model, recipe, layout, tokenizer)
+    # Of what was converted, the first that would go on.
+    stage = recipe.stages.get(stage_of(found)) or next(iter(recipe.language.values()), None)
+    if device is not None and device.type == "cuda" and stage and stage.precision == "bf16":
         model.bfloat16()
     model.eval().to(device)
     drawer = drawer_of(recipe, folder, tokenizer.eval().to(device)).to(device)
     return System(recipe, folder, layout, tokenizer, drawer, model, found, model.hasten())
-
-
-def _precision(recipe: Recipe, found: Path) -> str:
-    """The precision of a checkpoint's stage; of what was converted, that of the first stage that would go on."""
-    return (recipe.stages.get(stage_of(found)) or next(iter(recipe.language.values()))).precision

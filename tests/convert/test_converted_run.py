@@ -32,7 +32,7 @@ def test_the_language_model_gives_the_release_s_logits(tmp_path):
     hidden = system.model.hidden(ids, torch.arange(20)[None], torch.ones_like(ids))
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "release", dtype=torch.float32)
     want = again(ids).logits[0]
-    assert (system.model.logits(hidden[0], slice(0, 256)) - want[:, :256]).abs().max() <= 1e-5
+    assert (system.model.head((slice(0, 256),))(hidden[0], None) - want[:, :256]).abs().max() <= 1e-5
     table = system.model.backbone.get_input_embeddings().weight
     assert torch.equal(table[:259], again.get_input_embeddings().weight[:259])
     assert table[259:].std() > 0.01 and system.model.backbone.get_output_embeddings().weight is table

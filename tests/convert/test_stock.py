@@ -72,7 +72,7 @@ def ours(run) -> tuple[list[int], torch.Tensor, list[int], dict]:
     asked = {"prompt": f"<s>{PROMPT}<boi>", "first": book.start, "stop": book.stop, "codes": len(codes),
              "chat": [{"role": role, "content": text if n else [{"type": "text", "text": text}]}
                       for n, (role, text) in enumerate(SAID)]}
-    return prompt.ids.tolist(), system.model.logits(hidden[0], slice(0, vocab.rows)), codes, asked
+    return prompt.ids.tolist(), system.model.head((slice(0, vocab.rows),))(hidden[0], None), codes, asked
 
 
 @pytest.fixture(scope="module", params=["qwen3", "llama tied", "lora"])

@@ -12,7 +12,7 @@ from unimm.config.data import Shapes, Use
 from unimm.evaluate.scores import Scores, add_text
 from unimm.pipeline import train_run
 from unimm.sample import Text, sample
-from unimm.system import load_stage, new_model, open_run
+from unimm.system import load, new_model, open_run
 
 TALK = replace(TINY.stages["sft"], mix=(Use(data="sentences"),))
 
@@ -29,15 +29,15 @@ def test_nats_are_those_of_each_stages_last_checkpoint_token_by_token(tmp_path):
     found, counts = scores.values["text"]["nats"], scores.counts["text"]["nats"]
     assert set(found) == {"text", "both"} and found["text"] != found["both"]
     for name in found:
-        model = new_model(recipe, system.layout, system.tokenizer, shapes=system.folder)
-        load_stage(newest(system.folder / name), model, recipe.stages[name])
+        model = new_model(recipe, system.layout, system.tokenizer, system.folder, weights=False)
+        load(newest(system.folder / name), model, recipe, system.layout, system.tokenizer)
         total = tokens = 0
         for text in texts:
             sequence = system.layout.render(sample(Text(text, learn=True)))
             ids = torch.tensor(sequence.ids[None]).long()
             with torch.no_grad():
                 hidden = model.hidden(ids, torch.arange(ids.shape[1])[None], torch.ones_like(ids))[0, :-1]
-                logits = model.logits(hidden, slice(0, system.layout.vocab.rows))
+                logits = model.head((slice(0, system.layout.vocab.rows),))(hidden, None)
             nats = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
             learned = torch.tensor(sequence.learn[1:])
             total, tokens = total + float(nats[learned].sum()), tokens + int(learned.sum())

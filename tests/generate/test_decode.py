@@ -15,7 +15,7 @@ from unimm.generate.request import Request, drawing, guides
 from unimm.grammar import Automaton
 from unimm.model.attention import NAME, use_packed_attention
 from unimm.model.backbone import build_backbone
-from unimm.model.image_input import ImageInput
+from unimm.model.image_input import ImageInput, Places
 from unimm.model.unified import UnifiedModel
 from unimm.sample import Image, Text
 
@@ -33,7 +33,7 @@ def model():
     for parameter in made.parameters():
         parameter.data.mul_(6.0)
     begins = [plan.header[0] for plan in LAYOUT.write_plans.values()]
-    image_input = ImageInput(SharedTable(places=12), LAYOUT.vocab, begins, 16)
+    image_input = ImageInput(Places(12, LAYOUT.vocab.is_code, begins, 16))
     image_input.places.weight.data.mul_(6.0)
     return UnifiedModel(made, LAYOUT.vocab, image_input).eval()
 
@@ -100,8 +100,7 @@ def test_prompts_that_are_read_in_several_forwards_are_read_the_same(model, monk
 @pytest.mark.parametrize("family", FAMILIES)
 def test_windows_and_soft_caps_hold_over_the_cache_as_in_transformers_own_attention_without_one(family):
     backbone = tiny(family, vocab_size=LAYOUT.vocab.rows, sliding_window=4)
-    image_input = ImageInput(SharedTable(), LAYOUT.vocab, [], 32)
-    model = UnifiedModel(backbone, LAYOUT.vocab, image_input).eval()
+    model = UnifiedModel(backbone, LAYOUT.vocab, ImageInput()).eval()
     requests = images(4, Sampling(image=Choice(temperature=0.0), guidance=2.0))
     use_packed_attention(backbone)
     decode(model, LAYOUT, requests)

@@ -44,7 +44,7 @@ def test_a_guided_image_equals_full_recomputation_of_every_branch(name):
     for n in range(layout.write_plans[size].lengths(0)[0]):
         hidden = []
         for prompt in branches:
-            ids = torch.tensor([prompt.ids.tolist() + [head.placeholder] * n])
+            ids = torch.tensor([prompt.ids.tolist() + [head.start] * n])
             slots = [(0, slot) for slot in prompt.slots]
             slots += [(0, Slot(len(prompt), n, head.space, True, values))] if n else []
             hidden.append(model.hidden(ids, torch.arange(ids.shape[1])[None], torch.ones_like(ids),

@@ -70,12 +70,12 @@ def test_three_way_guidance_is_its_formula_over_three_separate_forwards():
                               SharedTable(rows="normal"), {})
     for parameter in backbone.parameters():
         parameter.data.mul_(6.0)
-    model = UnifiedModel(backbone, PLAIN.vocab, ImageInput(SharedTable(), PLAIN.vocab, [], 16)).eval()
+    model = UnifiedModel(backbone, PLAIN.vocab, ImageInput()).eval()
 
     def logits(ids):
         ids = torch.tensor([ids])
-        return model.logits(model.hidden(ids, torch.arange(ids.shape[1])[None], torch.ones_like(ids))[0, -1:],
-                            slice(0, PLAIN.vocab.rows))
+        hidden = model.hidden(ids, torch.arange(ids.shape[1])[None], torch.ones_like(ids))[0, -1:]
+        return model.head((slice(0, PLAIN.vocab.rows),))(hidden, None)
 
     begin, end, code = PLAIN.vocab.special["<boi>"], PLAIN.vocab.special["<eoi>"], PLAIN.vocab.ranges["visual"].start
     image = [begin, *range(code, code + 9), end]

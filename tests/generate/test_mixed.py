@@ -120,7 +120,7 @@ def replayed(name: str, request: Request) -> list[int]:
     def logits(read: list[int]) -> torch.Tensor:
         given = torch.tensor([read])
         hidden = model.hidden(given, torch.arange(len(read))[None], torch.ones_like(given))[0, -1:]
-        return model.logits(hidden, slice(0, layout.vocab.rows))[0].double().numpy()
+        return model.head((slice(0, layout.vocab.rows),))(hidden, None)[0].double().numpy()
 
     while True:
         allowed = automaton.sets[automaton.set_of[state]]
@@ -168,7 +168,7 @@ def test_the_images_of_speculative_decoding_have_the_models_own_probabilities():
     for image, codes in enumerate(np.ndindex(3, 3, 3)):
         ids = torch.tensor([prompt + [start + code for code in codes]])
         hidden = model.hidden(ids, torch.arange(ids.shape[1])[None], torch.ones_like(ids))[0, -4:-1]
-        chances = model.logits(hidden, slice(start, start + 3)).double().div(3).softmax(-1)
+        chances = model.head((slice(start, start + 3),))(hidden, None).double().div(3).softmax(-1)
         p[image] = float(chances[[0, 1, 2], codes].prod())
     how = Sampling(image=Choice(temperature=3.0), guidance=1.0, window=3)
     requests = [drawing((Text("x"),), how, (1, 3), seed) for seed in range(n)]

@@ -33,12 +33,12 @@ def model_of(layout: Layout, places: int = 0, family: str = "qwen3") -> UnifiedM
         space, continuous = several[0], several[0].name in layout.vectors
         is_code = np.zeros(layout.vocab.size, bool)
         is_code[space.start:space.stop] = True
-        reads = VectorInput(Vectors(space.codes, space.depth, continuous), space, continuous, 16, 2,
-                            Places(9, is_code, begins, 16))
+        reads = VectorInput(Places(9, is_code, begins, 16), Vectors(space.codes, space.depth, continuous), space,
+                            continuous, 2, 16)
         writes = (FlowHead(FlowConfig(width=16, layers=1, steps=4), space, 16, 5) if continuous
                   else DepthHead(DepthConfig(width=16, layers=1, heads=2), space, 16))
     elif own is None:
-        reads, writes = ImageInput(SharedTable(places=places), layout.vocab, begins, 16), None
+        reads, writes = ImageInput(Places(places, layout.vocab.is_code, begins, 16) if places else None), None
     else:
         vision = torch.nn.Module()
         vision.config = type("Config", (), {"hidden_size": 6})

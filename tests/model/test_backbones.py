@@ -22,8 +22,7 @@ def pair(request, tmp_path_factory):
     model.save_pretrained(folder)
     vocab = layout_of(request.param).vocab
     backbone = build_backbone(PretrainedBackbone(path=str(folder), rows="all"), vocab, SharedTable(), {})
-    image_input = ImageInput(SharedTable(), vocab, [], 32)
-    return model, UnifiedModel(backbone, vocab, image_input).eval()
+    return model, UnifiedModel(backbone, vocab, ImageInput()).eval()
 
 
 @torch.no_grad()
@@ -35,7 +34,7 @@ def test_packed_rows_give_the_logits_that_each_document_has_in_its_own_class(pai
     spans = [(r, end - n, end) for r, row in enumerate(lengths) for n, end in zip(row, accumulate(row))]
     for number, (r, start, end) in enumerate(spans):
         position[r, start:end], document[r, start:end] = torch.arange(end - start), number + 1
-    found = ours.logits(ours.hidden(ids, position, document), slice(0, ROWS))
+    found = ours.head((slice(0, ROWS),))(ours.hidden(ids, position, document), None)
     for r, start, end in spans:
         expected = logits_of(model, ids[r:r + 1, start:end])[0]
         assert expected.std() > 0.3
@@ -56,7 +55,7 @@ def test_rows_read_in_unequal_pieces_each_at_its_own_place_give_the_logits_of_ea
             given_row[:n] = ids[row, length[row]:length[row] + n]
         hidden = ours.read(table(given), length[rows], cache, first)
         for states, row, n in zip(hidden, range(first, rows.stop), pieces):
-            found = ours.logits(states[:n], slice(0, ROWS))
+            found = ours.head((slice(0, ROWS),))(states[:n], None)
             assert (found - expected[row, length[row]:length[row] + n]).abs().max() <= 1e-4
         length[rows] += pieces
 

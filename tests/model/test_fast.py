@@ -9,7 +9,6 @@ from model.families import tiny
 from model.released import KINDS, SHAPE, theirs
 from ten_systems import TEN
 
-from unimm.config.model import SharedTable
 from unimm.config.sampling import Sampling
 from unimm.generate.decode import decode
 from unimm.generate.request import Request, drawing
@@ -69,7 +68,7 @@ def backbone(request, tmp_path_factory):
     else:
         folder = tmp_path_factory.mktemp("released")
         theirs(request.param).save_pretrained(folder)
-        made = published(str(folder)).backbone
+        made, _ = published(str(folder))
     use_packed_attention(made)
     return made.double()  # float32's rounding differs from CPU to CPU, at times by more than what is allowed here
 
@@ -228,7 +227,7 @@ def test_decoding_writes_the_same_ids_once_the_model_is_asked_to_hasten(family):
     rows = layout.vocab.rows
     made = llama(vocab_size=rows) if family == "llama" else tiny(family, vocab_size=rows)
     use_packed_attention(made)
-    model = UnifiedModel(made, layout.vocab, ImageInput(SharedTable(), layout.vocab, [], 32)).eval()
+    model = UnifiedModel(made, layout.vocab, ImageInput()).eval()
     how = Sampling(guidance=2.0, text_length=6)
 
     def written():

@@ -61,7 +61,7 @@ def test_text_after_a_picture_has_the_logits_of_its_own_class_packed_with_other_
                sample(Image(CODES[0], seen=to_png(PICTURES[1])), Text("and"), Image(CODES[1], seen=to_png(PICTURES[2])),
                       Text("differ", learn=True))]
     batch = batch_of(*samples)
-    found, start = ours.logits(hidden(ours, batch)[0], slice(0, ROWS)), 0
+    found, start = ours.head((slice(0, ROWS),))(hidden(ours, batch)[0], None), 0
     for one, pictures in zip(samples, (PICTURES[:1], [], PICTURES[1:])):
         ids = torch.from_numpy(LAYOUT.render(one).ids).long()[None]
         pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1 if pictures else None
@@ -79,7 +79,7 @@ def test_written_codes_have_the_logits_of_its_own_head_and_losses_are_apart(pair
     ids = torch.from_numpy(sequence.ids).long()
     states = model.model.language_model(inputs_embeds=embedded(model, ids[None])).last_hidden_state[0]
     expected = model.model.generation_head(states)
-    found = ours.logits(hidden(ours, batch)[0, :len(ids)], slice(ROWS, ROWS + 24))
+    found = ours.head((slice(ROWS, ROWS + 24),))(hidden(ours, batch)[0, :len(ids)], None)
     assert (found - expected).abs().max() <= 1e-4
     codes = (ids >= ROWS).nonzero()[:, 0]
     nll = torch.nn.functional.cross_entropy(expected[codes - 1], ids[codes] - ROWS, reduction="sum")
@@ -175,15 +175,13 @@ def test_axes_that_do_not_fit_the_layout_are_refused(pair):
 def test_codes_alone_are_not_read_as_features(pair):
     with pytest.raises(LayoutError, match="reads an image as features"):
         LAYOUT.render(sample(Image(CODES[0]), Text("x", learn=True)))
-    layout = layout_of("chameleon")
     slotted = batch_of(asks(PICTURES[0], "what?", "a dot"))
     with pytest.raises(SampleError, match="a shared table reads codes alone"):
         from model.families import tiny
 
         from unimm.model.image_input import ImageInput
 
-        ImageInput(SharedTable(), layout.vocab, [], 32)(tiny("qwen2").get_input_embeddings(),
-                                                        torch.zeros(1, 2, dtype=torch.long), None, slotted.slots)
+        ImageInput()(tiny("qwen2").get_input_embeddings(), torch.zeros(1, 2, dtype=torch.long), None, slotted.slots)
 
 
 def test_a_picture_is_read_whole_and_written_as_codes_at_once():

@@ -13,7 +13,7 @@ from unimm.config.tokens import Layout as LayoutConfig
 from unimm.config.trains import Lora, Trains
 from unimm.layout import Layout
 from unimm.model.backbone import build_backbone
-from unimm.model.image_input import ImageInput
+from unimm.model.image_input import ImageInput, Places
 from unimm.model.lora import adapt, is_adapter, merge, plain_name
 from unimm.model.unified import UnifiedModel
 from unimm.text import BytesTokenizer
@@ -32,7 +32,7 @@ def tiny(family: str = "qwen3", tied: bool = False) -> UnifiedModel:
         backbone.lm_head.weight = backbone.model.embed_tokens.weight
     for p in backbone.parameters():  # at the usual tiny spread every output looks alike
         p.data.mul_(4.0 if p.ndim == 2 else 1.0)
-    image_input = ImageInput(SharedTable(places=4), LAYOUT.vocab, [LAYOUT.vocab.special["<boi>"]], 16)
+    image_input = ImageInput(Places(4, LAYOUT.vocab.is_code, [LAYOUT.vocab.special["<boi>"]], 16))
     return UnifiedModel(backbone, LAYOUT.vocab, image_input).eval()
 
 

@@ -8,7 +8,7 @@ from unimm.config.tokens import Layout as LayoutConfig
 from unimm.layout import Layout
 from unimm.model import attention
 from unimm.model.backbone import build_backbone
-from unimm.model.image_input import ImageInput
+from unimm.model.image_input import ImageInput, Places
 from unimm.model.unified import UnifiedModel
 from unimm.sample import Batch
 from unimm.text import BytesTokenizer
@@ -27,10 +27,12 @@ def tiny(family: str):
     return backbone.eval()
 
 
-def unified(backbone, places: int = 0, **more) -> UnifiedModel:
+def unified(backbone, places: int = 0, image_weight: float = 1.0, z_loss: float = 0.0) -> UnifiedModel:
     begins = [LAYOUT.vocab.special["<boi>"]]
-    image_input = ImageInput(SharedTable(places=places), LAYOUT.vocab, begins, 16)
-    return UnifiedModel(backbone, LAYOUT.vocab, image_input, **more)
+    image_input = ImageInput(Places(places, LAYOUT.vocab.is_code, begins, 16) if places else None)
+    model = UnifiedModel(backbone, LAYOUT.vocab, image_input)
+    model.image_weight, model.z_loss = image_weight, z_loss
+    return model
 
 
 @pytest.mark.parametrize("kernel", ["documents", "mask"])
@@ -99,8 +101,8 @@ def test_a_models_last_soft_cap_holds_in_training_and_in_sampling():
     expected = torch.nn.functional.cross_entropy(logits[:3], torch.tensor(b.targets[0, :3]), reduction="sum")
     assert float(capped(b).parts["text"][0]) == pytest.approx(float(expected), abs=1e-4)
     hidden = torch.randn(2, 16)
-    torch.testing.assert_close(capped.logits(hidden, slice(3, 9)),
-                               2.0 * torch.tanh(plain.logits(hidden, slice(3, 9)) / 2.0))
+    torch.testing.assert_close(capped.head((slice(3, 9),))(hidden, None),
+                               2.0 * torch.tanh(plain.head((slice(3, 9),))(hidden, None) / 2.0))
 
 
 def test_a_batch_without_a_learned_position_runs_and_reaches_every_parameter():

@@ -26,7 +26,7 @@ from unimm.config.trains import Trains
 from unimm.layout import Layout
 from unimm.losses import Losses
 from unimm.model.backbone import build_backbone, recompute_layers
-from unimm.model.image_input import ImageInput
+from unimm.model.image_input import ImageInput, Places
 from unimm.model.unified import UnifiedModel
 from unimm.sample import Batch
 from unimm.text import BytesTokenizer
@@ -85,8 +85,10 @@ def unified(recompute: bool, zero: int) -> tuple[nn.Module, Images]:
     backbone = build_backbone(shape, layout.vocab, SharedTable(rows="normal"), {})
     if recompute:
         recompute_layers(backbone, reentrant=zero == 3)
-    images = ImageInput(SharedTable(places=4), layout.vocab, [layout.vocab.special["<boi>"]], 16)
-    return UnifiedModel(backbone, layout.vocab, images, image_weight=0.5), Images(layout)
+    images = ImageInput(Places(4, layout.vocab.is_code, [layout.vocab.special["<boi>"]], 16))
+    model = UnifiedModel(backbone, layout.vocab, images)
+    model.image_weight = 0.5
+    return model, Images(layout)
 
 
 class Tied(ToyLM):

@@ -56,7 +56,7 @@ def model() -> UnifiedModel:
     half = VOCABULARY // 2
     vocab = Vocab(half, {}, {"visual": Range("visual", half, half, 1, True)}, VOCABULARY, VOCABULARY)
     backbone = build_backbone(shape, vocab, SharedTable(rows="normal"), {})
-    return UnifiedModel(backbone, vocab, ImageInput(SharedTable(), vocab, [], 128))
+    return UnifiedModel(backbone, vocab, ImageInput())
 
 
 def documents_of(fill: float, longest: int, rows: int) -> tuple[list[list[Sequence]], float]:

@@ -75,7 +75,7 @@ def build(size: Size) -> UnifiedModel:
     vocab = Vocab(half, {}, {"visual": Range("visual", half, size.vocab - half, 1, True)}, size.vocab, size.vocab)
     torch.manual_seed(0)
     backbone = build_backbone(size.model, vocab, SharedTable(rows="normal"), {})
-    return UnifiedModel(backbone, vocab, ImageInput(SharedTable(), vocab, [], size.model.width))
+    return UnifiedModel(backbone, vocab, ImageInput())
 
 
 def packed(size: Size, seed: int) -> Batch:

@@ -177,7 +177,8 @@ def language(base: Path, stage: NextToken, rank: Rank) -> Work:
     tokenizer = load_tokenizer(base / TOKENIZER_FOLDER).eval()
     layout = layout_of(recipe, text_of(recipe, base))
     torch.manual_seed(stage.seed)
-    model = new_model(recipe, layout, tokenizer, stage.image_weight, stage.z_loss)
+    model = new_model(recipe, layout, tokenizer)
+    model.image_weight, model.z_loss = stage.image_weight, stage.z_loss
     if stage.recompute:
         from unimm.model.backbone import recompute_layers
 

@@ -19,7 +19,7 @@ from unimm.errors import UserError
 from unimm.generate.use import answer, draw
 from unimm.sample import Part, Text, sample
 from unimm.stream.batches import make_batch
-from unimm.system import System, load_stage, new_model
+from unimm.system import System, load, new_model
 
 Metrics = dict[str, list[dict[str, float]]]
 """Stage -> the lines of its metrics.jsonl."""
@@ -135,11 +135,11 @@ def add_text(scores: Scores, system: System, texts: list[str]) -> None:
     documents = [layout.render(sample(Text(text, learn=True))) for text in texts]
     every = make_batch([[one] for one in documents], max(map(len, documents)), layout.pad_id, layout.vocab.is_code)
     batches = [every[n:n + ROWS] for n in range(0, len(every), ROWS)]
-    for name, stage in system.recipe.language.items():
+    for name in system.recipe.language:
         if found := newest(system.folder / name):
             # Not the system's own, whose weights a fast body holds in another order.
-            model = new_model(system.recipe, layout, system.tokenizer, shapes=system.folder)
-            load_stage(found, model, stage)
+            model = new_model(system.recipe, layout, system.tokenizer, system.folder, weights=False)
+            load(found, model, system.recipe, layout, system.tokenizer)
             model.eval()
             with torch.no_grad():
                 sums = np.sum([[float(x) for x in model(batch).parts["text"]] for batch in batches], axis=0)

@@ -120,7 +120,7 @@ class Drawn:
     def draw(self, group: Group, hidden: Tensor, now: np.ndarray, row: np.ndarray, index: np.ndarray) -> None:
         """Draw position `index` of the images of rows `row` where the group's id stands for it, by the noise of each
         row and place."""
-        if not self.head or group.allowed.only != self.head.placeholder:
+        if not self.head or group.allowed.only != self.head.start:
             return
         hidden, weights = hidden if group.hidden is None else hidden[group.hidden], group.weights
         if weights is None:

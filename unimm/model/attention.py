@@ -256,11 +256,15 @@ def choose(found: frozenset[str], dtype: torch.dtype, row: int, width: int, capp
     return "flex (torch)" if "flex (torch)" in found and width >= 16 else "documents"
 
 
+def head_width(config) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def kernel_name(config, device: torch.device, precision: Literal["fp32", "bf16"], row: int) -> Kernel:
     """What `attend` will choose for a transformers model of this configuration, to be told before a run."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return choose(available(device), dtype, row, width, bool(getattr(config, "attn_logit_softcapping", None)))
+    capped = bool(getattr(config, "attn_logit_softcapping", None))
+    return choose(available(device), dtype, row, head_width(config), capped)
 
 
 def attend(module, query, key, value, attention_mask, scaling=None, documents: Documents | RowCache | None = None,
@@ -298,16 +302,13 @@ def use_packed_attention(backbone, how=attend) -> None:
 
     config = backbone.config
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    reason = None
-    if kinds:
-        reason = f"it has layers of {', '.join(sorted(kinds))}, through which packed documents would see each other"
-    elif getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True):
-        reason = "it attends in both directions"
-    elif any(name.endswith(("sinks", "sink")) for name, _ in backbone.named_parameters()):
-        reason = "it has attention sinks"
-    elif not backbone._can_set_attn_implementation():
-        reason = "it does not attend through transformers' attention interface"
-    if reason:
+    both_ways = getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True)
+    sinks = any(name.endswith(("sinks", "sink")) for name, _ in backbone.named_parameters())
+    reasons = {
+        f"it has layers of {', '.join(sorted(kinds))}, through which packed documents would see each other": kinds,
+        "it attends in both directions": both_ways, "it has attention sinks": sinks,
+        "it does not attend through transformers' attention interface": not backbone._can_set_attn_implementation()}
+    if reason := next((reason for reason, holds in reasons.items() if holds), None):
         raise ConfigError(f"{config.model_type} can't be trained on packed rows: {reason}; take another backbone")
     AttentionInterface.register(NAME, how)
     backbone.set_attn_implementation(NAME)

@@ -11,59 +11,47 @@ from unimm.config.check import ConfigError
 from unimm.layout import Layout
 from unimm.model.image_input import ImageInput, Places, VectorInput, VisionInput
 from unimm.model.image_output import DepthHead, FlowHead, ImageHead
-from unimm.published import janus_part, vision
+from unimm.published import vision
 from unimm.vocab import Range
 
 
 def image_input(wanted: config.ImageIn, layout: Layout, width: int, kept: Path | None = None,
-                weights: bool = True, tokenizer: nn.Module | None = None) -> ImageInput | VisionInput | VectorInput:
+                weights: bool = True, tokenizer: nn.Module | None = None) -> ImageInput:
     """What reads images into `width` channels. `kept` holds a published encoder's config.json, for `weights` False;
     `tokenizer` is the image tokenizer, whose vectors some read.
 
     Raises ConfigError where the layout has images in another form than this reads.
     """
-    plans = [*layout.write_plans.values(), *layout.read_plans.values()]
+    plans, books = [*layout.write_plans.values(), *layout.read_plans.values()], layout.vocab.ranges
     most = max(sum(plan.lengths(level)[1] for level in range(len(plan.grids))) for plan in plans)
     begins, places = sorted({plan.header[0] for plan in plans}), getattr(wanted, "places", 0)
     if 0 < places < most:
         raise ConfigError(f"image_in.places is {places}, but an image of this layout has {most} codes")
     match wanted:
         case config.SharedTable():
-            if strange := [*layout.continuous, *(r.name for r in layout.vocab.ranges.values()
-                                                 if not r.shared or r.depth > 1)]:
+            if strange := [*layout.continuous, *(r.name for r in books.values() if not r.shared or r.depth > 1)]:
                 raise ConfigError(f"image_in is a shared table, which does not read {strange[0]!r}; make that a shared "
-                                  "codebook of depth 1, or set image_in to what reads it: VisionFeatures, CodeVectors, "
-                                  "LatentVectors")
-            return ImageInput(wanted, layout.vocab, begins, width)
+                                  "codebook of depth 1, or take VisionFeatures, CodeVectors or LatentVectors")
+            return ImageInput(Places(places, layout.vocab.is_code, begins, width) if places else None)
         case config.VisionFeatures(encoder=encoder, image=image, dim=dim, depth=depth):
-            space = _read_space(layout)
-            if kept:
-                encoder = config.PretrainedVision(path=str(kept))
-            seeing = vision(encoder, image, weights)
-            _check_features(layout, space, seeing.config)
-            own = any(not r.shared for r in layout.vocab.ranges.values())
-            return VisionInput(seeing, space, image, own_range(layout) if own else None, dim, depth, width)
-        case config.CodeVectors(depth=depth):
-            space = _one(layout, layout.vocab.ranges.values(), "code vectors are of one codebook")
-            if space.order is not None or tokenizer.books != {space.name: (space.codes, space.depth)}:
-                raise ConfigError(f"image_in reads the tokenizer's vectors of {space.name!r} ({space.codes} codes, "
-                                  f"{space.depth} a position), but the tokenizer makes {tokenizer.books}")
-            return VectorInput(tokenizer, space, False, width, depth, _places(wanted, layout, space, begins, width))
-        case config.LatentVectors(depth=depth):
-            space = _one(layout, layout.vectors.values(), "latent vectors are of one continuous space")
-            if tokenizer.channels != {space.name: space.depth}:
-                raise ConfigError(f"image_in reads latents of {space.name!r} ({space.depth} channels), but the "
-                                  f"tokenizer makes {tokenizer.channels or tokenizer.books}")
-            return VectorInput(tokenizer, space, True, width, depth, _places(wanted, layout, space, begins, width))
+            seeing = vision(config.PretrainedVision(path=str(kept)) if kept else encoder, image, weights)
+            space = _seen_space(layout, seeing.config)
+            own = own_range(layout) if any(not r.shared for r in books.values()) else None
+            return VisionInput(seeing, space, image, own, dim, depth, width)
+        case config.CodeVectors(depth=depth) | config.LatentVectors(depth=depth):
+            latents = isinstance(wanted, config.LatentVectors)
+            space = _one([*(layout.vectors if latents else books).values()],
+                         f"image_in reads vectors of one {'continuous space' if latents else 'codebook'}")
+            asked = {space.name: space.depth if latents else (space.codes, space.depth)}
+            if space.order is not None or asked != (tokenizer.channels if latents else tokenizer.books):
+                raise ConfigError(f"image_in reads the tokenizer's vectors of {asked} (codes and depth, or channels), "
+                                  f"but that makes {tokenizer.books | tokenizer.channels}")
+            ids = np.arange(layout.vocab.size)
+            is_code = (ids >= space.start) & (ids < space.stop)
+            where = Places(places, is_code, begins, width) if places else None
+            return VectorInput(where, tokenizer, space, latents, depth, width)
         case _:
             assert_never(wanted)
-
-
-def _places(wanted: config.CodeVectors | config.LatentVectors, layout: Layout, space: Range, begins: list[int],
-            width: int) -> Places | None:
-    is_code = np.zeros(layout.vocab.size, bool)
-    is_code[space.start:space.stop] = True
-    return Places(wanted.places, is_code, begins, width) if wanted.places else None
 
 
 def image_output(wanted: config.ImageOut, layout: Layout, width: int) -> ImageHead | DepthHead | FlowHead | None:
@@ -82,11 +70,11 @@ def image_output(wanted: config.ImageOut, layout: Layout, width: int) -> ImageHe
                                   "for several codes a position, FlowHead for latents")
             return None
         case config.DepthHead():
-            space = _one(layout, [r for r in written if r.depth > 1 and r.name not in layout.vectors],
+            space = _one([r for r in written if r.depth > 1 and r.name not in layout.vectors],
                          "a depth head writes one codebook of several codes a position")
             return DepthHead(wanted, space, width)
         case config.FlowHead():
-            space = _one(layout, [r for r in written if r.name in layout.vectors], "a flow head writes one space")
+            space = _one([r for r in written if r.name in layout.vectors], "a flow head writes one space")
             most = max(plan.lengths(0)[1] for plan in layout.write_plans.values())
             return FlowHead(wanted, space, width, most)
         case config.SeparateHead(width=inner):
@@ -98,41 +86,34 @@ def image_output(wanted: config.ImageOut, layout: Layout, width: int) -> ImageHe
             assert_never(wanted)
 
 
-def _one(layout: Layout, spaces, what: str) -> Range:
-    found = list(spaces)
-    if len(found) != 1:
-        raise ConfigError(f"{what}, but the recipe's are: {', '.join(r.name for r in found) or 'none'}")
-    return found[0]
+def _one(spaces: list[Range], what: str, fits: bool = True) -> Range:
+    if len(spaces) != 1 or not fits:
+        found = ", ".join(f"{r.name} of depth {r.depth}" for r in spaces) or "none"
+        raise ConfigError(f"{what}, but the recipe's are: {found}")
+    return spaces[0]
 
 
 def own_range(layout: Layout) -> Range:
     """The one codebook that is not shared."""
     own = [r for r in layout.vocab.ranges.values() if not r.shared]
-    if len(own) != 1 or own[0].depth != 1:
-        found = ", ".join(f"{r.name} of depth {r.depth}" for r in own) or "none"
-        raise ConfigError("a table or a head of its own serves one codebook of depth 1 with shared=False, but the "
-                          f"recipe's are: {found}")
-    return own[0]
+    return _one(own, "a table or a head of its own serves one codebook of depth 1 with shared=False",
+                all(r.depth == 1 for r in own))
 
 
-def _read_space(layout: Layout) -> str:
-    read = layout.config.read
-    spaces = {level.space for level in read.levels} if read else set()
+def _seen_space(layout: Layout, seen) -> str:
+    """The space that is read, which has to have the places and channels of an encoder's features."""
+    spaces = {level.space for level in layout.config.read.levels} if layout.config.read else set()
     if len(spaces) != 1 or not spaces <= layout.continuous.keys():
         raise ConfigError("image_in reads features, so the layout's `read` has one level whose space is one of "
                           f"`continuous` ({', '.join(layout.continuous) or 'none'})")
-    return spaces.pop()
-
-
-def _check_features(layout: Layout, space: str, seen) -> None:
-    """Refuse an encoder whose features are not what the layout has places for."""
-    places = (seen.image_size // seen.patch_size) ** 2
+    space, places = spaces.pop(), (seen.image_size // seen.patch_size) ** 2
     if (channels := layout.continuous[space].channels) != seen.hidden_size:
         raise ConfigError(f"{space!r} has {channels} channels, but the encoder's features have {seen.hidden_size}; "
                           "state that")
     if wrong := [plan.lengths(0)[1] for plan in layout.read_plans.values() if plan.lengths(0) != (places, places)]:
         raise ConfigError(f"the encoder gives {places} features, but the layout reads an image as "
                           f"{wrong[0]} positions; change image_in.image, its patch or the layout's sizes")
+    return space
 
 
 def released_parts(image_in: config.ImageIn, image_out: config.ImageOut) -> dict[str, tuple[str, str]]:
@@ -147,8 +128,14 @@ def released_parts(image_in: config.ImageIn, image_out: config.ImageOut) -> dict
 
 
 def take(own: nn.Module, path: str, whole: nn.Module, name: str) -> None:
-    """Fill a module with a part of a released Janus. Raises ConfigError where the shapes are not the recipe's."""
-    theirs = janus_part(path, whole, name)
+    """Fill a module with a part of a released Janus: `aligner`, `generation_embeddings` and their like. Raises
+    ConfigError where it is none, or the shapes are not the recipe's."""
+    if whole.config.model_type != "janus":
+        raise ConfigError(f"{path} is {whole.config.model_type}, which has no {name}; name a released Janus, or leave "
+                          "weights empty")
+    if (acts := {whole.config.vision_config.hidden_act, whole.config.vq_config.hidden_act}) != {"gelu"}:
+        raise ConfigError(f"{path}: aligners and head around {' and '.join(sorted(acts))}; only around gelu are read")
+    theirs = getattr(whole.model, name)
     ours, found = ({k: tuple(t.shape) for k, t in m.state_dict().items()} for m in (own, theirs))
     if ours != found:
         wrong = min(k for k in ours.keys() | found.keys() if ours.get(k) != found.get(k))

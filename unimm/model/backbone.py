@@ -16,37 +16,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unimm.config import model as config
 from unimm.config.check import ConfigError
-from unimm.config.model import (
-    Backbone,
-    FreshBackbone,
-    ImageIn,
-    ImageOut,
-    PretrainedBackbone,
-    Rows,
-    SharedSoftmax,
-    SharedTable,
-)
 from unimm.hardware import Multiplied
-from unimm.model.attention import Documents, attend, use_packed_attention
+from unimm.model.attention import Documents, attend, head_width, use_packed_attention
 from unimm.model.cross_entropy import soft_cap
-from unimm.published import Published, published
+from unimm.published import COMPLETE, published
 from unimm.vocab import Vocab
 
 AT_ONCE = 1 << 16
-"""Rows of a table in float32 at one time, beside the table."""
+"""config.Rows of a table in float32 at one time, beside the table."""
 
 
 @torch.no_grad()
-def start_rows(backbone: nn.Module, vocab: Vocab, known: int, image_in: ImageIn, image_out: ImageOut,
+def start_rows(backbone: nn.Module, vocab: Vocab, known: int, image_in: config.ImageIn, image_out: config.ImageOut,
                code_vectors: dict[str, Tensor]) -> None:
     """Start the rows from `known` up to `vocab.rows` in both tables of a causal LM.
 
     Raises ConfigError where 'codebook' lacks vectors, or a tied head is to start otherwise than its table.
     """
     table, head = (layer.weight for layer in (backbone.get_input_embeddings(), backbone.get_output_embeddings()))
-    shared = image_in if isinstance(image_in, SharedTable) else SharedTable()
-    out = image_out.rows if isinstance(image_out, SharedSoftmax) else "as_read"
+    shared = image_in if isinstance(image_in, config.SharedTable) else config.SharedTable()
+    out = image_out.rows if isinstance(image_out, config.SharedSoftmax) else "as_read"
     if table is head and out != "as_read":
         raise ConfigError(f"image_out.rows is {out!r}, but this backbone reads and writes through one table; set it to "
                           "'as_read', or take a backbone whose head is not tied")
@@ -59,7 +50,7 @@ def start_rows(backbone: nn.Module, vocab: Vocab, known: int, image_in: ImageIn,
             bias[known:vocab.rows] = bias[:known].mean() if known else 0.0
 
 
-def _start(table: Tensor, vocab: Vocab, known: int, rows: Rows | str, spread: float, vectors: dict[str, Tensor],
+def _start(table: Tensor, vocab: Vocab, known: int, rows: config.Rows | str, spread: float, vectors: dict[str, Tensor],
            usual: float) -> None:
     old, new = table[:known], table[known:vocab.rows]
     if not len(new):
@@ -126,72 +117,68 @@ def multiplied(backbone: nn.Module) -> Multiplied | None:
     inside = set(backbone.get_output_embeddings().modules())
     linear = [m for m in backbone.modules() if isinstance(m, nn.Linear)]
     head, body = ([m.weight for m in linear if (m in inside) == within] for within in (True, False))
-    config = backbone.config.get_text_config()
+    shape = backbone.config.get_text_config()
     return Multiplied(
         body=sum(w.numel() for w in body), head=sum(w.numel() for w in head),
         frozen_body=sum(w.numel() for w in body if not w.requires_grad),
         frozen_head=sum(w.numel() for w in head if not w.requires_grad),
-        layers=config.num_hidden_layers, width=config.num_attention_heads * _head_width(config))
-
-
-def _head_width(config) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        layers=shape.num_hidden_layers, width=shape.num_attention_heads * head_width(shape))
 
 
 KNOWN = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "mistral", "chameleon", "emu3_text_model")
 """Families compared with transformers' own classes in tests; others are tried before they are taken."""
 
 
-def build_backbone(config: Backbone, vocab: Vocab, image_in: ImageIn, code_vectors: dict[str, torch.Tensor],
-                   image_out: ImageOut | None = None, found: Published | None = None, weights: bool = True):
+def build_backbone(wanted: config.Backbone, vocab: Vocab, image_in: config.ImageIn, code_vectors: dict[str, Tensor],
+                   image_out: config.ImageOut | None = None, found: tuple[nn.Module, nn.Module] | None = None,
+                   weights: bool = True):
     """A transformers causal LM with `vocab.rows` rows, all new rows initialised.
 
     code_vectors  float32 (codes, dim) by codebook name, read where rows start as 'codebook'
-    found         what lies at the path of `config`, where it was read already
+    found         what `published` finds at the path of `wanted`, where it was read already
     weights       False: only shapes, for weights that a checkpoint will fill in
 
     Its `rows_known` says how many rows of its table the published model has trained. Raises ConfigError where it can't
     be trained on packed rows.
     """
-    match config:
-        case FreshBackbone():
-            backbone, known = fresh_backbone(config, vocab.rows), 0
-        case PretrainedBackbone(path=path, rows=rows):
-            found = found or published(path, weights)
-            backbone = found.backbone
+    match wanted:
+        case config.FreshBackbone():
+            backbone, known = fresh_backbone(wanted, vocab.rows), 0
+        case config.PretrainedBackbone(path=path, rows=rows):
+            backbone, whole = found or published(path, weights)
+            old = len(backbone.get_input_embeddings().weight)
             # Many tables end in rows of no id, which markers then take.
-            known = found.rows if found.complete or rows == "all" else min(found.rows, vocab.text_size)
+            known = old if rows == "all" or whole.config.model_type in COMPLETE else min(old, vocab.text_size)
             if weights and backbone.config.model_type not in KNOWN:
                 try_packed(backbone)
-            if vocab.rows > found.rows:
+            if vocab.rows > old:
                 # Our own initialisation follows; the built-in one needs the mean of all old rows twice.
                 backbone.resize_token_embeddings(vocab.rows, mean_resizing=False)
         case _:
-            assert_never(config)
+            assert_never(wanted)
     use_packed_attention(backbone)
     if weights:
-        start_rows(backbone, vocab, known, image_in, image_out or SharedSoftmax(), code_vectors)
+        start_rows(backbone, vocab, known, image_in, image_out or config.SharedSoftmax(), code_vectors)
     backbone.rows_known = known
     return backbone
 
 
-def fresh_backbone(config: FreshBackbone, rows: int):
+def fresh_backbone(wanted: config.FreshBackbone, rows: int):
     """A transformers causal LM of a stated shape, `rows` of them in its tables, as its own class starts it."""
     import transformers as tf
 
-    head = config.width // config.heads
+    kind, head = wanted.family, wanted.width // wanted.heads
     shape = dict(
-        vocab_size=rows, hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads, intermediate_size=config.mlp, max_position_embeddings=32768,
+        vocab_size=rows, hidden_size=wanted.width, num_hidden_layers=wanted.layers, num_attention_heads=wanted.heads,
+        num_key_value_heads=wanted.kv_heads, intermediate_size=wanted.mlp, max_position_embeddings=32768,
         tie_word_embeddings=False, use_cache=False, bos_token_id=None, eos_token_id=None, pad_token_id=None)
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if config.family != "qwen2":
+    rope = {"rope_type": "default", "rope_theta": wanted.rope_theta}
+    if kind != "qwen2":
         shape["head_dim"] = head
-    if config.family in ("gemma2", "gemma3"):
+    if kind in ("gemma2", "gemma3"):
         shape["query_pre_attn_scalar"] = head
-    if config.family == "gemma3":
-        rope = {"full_attention": rope, "sliding_attention": rope}
-    kind = "gemma3_text" if config.family == "gemma3" else config.family
+    if kind == "gemma3":
+        kind, rope = "gemma3_text", {"full_attention": rope, "sliding_attention": rope}
     return tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(kind, **shape, rope_parameters=rope))
 
 

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unimm.config.model import SharedTable
 from unimm.sample import SampleError, Slot
-from unimm.vocab import Range, Vocab
+from unimm.vocab import Range
 
 
 class Places(nn.Embedding):
@@ -34,35 +33,12 @@ class Places(nn.Embedding):
         self.register_buffer("is_begin", torch.zeros(len(is_code), dtype=torch.bool), persistent=False)
         self.is_begin[begins] = True
 
-    def forward(self, ids: torch.Tensor, before: torch.Tensor | None = None):
+    def forward(self, ids: Tensor, before: Tensor | None = None):
         code = self.is_code[ids]
         count = code.cumsum(1) + (0 if before is None else before[:, None])
         base = torch.where(self.is_begin[ids], count, 0).cummax(1).values
         place = (count - base - 1).clamp(0, self.num_embeddings - 1)  # read only where there is a code
         return super().forward(place) * code[..., None], (count - base)[:, -1]
-
-
-class ImageInput(nn.Module):
-    """forward(table, ids (B, T), before (B,), slots) -> (what the backbone reads (B, T, width), after (B,)).
-
-    `before` and `after` count the codes since the last image began, so that a row can be read in pieces; `counts` says
-    whether that matters.
-    """
-
-    def __init__(self, config: SharedTable, vocab: Vocab, begins: list[int], width: int):
-        super().__init__()
-        self.counts = config.places > 0
-        self.places = Places(config.places, vocab.is_code, begins, width) if config.places else None
-
-    def forward(self, table: nn.Module, ids: torch.Tensor, before: torch.Tensor | None = None, slots=(),
-                written=None):
-        if slots:
-            raise SampleError(f"a shared table reads codes alone, but a sample holds {slots[0][1].space!r}; set "
-                              "image_in to what reads that")
-        if self.places is None:
-            return table(ids), before
-        vectors, after = self.places(ids, before)
-        return table(ids) + vectors, after
 
 
 Slots = tuple[tuple[int, Slot], ...]
@@ -88,6 +64,33 @@ def placed(embedded: Tensor, slots: Slots, read: Tensor) -> Tensor:
     return embedded.index_put(where, read)
 
 
+class ImageInput(nn.Module):
+    """forward(table, ids (B, T), before (B,), slots, written) -> (what the backbone reads (B, T, width), after (B,)).
+
+    `before` and `after` count the codes since the last image began, so that a row can be read in pieces; `counts` says
+    whether that matters. This one reads codes as rows of the table; the others differ in `read`.
+    """
+
+    def __init__(self, places: Places | None = None):
+        super().__init__()
+        self.places, self.counts = places, places is not None
+
+    def forward(self, table: nn.Module, ids: Tensor, before: Tensor | None = None, slots: Slots = (),
+                written: Written | None = None) -> tuple[Tensor, Tensor | None]:
+        embedded = self.read(table, ids, slots, written)
+        if self.places is None:
+            return embedded, before
+        vectors, after = self.places(ids, before)
+        return embedded + vectors.to(embedded.dtype), after
+
+    def read(self, table: nn.Module, ids: Tensor, slots: Slots, written: Written | None) -> Tensor:
+        """(B, T, width) without places."""
+        if slots:
+            raise SampleError(f"a shared table reads codes alone, but a sample holds {slots[0][1].space!r}; set "
+                              "image_in to what reads that")
+        return table(ids)
+
+
 class Aligner(nn.Module):
     """`depth` linear layers with GELU between: (..., inputs) -> (..., width)."""
 
@@ -103,16 +106,23 @@ class Aligner(nn.Module):
         return x
 
 
-class VisionInput(nn.Module):
-    """forward(table, ids (B, T), before, slots) -> (what the backbone reads (B, T, width), before).
+def pictures(slots: Slots, size: tuple[int, int], aligner: Aligner) -> Tensor:
+    """The slots' uint8 pixels in [-1, 1], (N, 3, H, W) where the aligner is.
+
+    A rank whose rows show no picture looks at a blank one: every rank runs every module.
+    """
+    pixels = [slot.payload for _, slot in slots] or [np.zeros((*size, 3), np.uint8)]
+    return torch.from_numpy(np.stack(pixels)).to(aligner.fc1.weight.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class VisionInput(ImageInput):
+    """Pictures through an encoder; codes as rows of the backbone's table, or of one of their own.
 
     vision   uint8 pixels (image, image, 3) of a slot in `space`, scaled to [-1, 1] -> (positions, channels)
     codes    ids of `written`, which lie above the rows of the backbone's own table; None: all are rows of that
 
     A slot may also hold features, float32 (length, channels), which then skip the encoder.
     """
-
-    counts = False
 
     def __init__(self, vision: nn.Module, space: str, image: int, written: Range | None, dim: int, depth: int,
                  width: int):
@@ -124,7 +134,7 @@ class VisionInput(nn.Module):
             self.codes = nn.Embedding(written.codes, dim)
             self.code_aligner = Aligner(dim, width, depth)
 
-    def forward(self, table: nn.Module, ids: Tensor, before: Tensor | None = None, slots: Slots = (), written=None):
+    def read(self, table: nn.Module, ids: Tensor, slots: Slots, written: Written | None) -> Tensor:
         if self.start is None:
             embedded = table(ids)
         else:
@@ -141,43 +151,35 @@ class VisionInput(nn.Module):
         if given:
             features = torch.from_numpy(np.concatenate([slot.payload for _, slot in given])).to(ids.device)
             embedded = placed(embedded, given, self.aligner(features))
-        return embedded, before
+        return embedded
 
     def features(self, seen: Slots) -> Tensor:
-        """What the encoder makes of the slots' pixels, (images, positions, channels).
-
-        A rank whose rows show no picture looks at a blank one: every rank runs every module.
-        """
-        pixels = [slot.payload for _, slot in seen] or [np.zeros((self.image, self.image, 3), np.uint8)]
-        images = torch.from_numpy(np.stack(pixels)).to(self.aligner.fc1.weight.device)
-        return self.vision(images.permute(0, 3, 1, 2).float() / 127.5 - 1).last_hidden_state
+        """What the encoder makes of the slots' pixels, (images, positions, channels)."""
+        return self.vision(pictures(seen, (self.image, self.image), self.aligner)).last_hidden_state
 
 
-class VectorInput(nn.Module):
-    """forward(table, ids (B, T), before, slots, written) -> (what the backbone reads (B, T, width), before).
-
-    Where a position has one code its id says which; where it has several, or a latent, a slot does, or in sampling
+class VectorInput(ImageInput):
+    """Where a position has one code its id says which; where it has several, or a latent, a slot does, or in sampling
     `written`. The tokenizer is frozen but where a stage lets it learn. A slot may also hold vectors that are to be read
     as they are, float (length, dim) with a graph.
     """
 
-    def __init__(self, tokenizer: nn.Module, space: Range, continuous: bool, width: int, depth: int,
-                 places: Places | None = None):
-        super().__init__()
-        self.places, self.counts = places, places is not None
+    def __init__(self, places: Places | None, tokenizer: nn.Module, space: Range, continuous: bool, depth: int,
+                 width: int):
+        super().__init__(places)
         self.tokenizer = tokenizer.requires_grad_(False)
         self.aligner = Aligner(tokenizer.dim, width, depth)
         self.start, self.stop, self.plain = space.start, space.stop, space.depth == 1 and not continuous
 
-    def forward(self, table: nn.Module, ids: Tensor, before: Tensor | None = None, slots: Slots = (),
-                written: Written | None = None):
+    def read(self, table: nn.Module, ids: Tensor, slots: Slots, written: Written | None) -> Tensor:
         own = (ids >= self.start) & (ids < self.stop)
         embedded = table(ids.masked_fill(own, 0))  # the ids of several codes are no rows of the table
         if self.plain:  # everywhere, and read where there is a code: no GPU is waited for
             vectors = self.tokenizer.vectors_of((ids - self.start).clamp(0, self.stop - self.start - 1))
             embedded = torch.where(own[..., None], self._aligned(vectors).to(embedded.dtype), embedded)
         elif written is not None:
-            last = self._aligned(self._vectors(written)).to(embedded.dtype)
+            rows = torch.arange(len(written.last), device=written.last.device)
+            last = self._aligned(self._vectors(written.values)[rows, written.last]).to(embedded.dtype)
             own[:, 1:] = False
             embedded = torch.where(own[..., None], last[:, None], embedded)
         if slots:
@@ -185,40 +187,27 @@ class VectorInput(nn.Module):
             embedded = placed(embedded, slots, self._aligned(read))
         elif self.training and not self.plain:  # every rank runs every module
             embedded = placed(embedded, (), self._aligned(ids.new_zeros(1, self.aligner.fc1.in_features)))
-        if self.places is None:
-            return embedded, before
-        vectors, after = self.places(ids, before)
-        return embedded + vectors.to(embedded.dtype), after
+        return embedded
 
     def _aligned(self, vectors: Tensor) -> Tensor:
         return self.aligner(vectors.to(self.aligner.fc1.weight.dtype))
 
-    def _vectors(self, written: Written) -> Tensor:
-        """Of the last that each row has written, (B, dim)."""
-        rows = torch.arange(len(written.last), device=written.last.device)
-        if written.values.is_floating_point():
-            return self.tokenizer.expand(written.values)[rows, written.last]
-        return self.tokenizer.vectors_of(written.values[:, 0])
+    def _vectors(self, values: Tensor) -> Tensor:
+        """(n, length, dim) of latents (n, length, channels) or codes (n, length, depth)."""
+        return self.tokenizer.expand(values) if values.is_floating_point() else self.tokenizer.vectors_of(values.long())
 
     def _of(self, slots: list) -> Tensor:
         """The vectors (positions, dim) of slots of one length."""
         payloads = [slot.payload for _, slot in slots]
         if isinstance(payloads[0], Tensor):
             return torch.cat(payloads)
-        values = torch.from_numpy(np.stack(payloads)).to(self.aligner.fc1.weight.device)
-        if values.is_floating_point():
-            return self.tokenizer.expand(values).flatten(0, 1)
-        return self.tokenizer.vectors_of(values.long()).flatten(0, 1)
+        return self._vectors(torch.from_numpy(np.stack(payloads)).to(self.aligner.fc1.weight.device)).flatten(0, 1)
 
     def encoded(self, slots: Slots) -> tuple[Slots, Tensor]:
         """The slots with pixels as vectors, which the gradient goes through, and the tokenizer's own loss of them, ().
-
-        A rank whose rows show no picture looks at a blank one: every rank runs every module.
         """
         seen = [each for each in slots if getattr(each[1].payload, "dtype", None) == np.uint8]
-        pixels = [slot.payload for _, slot in seen] or [np.zeros((*self.tokenizer.image_size, 3), np.uint8)]
-        images = torch.from_numpy(np.stack(pixels)).to(self.aligner.fc1.weight.device)
-        found = self.tokenizer(images.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        found = self.tokenizer(pictures(seen, self.tokenizer.image_size, self.aligner))
         made = tuple((row, replace(slot, payload=vectors)) for (row, slot), vectors in zip(seen, found.vectors))
         left = tuple(each for each in slots if not any(each is other for other in seen))
         blank = 0.0 * found.vectors.sum() if not seen else 0.0

@@ -8,6 +8,8 @@
                 (rectified flow: Liu et al. 2022, arXiv:2209.03003)
 
     N positions   W the language model's width   D codes a position   C channels
+
+Each writes the ids from `start` to `stop`, and gives the loss of what a position holds.
 """
 
 from collections.abc import Callable
@@ -21,20 +23,22 @@ from unimm.vocab import Range
 
 
 class ImageHead(nn.Module):
-    """forward(hidden (N, width)) -> logits (N, codes). Parameters have the names of transformers' JanusVQVAEHead."""
+    """Logits are vision_head(inner(hidden (N, W))), (N, codes). Named as in transformers' JanusVQVAEHead."""
 
     def __init__(self, written: Range, width: int, inner: int):
         super().__init__()
         self.proj_out = nn.Linear(width, inner)
         self.vision_head = nn.Linear(inner, written.codes)
-        self.start = written.start
+        self.start, self.stop = written.start, written.stop
 
     def inner(self, hidden: Tensor) -> Tensor:
         """What the last layer reads, (N, inner): the loss goes through that layer without making all logits."""
         return nn.functional.gelu(self.proj_out(hidden))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.vision_head(self.inner(hidden))
+    def loss(self, hidden: Tensor, ids: Tensor, weights: Tensor, loss: Loss, z_loss: float) -> tuple[Tensor, Tensor]:
+        """The weighted sum () and nats (N, 1), of ids int64 (N,)."""
+        total, nll = loss(self.inner(hidden), self.vision_head, ids - self.start, weights, z_loss=z_loss)
+        return total, nll[:, None]
 
 
 class DepthHead(nn.Module):
@@ -44,7 +48,7 @@ class DepthHead(nn.Module):
 
     def __init__(self, wanted: config.DepthHead, written: Range, width: int):
         super().__init__()
-        self.space, self.placeholder, self.dtype = written.name, written.start, torch.long
+        self.space, self.start, self.stop, self.dtype = written.name, written.start, written.stop, torch.long
         self.codes, self.depth = written.codes, written.depth
         self.reads = nn.Linear(width, wanted.width)
         self.table = nn.Embedding((self.depth - 1) * self.codes, wanted.width)
@@ -103,7 +107,7 @@ class FlowHead(nn.Module):
 
     def __init__(self, wanted: config.FlowHead, written: Range, width: int, keeps: int):
         super().__init__()
-        self.space, self.placeholder, self.dtype = written.name, written.start, torch.float32
+        self.space, self.start, self.stop, self.dtype = written.name, written.start, written.stop, torch.float32
         self.depth, self.steps, self.repeat, self.keeps = written.depth, wanted.steps, wanted.repeat, keeps
         self.reads, self.time = nn.Linear(width, wanted.width), nn.Linear(64, wanted.width)
         self.enter = nn.Linear(self.depth, wanted.width)

@@ -11,7 +11,7 @@ from unimm.model.attention import Documents, Kernel
 from unimm.model.cache import RowCache, sent
 from unimm.model.cross_entropy import Loss, soft_cap
 from unimm.model.fast import FastBody, fast_body
-from unimm.model.image_input import ImageInput, Slots, VectorInput, VisionInput
+from unimm.model.image_input import ImageInput, Slots
 from unimm.model.image_output import DepthHead, FlowHead, ImageHead
 from unimm.sample import Batch
 from unimm.vocab import Vocab
@@ -29,23 +29,24 @@ class UnifiedModel(nn.Module):
     image_input   what turns ids and slots into embeddings
     image_output  what writes codes that are no rows of the backbone's table: a softmax over those above it, a head for
                   several codes a position or for latents, both at places of one id; None where the backbone writes all
+
+    What a stage sets:
+
     reconstruction  weight of the image tokenizer's own loss, where pictures are read as pixels and it learns too
-    image_weight  weight of an image position in the loss, text having 1
-    z_loss        how much the squared log of the softmax's denominator adds to the loss, at learned positions alone
+    image_weight    weight of an image position in the loss, text having 1
+    z_loss          how much the squared log of the softmax's denominator adds to the loss, at learned positions alone
 
     `kernel` takes away the choice of attention, for tests and measurements.
     """
 
-    def __init__(self, backbone: nn.Module, vocab: Vocab, image_input: ImageInput | VisionInput | VectorInput,
-                 image_weight: float = 1.0, z_loss: float = 0.0,
+    def __init__(self, backbone: nn.Module, vocab: Vocab, image_input: ImageInput,
                  image_output: ImageHead | DepthHead | FlowHead | None = None):
         super().__init__()
         self.backbone = backbone
         self.image_input = image_input
         self.image_output = image_output
         self.vocab = vocab
-        self.image_weight, self.reconstruction = image_weight, 0.0
-        self.z_loss = z_loss
+        self.image_weight, self.z_loss, self.reconstruction = 1.0, 0.0, 0.0
         self.loss = Loss()
         self.cap = getattr(backbone.config, "final_logit_softcapping", None)
         self.kernel: Kernel | None = None
@@ -71,10 +72,6 @@ class UnifiedModel(nn.Module):
         documents = Documents(document, lengths, self.kernel)
         return self.backbone.base_model(inputs_embeds=embedded, position_ids=position, documents=documents,
                                         use_cache=False).last_hidden_state
-
-    def logits(self, hidden: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Float32 logits (N, ids) of a run of ids, from hidden (N, width)."""
-        return self.head((rows,))(hidden, None)
 
     def head(self, runs: tuple[slice, ...]) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
         """What gives the float32 logits (N, ids) of some runs of ids, from hidden (N, width); views of its weights.
@@ -121,40 +118,30 @@ class UnifiedModel(nn.Module):
         """Weighted cross-entropy, summed over the learned positions; parts "text" and "image" in nats per token."""
         device = self.device
         ids, position, document = (sent(x, device) for x in (batch.ids, batch.position, batch.document))
-        slots, extra = batch.slots, None
+        slots, extra, parts, own = batch.slots, None, {}, np.zeros_like(batch.learn)
         if self.reconstruction:
             slots, extra = self.image_input.encoded(slots)
-        own = self._own(batch.targets)
+        if self.image_output is not None:
+            own = (batch.targets >= self.image_output.start) & (batch.targets < self.image_output.stop)
         shared, separate = (self._picked(batch, batch.learn & which) for which in (~own, own))
         hidden = self.hidden(ids, position, document, batch.lengths, slots).flatten(0, 1)
         # A rank without a learned position still runs the heads, on nothing: every rank runs every module.
         where, targets, weights, image = shared
         total, nll = self.loss(hidden[where], self.backbone.get_output_embeddings(), targets, weights,
                                z_loss=self.z_loss, cap=self.cap)
-        parts = {}
         if self.image_output is not None:
             where, targets, weights, _ = separate
-            if isinstance(self.image_output, ImageHead):
-                more, of_codes = self.loss(self.image_output.inner(hidden[where]), self.image_output.vision_head,
-                                           targets - self.image_output.start, weights, z_loss=self.z_loss)
-            else:
-                values = sent(self._held(batch), device)[where]
-                more, each = self.image_output.loss(hidden[where], values, weights, self.loss, self.z_loss)
-                of_codes = each.sum(1)
-                parts = {f"image.{d}": (each[:, d].sum(), len(each)) for d in range(each.shape[1]) if each.shape[1] > 1}
-            total, nll = total + more, torch.cat([nll, of_codes])
-            image = torch.cat([image, torch.ones_like(of_codes, dtype=torch.bool)])
+            if not isinstance(self.image_output, ImageHead):
+                targets = sent(self._held(batch), device)[where]
+            more, each = self.image_output.loss(hidden[where], targets, weights, self.loss, self.z_loss)
+            parts = {f"image.{d}": (each[:, d].sum(), len(each)) for d in range(each.shape[1]) if each.shape[1] > 1}
+            total, nll = total + more, torch.cat([nll, each.sum(1)])
+            image = torch.cat([image, image.new_ones(len(each))])
         if extra is not None:
             total = total + self.reconstruction * extra * self.weigh(batch).learned
             parts["reconstruction"] = (extra.detach(), 1)
         named = {name: ((nll * which).sum(), which.sum()) for name, which in (("text", ~image), ("image", image))}
         return Losses(total, named | parts)
-
-    def _own(self, targets: np.ndarray) -> np.ndarray:
-        """bool: which targets the head of images writes."""
-        if isinstance(self.image_output, DepthHead | FlowHead):
-            return targets == self.image_output.placeholder
-        return targets >= self.vocab.rows
 
     def _held(self, batch: Batch) -> np.ndarray:
         """What the slots that are written hold, at the places where it is the target: (B * T, depth or channels)."""

@@ -44,7 +44,7 @@ from unimm.model.backbone import build_backbone, has_experts, multiplied, recomp
 from unimm.model.cross_entropy import chunk_of
 from unimm.model.unified import UnifiedModel
 from unimm.published import vision
-from unimm.system import around, new_rows
+from unimm.system import new_model, new_rows
 from unimm.train.engine import deepspeed_config
 from unimm.train.optimizer import block_matrices
 from unimm.train.shares import Shares, shares
@@ -245,7 +245,8 @@ def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | PictureSta
 
 
 def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, device: str) -> Measured:
-    model = around(skeleton(recipe.backbone, layout.vocab), recipe, layout, weights=False, tokenizer=_tokenizer(recipe))
+    model = new_model(recipe, layout, _tokenizer(recipe), weights=False,
+                      backbone=skeleton(recipe.backbone, layout.vocab))
     new = new_rows(recipe, layout, model)
     # peft moves its adapters to where they are already; torch can't replace tensors without storage by themselves.
     with mock.patch.object(nn.Module, "_apply", lambda module, change, recurse=True: module):
