@@ -21,6 +21,7 @@ from unimm.checkpoint.folders import CheckpointError
 from unimm.checkpoint.read import Pieces, load_buffers, load_weights, read_recipe, read_state, take_up
 from unimm.checkpoint.write import Saver
 from unimm.config.stages import NextToken, PictureStage
+from unimm.disk import writing
 from unimm.hardware import peak_flops
 from unimm.losses import Losses
 from unimm.status import HUNG, Status
@@ -89,6 +90,8 @@ def run_stage(work: Work, stage: NextToken | PictureStage, folder: Path, *, name
     cut = shares(stage, ranks.world())
     torch.manual_seed(stage.seed)  # adapters start alike on every rank
     trained = trains.apply(work.module, stage.train, work.new_rows, work.parts, f"stages.{name}.train")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     found = _find(folder)
     tell = partial(status.at, stage=name, steps=stage.steps) if status else lambda **facts: None
     if found and read_state(found)["step"] >= stage.steps:

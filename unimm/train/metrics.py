@@ -140,11 +140,10 @@ class Log:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        with writing(folder):
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)  # makes the folders, too
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         replace_file(self.path, "".join(kept).encode())
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add a line. Raises DiskError."""
