@@ -56,7 +56,8 @@ def add_tokenizer(scores: Scores, subject: Subject, key: str, pictures: list[np.
                   judge: Callable[[list[np.ndarray]], list[tuple[bool, str]]],
                   labelled: Labelled | None = None) -> None:
     """Everything about uint8 (H, W, 3) pictures under `tokenizer.`: `measure`'s values, `KEY`, the share of
-    reconstructions that `judge` finds right (it gives each one's (ok, why)), rfid, words, probe."""
+    reconstructions that `judge` finds right (it gives each one's (ok, why)), rfid, the share of rendered words
+    that is read in what came back, by size and of all, probe."""
     pictures = subject.prepared(pictures)
     found = measure(subject.tokenizer, pictures)
     scores.reconstructions = [Shown("reconstruction", "", ok, got, given=picture, why=why)
@@ -70,24 +71,18 @@ def add_tokenizer(scores: Scores, subject: Subject, key: str, pictures: list[np.
         seen = [np.concatenate([network(some[n:n + AT_ONCE]).double().numpy() for n in range(0, len(some), AT_ONCE)])
                 for some in (pictures, found.back)]
         scores.add(f"tokenizer.rfid.{name}", frechet(*seen), len(pictures))
-    _add_words(scores, subject)
-    if labelled:
-        known, asked = (pooled_vectors(subject.tokenizer, subject.prepared(some)) for some in labelled[:2])
-        for name, (names, right) in labelled.labels.items():
-            scores.add(f"tokenizer.probe.{name}", probe(known, names, asked, right), len(right))
-
-
-def _add_words(scores: Scores, subject: Subject) -> None:
-    """Of rendered words, the share that is read in what came back, by size, and of all."""
-    right = {}
+    right, side = {}, subject.tokenizer.config.image
     for size in words_world.SIZES:
-        side = subject.tokenizer.config.image
         given = subject.prepared([words_world.render(word, size, side) for word in words_world.WORDS])
         back = to_pixels(subject.tokenizer, to_codes(subject.tokenizer, given))
         read = words_world.read([resized(picture, (side, side)) for picture in back], size)
         right[size] = float(np.mean([a == b for a, b in zip(read, words_world.WORDS)]))
         scores.add(f"tokenizer.words.{size}", right[size], len(read))
     scores.add("tokenizer.words.all", float(np.mean(list(right.values()))), len(right) * len(words_world.WORDS))
+    if labelled:
+        known, asked = (pooled_vectors(subject.tokenizer, subject.prepared(some)) for some in labelled[:2])
+        for name, (names, right) in labelled.labels.items():
+            scores.add(f"tokenizer.probe.{name}", probe(known, names, asked, right), len(right))
 
 
 def _networks(folder: Path | None) -> dict[str, Callable[[list[np.ndarray]], Tensor]]:

@@ -55,13 +55,10 @@ class Batches:
                               f"share evenly; make it a multiple of {world} x {stage.seq_len}")
         self.mixture, self.layout, self.stage, self.gather = mixture, layout, stage, gather
         self.own = slice(rank * stage.rows // world, (rank + 1) * stage.rows // world)
+        self.plan = {**mixture.facts(), "rows": stage.rows, "seq_len": stage.seq_len,
+                     "drop_context": stage.drop_context}
         self.missed = 0
         self.lanes = [Lane(self._draw, b, stage.rows, stage.seq_len) for b in range(stage.rows)[self.own]]
-
-    @property
-    def dropped(self) -> int:
-        """Samples of this rank's lanes left out so far because they were too long."""
-        return sum(lane.dropped for lane in self.lanes)
 
     def next(self) -> Batch:
         """The next batch's rows: see `unimm.sample.Batch`, B = rows / world, T = seq_len."""
@@ -71,20 +68,16 @@ class Batches:
     def state(self) -> dict:
         """Where every lane of every rank is, as small JSON."""
         own = [lane.state() for lane in self.lanes]
-        return {**self._plan(), "lanes": [lane for lanes in self.gather(own) for lane in lanes]}
+        return {**self.plan, "lanes": [lane for lanes in self.gather(own) for lane in lanes]}
 
     def restore(self, state: dict) -> None:
         """Go on from a state, which may have been taken at another number of ranks.
 
         Raises ConfigError where the stream of that state was another one.
         """
-        same_stream(self._plan(), state)
+        same_stream(self.plan, state)
         for lane, saved in zip(self.lanes, state["lanes"][self.own], strict=True):
             lane.restore(saved)
-
-    def _plan(self) -> dict:
-        return {**self.mixture.facts(), "rows": self.stage.rows, "seq_len": self.stage.seq_len,
-                "drop_context": self.stage.drop_context}
 
     def _draw(self, index: int) -> Sequence | None:
         """The document at an index of the mixture; None if it is too long and such are dropped."""
@@ -138,7 +131,8 @@ def make_batch(rows: list[list[Sequence]], seq_len: int, pad: int, is_code: np.n
 class Lane:
     """One row of every batch, packed from the documents `first`, `first + step`, ... of an endless stream.
 
-    draw     the document at an index, anything that has a length of 1 to `room`; None leaves it out and counts it
+    draw     the document at an index, anything that has a length of 1 to `room`; None leaves it out
+    dropped  how many were left out so far
     waiting  documents drawn and not given out yet by index, the oldest first
     """
 

@@ -84,16 +84,14 @@ def _begin(folder: Path, plan: Plan, rank: int) -> dict | None:
     """Claim the folder for the plan; its manifest if everything in it is finished and whole."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    old = read_sealed(folder / "plan.json")
-    if old is not None and old != plan.facts():
+    if (old := read_sealed(folder / "plan.json")) is None:
+        write_sealed(folder / "plan.json", plan.facts(), f"{rank}.")
+    elif old != plan.facts():
         names = [name for name, value in plan.facts().items() if old.get(name) != value]
         raise ShardError(f"{folder} holds codes made with other settings ({', '.join(names)}); choose another folder")
-    if old is None:
-        write_sealed(folder / "plan.json", plan.facts(), f"{rank}.")
     manifest = read_sealed(folder / "manifest.json")
-    if manifest is None or any(fault_of(folder / shard["file"], shard) for shard in manifest["shards"]):
-        return None
-    return manifest
+    faulty = manifest is None or any(fault_of(folder / shard["file"], shard) for shard in manifest["shards"])
+    return None if faulty else manifest
 
 
 def _noted(rows: Iterator[tuple[int, Item]], keys) -> Iterator[Item]:

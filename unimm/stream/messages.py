@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import PIL.Image
 
 from unimm.errors import UserError
-from unimm.sample import Image, Part, Pixels, Role, Text
+from unimm.sample import Image, Part, Pixels, Text
 from unimm.stream.pixels import load_pixels
 from unimm.turns import ROLES
 
@@ -28,35 +27,30 @@ def parts_of(messages: Any, images: Any, folder: Path) -> list[Part]:
         raise RowError("messages must be a list of {role, content}")
     waiting, parts, before = list(images or []), [], None
     for message in messages:
-        role = message.get("role")
+        role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise RowError(f"role {role!r} must be one of: {', '.join(ROLES)}")
         if role == before:
             raise RowError(f"two messages of {role!r} in a row; join them")
-        before = role
-        parts += _message(message.get("content"), role, waiting, folder)
+        before, learn = role, role == "assistant"
+        if not isinstance(content, str | list):
+            raise RowError(f"content must be a text or a list of parts, got {content!r:.60}")
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            match part:
+                case {"type": "text", "text": ""}:
+                    pass
+                case {"type": "text", "text": text}:
+                    parts.append(Text(text_of(text), learn, role))
+                case {"type": "image"}:
+                    own = part.get("image")  # maybe an array, which is neither true nor false
+                    image = own if own is not None else part.get("path") or (waiting.pop(0) if waiting else None)
+                    parts.append(Image(Pixels(pixels_of(image, folder)), learn, role))
+                case _:
+                    raise RowError('a part must be {"type": "text", ...} or {"type": "image", ...}, '
+                                   f"got {part!r:.60}")
     if waiting:
         raise RowError(f'{len(waiting)} images have no place; mark each with a part {{"type": "image"}}')
     return parts
-
-
-def _message(content: Any, role: Role, waiting: list, folder: Path) -> Iterator[Part]:
-    learn = role == "assistant"
-    content = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(content, list):
-        raise RowError(f"content must be a text or a list of parts, got {content!r:.60}")
-    for part in content:
-        match part:
-            case {"type": "text", "text": ""}:
-                pass
-            case {"type": "text", "text": text}:
-                yield Text(text_of(text), learn, role)
-            case {"type": "image"}:
-                own = part.get("image")  # maybe an array, which is neither true nor false
-                image = own if own is not None else part.get("path") or (waiting.pop(0) if waiting else None)
-                yield Image(Pixels(pixels_of(image, folder)), learn, role)
-            case _:
-                raise RowError(f'a part must be {{"type": "text", ...}} or {{"type": "image", ...}}, got {part!r:.60}')
 
 
 def text_of(value: Any) -> str:
@@ -79,11 +73,9 @@ def pixels_of(image: Any, folder: Path) -> np.ndarray:
                 return load_pixels(base64.b64decode(data, validate=True), name or "its image")
             except binascii.Error as why:
                 raise RowError(f"its image's bytes are not base64: {why}") from why
-        case str(path) | {"path": str(path)} if "://" in path:
-            raise RowError(f"{path} is an address; images are read from files, so download it first")
-        case str(path) | {"path": str(path)} if path:
-            return load_pixels(folder / path, path)
-        case Path():
-            return load_pixels(folder / image, str(image))
+        case str(path) | {"path": str(path)} | (Path() as path) if path:
+            if "://" in str(path):
+                raise RowError(f"{path} is an address; images are read from files, so download it first")
+            return load_pixels(folder / path, str(path))
         case _:
             raise RowError(f"its image must be a path or bytes, got {image!r:.60}")

@@ -22,8 +22,6 @@ MAX_PIXELS = 2**26
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
 """What is opened. Not EPS, for which Pillow starts Ghostscript on the file: data is not to be run."""
 
-DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
-
 
 class ImageError(UserError):
     """An image that can't be used; the message says which and why in one line."""
@@ -73,20 +71,15 @@ def _open(source: str | Path | bytes) -> Image.Image:
 def _decode(image: Image.Image) -> np.ndarray:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries set it, and half a picture is grey
     image.load()
-    image = ImageOps.exif_transpose(_eight_bits(image))
+    # 16-bit grey is scaled to 8 bits here, for Pillow's own conversion clips everything above 255 to white.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # which Pillow scales to 16 bits
+        grey, exif = np.asarray(image).astype(np.uint32), image.getexif()
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # 65535 / 255 = 257
+        image.info["exif"] = exif.tobytes() if exif else b""
+    elif image.mode in ("I", "F"):
+        raise ImageError(f"{image.mode} pixels (32 bits) have no known range; save it with 8 or 16 bits a channel")
+    image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB"))
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits, for Pillow's own conversion clips everything above 255 to white."""
-    if image.mode in DEEP_GREY or (image.mode == "I" and image.format == "PPM"):  # which Pillow scales to 16 bits
-        grey = np.asarray(image).astype(np.uint32)
-        eight = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # 65535 / 255 = 257
-        eight.info["exif"] = image.getexif().tobytes() if image.getexif() else b""
-        return eight
-    if image.mode in ("I", "F"):
-        raise ImageError(f"{image.mode} pixels (32 bits) have no known range; save it with 8 or 16 bits a channel")
-    return image

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, assert_never
 import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
+from data import emoji, shapes
 from unimm.config.data import ChatJsonl, Emoji, ImageFolder, ParquetFiles, Shapes, Source, WebDatasetTars
 from unimm.errors import UserError
 from unimm.sample import Image, Pixels, Sample, SampleError, Text, sample
@@ -62,14 +63,10 @@ def open_source(source: Source) -> Iterator[Item]:
     """
     match source:
         case Emoji(size=size):
-            from data import emoji
-
             return (Item(f"emoji:{made.parts[1].text}", lambda made=made: made) for made in emoji.pairs(size))
         case Shapes(part=part, count=count, seed=seed, scale=scale, wide=wide):
-            from data.shapes import dataset
-
             return (Item(f"shapes-{part}-{seed}:{n}", lambda made=made: made)
-                    for n, made in enumerate(dataset(part, count, seed, scale, wide)))
+                    for n, made in enumerate(shapes.dataset(part, count, seed, scale, wide)))
         case ImageFolder(path=path):
             file = Path(path).expanduser() / "metadata.jsonl"
             if not file.is_file():
