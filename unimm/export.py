@@ -14,7 +14,6 @@ from unimm import system
 from unimm.checkpoint.folders import CheckpointError, final_of, verify, write_manifest
 from unimm.checkpoint.read import newest, read_state, read_weights
 from unimm.config.check import ConfigError
-from unimm.config.recipe import Recipe
 from unimm.disk import Digest, copy_file, new_folder, write_file
 from unimm.recipe import load_recipe
 from unimm.weights import write_weights
@@ -29,7 +28,17 @@ def export_run(run: Path, out: Path, stage: str | None = None, step: int | None 
     """
     recipe = load_recipe(run)
     with new_folder(out, ConfigError, "export") as part:
-        source = _source(recipe, run, stage, step)
+        stages = list(recipe.language)
+        if stage is not None and stage not in stages:
+            raise ConfigError(f"no language stage {stage!r} in {run}; it has: {', '.join(stages)}")
+        if step is None:
+            source = newest(run / stage) if stage else system.language_of(recipe, run)
+        else:
+            places = (final_of(run / name, step) for name in reversed(stages) if stage in (None, name))
+            source = next((place for place in places if place.is_dir()), None)
+        if source is None or source == run:
+            raise CheckpointError(f"{run}: no such checkpoint to export; see: unimm checkpoint list {run}")
+        verify(source)
         weights, state = dict(read_weights(source, ema)), read_state(source)
         about = {"run": run.resolve().name, "stage": state["stage"], "step": state["step"],
                  "weights": {None: "as the stage left them", True: "averaged", False: "trained on"}[ema]}
@@ -38,22 +47,6 @@ def export_run(run: Path, out: Path, stage: str | None = None, step: int | None 
         inside = [file for name in folders for file in (run / name).rglob("*")]
         small = copy_files([run / system.RECIPE_FILE, run / system.TEXT_FILE, *inside], run, part)
         write_manifest(part, small | write_weights(part, weights) | {system.EXPORT_FILE: said})
-
-
-def _source(recipe: Recipe, run: Path, stage: str | None, step: int | None) -> Path:
-    """The verified checkpoint to export."""
-    stages = list(recipe.language)
-    if stage is not None and stage not in stages:
-        raise ConfigError(f"no language stage {stage!r} in {run}; it has: {', '.join(stages)}")
-    if step is None:
-        found = newest(run / stage) if stage else system.language_of(recipe, run)
-    else:
-        found = next((p for name in reversed(stages) if stage in (None, name)
-                      if (p := final_of(run / name, step)).is_dir()), None)
-    if found is None or found == run:
-        raise CheckpointError(f"{run}: no such checkpoint to export; see: unimm checkpoint list {run}")
-    verify(found)
-    return found
 
 
 def copy_files(files: Iterable[Path], source: Path, target: Path) -> dict[str, Digest]:

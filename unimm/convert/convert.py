@@ -22,7 +22,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -37,7 +37,6 @@ from unimm.checkpoint.folders import final_of, write_manifest
 from unimm.config.model import FreshBackbone, PretrainedBackbone, PretrainedVision, SeparateHead, VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.tokens import PretrainedText
-from unimm.config.trains import Lora
 from unimm.convert import releases
 from unimm.convert.releases import PLACES, UNIFIED, ConvertError, Place, Release, class_of, open_release
 from unimm.convert.tokenizer import write_tokenizer
@@ -46,7 +45,6 @@ from unimm.export import copy_files
 from unimm.images.base import ImageTokenizer
 from unimm.images.released import fill, spellings
 from unimm.images.tokenizer import build_tokenizer, first_tokenizer, is_released, load_tokenizer, save_tokenizer
-from unimm.layout import Layout
 from unimm.model.backbone import fresh_backbone
 from unimm.model.lora import is_adapter, plain_name
 from unimm.picture_stages import check_codebook
@@ -57,8 +55,6 @@ from unimm.text import PretrainedTokenizer
 from unimm.weights import SPLIT, TYPES, WEIGHTS, Stored, open_weights, read_json, size_of, write_weights
 
 OTHER, MAP = "other.safetensors", "tensors.json"
-Adapters = Literal["merged", "kept"]
-Types = Literal["as_is", "float32", "bfloat16", "float16"]
 ALL = 1 << 62
 """A limit for one file that holds everything."""
 SMALL = 10**8
@@ -99,15 +95,15 @@ def bring(source: str, out: Path, recipe: Recipe | None = None, unpickle: bool =
 
 def of_release(recipe: Recipe, source: str) -> Recipe:
     """The recipe with every part that a release can fill taken from this one."""
-    backbone, image_in, image_out = recipe.backbone, recipe.image_in, recipe.image_out
-    pretrained = isinstance(backbone, PretrainedBackbone)
+    image_in, image_out = recipe.image_in, recipe.image_out
     if isinstance(image_in, VisionFeatures):
         image_in = replace(image_in, encoder=PretrainedVision(path=source), weights=source)
     if isinstance(image_out, SeparateHead):
         image_out = replace(image_out, weights=source)
     text = recipe.text if isinstance(recipe.text, PretrainedText) else PretrainedText(path=source)
+    known = recipe.backbone if isinstance(recipe.backbone, PretrainedBackbone) else PretrainedBackbone(path=source)
     return replace(recipe, image_in=image_in, image_out=image_out, text=replace(text, path=source),
-                   backbone=replace(backbone, path=source) if pretrained else PretrainedBackbone(path=source))
+                   backbone=replace(known, path=source))
 
 
 def image_tokenizer(release: Release, model: nn.Module,
@@ -151,30 +147,46 @@ def _write(part: Path, release: Release, recipe: Recipe, places: dict[str, Place
         sync_folder(folder)
 
 
-@dataclass(frozen=True)
 class Run:
-    """What an export reads. `places`: of every tensor of the release, where there was one; `model` is on meta."""
+    """What an export reads of a run's folder. `kept`: its backbone's small files; `model`: the class, on meta;
+    `places`: of every tensor of the class, or of the release; `untouched`: nothing was trained since a conversion.
 
-    folder: Path
-    recipe: Recipe
-    layout: Layout
-    checkpoint: Path
-    lora: Lora | None
-    model: nn.Module
-    places: dict[str, Place]
-    tokenizer: ImageTokenizer | None
+    Raises ConvertError, ConfigError, CheckpointError.
+    """
 
-    @property
-    def untouched(self) -> bool:
-        """Whether nothing was trained since a conversion."""
-        return system.stage_of(self.checkpoint) == CONVERTED
+    def __init__(self, folder: Path):
+        self.folder, self.kept, self.recipe = folder, folder / BACKBONE_FOLDER, load_recipe(folder)
+        self.checkpoint = system.language_of(self.recipe, folder)
+        self.untouched = system.stage_of(self.checkpoint) == CONVERTED
+        self.lora = None if self.untouched else self.recipe.stages[system.stage_of(self.checkpoint)].train.lora
+        codes = folder / TOKENIZER_FOLDER
+        self.tokenizer = load_tokenizer(codes) if codes.is_dir() else None
+        self.layout = system.layout_of(self.recipe, system.text_of(self.recipe, folder))
+        if isinstance(self.recipe.backbone, FreshBackbone):
+            with torch.device("meta"):
+                self.model = fresh_backbone(self.recipe.backbone, self.layout.vocab.rows)
+        elif (self.kept / "config.json").is_file():
+            self.model = class_of(self.kept)
+        else:
+            raise ConvertError(f"{folder}: the configuration of its backbone is not kept in {BACKBONE_FOLDER}/; "
+                               f"copy config.json and the tokenizer's files of {self.recipe.backbone.path} there")
+        known = self.kept / MAP
+        self.places = PLACES.validate_python(read_json(known)) if known.is_file() else self._places()
 
-    @property
-    def kept(self) -> Path:
-        return self.folder / BACKBONE_FOLDER
+    def _places(self) -> dict[str, Place]:
+        """Where a run keeps every tensor of a class, for runs whose release was read without a conversion."""
+        kind, drawn = self.model.config.model_type, {}
+        if kind in UNIFIED:
+            drawn = {releases.TOKENIZER + theirs: ours for ours, theirs in spellings(self.tokenizer)[-1].items()}
+        places = releases.places_of(kind, self.model.state_dict(), drawn)
+        if lost := [name for name, place in places.items() if place.part == "other"]:
+            raise ConvertError(f"a {type(self.model).__name__} has {lost[0]}, which the run left out when it took the "
+                               "language model; start it by unimm convert, which keeps it")
+        return places
 
 
-def give(folder: Path, out: Path, adapters: Adapters = "merged", dtype: Types = "as_is", split: str = "5GB") -> None:
+def give(folder: Path, out: Path, adapters: Literal["merged", "kept"] = "merged",
+         dtype: Literal["as_is", "float32", "bfloat16", "float16"] = "as_is", split: str = "5GB") -> None:
     """Write the language model of a run, and what its release's class holds beside it, into the new folder `out`.
 
     adapters  'merged' into the weights, or 'kept' beside them in `out`/adapter, in peft's format
@@ -185,7 +197,7 @@ def give(folder: Path, out: Path, adapters: Adapters = "merged", dtype: Types = 
         limit = TypeAdapter(Annotated[ByteSize, Field(gt=0)]).validate_python(split)
     except ValidationError:
         raise ConvertError(f"--split is {split!r}; give a size such as 5GB or 500MB") from None
-    run = _opened(folder)
+    run = Run(folder)
     language, low = _language(run, adapters)
     tensors = _placed(run, language)
     if dtype != "as_is":
@@ -199,40 +211,7 @@ def give(folder: Path, out: Path, adapters: Adapters = "merged", dtype: Types = 
         releases.check(open_release(part), class_of(part))
 
 
-def _opened(folder: Path) -> Run:
-    recipe = load_recipe(folder)
-    found = system.language_of(recipe, folder)
-    stage = recipe.stages.get(system.stage_of(found))  # none of what was converted
-    codes = folder / TOKENIZER_FOLDER
-    tokenizer = load_tokenizer(codes) if codes.is_dir() else None
-    layout = system.layout_of(recipe, system.text_of(recipe, folder))
-    kept = folder / BACKBONE_FOLDER
-    if isinstance(recipe.backbone, FreshBackbone):
-        with torch.device("meta"):
-            model = fresh_backbone(recipe.backbone, layout.vocab.rows)
-    elif (kept / "config.json").is_file():
-        model = class_of(kept)
-    else:
-        raise ConvertError(f"{folder}: the configuration of its backbone is not kept in {BACKBONE_FOLDER}/; "
-                           f"copy config.json and the tokenizer's files of {recipe.backbone.path} there")
-    known = kept / MAP
-    places = PLACES.validate_python(read_json(known)) if known.is_file() else _places(model, tokenizer)
-    return Run(folder, recipe, layout, found, stage and stage.train.lora, model, places, tokenizer)
-
-
-def _places(model: nn.Module, tokenizer: ImageTokenizer | None) -> dict[str, Place]:
-    """Where a run keeps every tensor of a class, for runs whose release was read without a conversion."""
-    kind, drawn = model.config.model_type, {}
-    if kind in UNIFIED:
-        drawn = {releases.TOKENIZER + theirs: ours for ours, theirs in spellings(tokenizer)[-1].items()}
-    places = releases.places_of(kind, model.state_dict(), drawn)
-    if lost := [name for name, place in places.items() if place.part == "other"]:
-        raise ConvertError(f"a {type(model).__name__} has {lost[0]}, which the run left out when it took the language "
-                           "model; start it by unimm convert, which keeps it")
-    return places
-
-
-def _language(run: Run, adapters: Adapters) -> tuple[dict[str, Stored], dict[str, Stored]]:
+def _language(run: Run, adapters: str) -> tuple[dict[str, Stored], dict[str, Stored]]:
     """The checkpoint's tensors under plain names, adapters merged into them or apart."""
     stored = open_weights(run.checkpoint)
     low = {name: s for name, s in stored.items() if is_adapter(name)}

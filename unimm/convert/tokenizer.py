@@ -3,6 +3,11 @@
 import json
 from pathlib import Path
 
+import sentencepiece
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers.processors import TemplateProcessing
+from transformers.convert_slow_tokenizer import generate_merges
+
 from unimm.convert.releases import ConvertError
 from unimm.layout import Layout
 from unimm.text import SPACE, SentencePieceTokenizer
@@ -15,12 +20,8 @@ def write_tokenizer(folder: Path, layout: Layout) -> None:
 
     Raises ConvertError where a marker or code can't have its id.
     """
-    from tokenizers import Tokenizer
-    from tokenizers.processors import TemplateProcessing
-
     if isinstance(layout.text, SentencePieceTokenizer):
-        made = from_sentencepiece(layout.text)
-        bos = layout.config.bos
+        made, bos = from_sentencepiece(layout.text), layout.config.bos
         made.post_processor = TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A $B",
                                                  special_tokens=[(bos, layout.bos)])
         settings = {"chat_template": chat_template(layout), "tokenizer_class": "PreTrainedTokenizerFast",
@@ -28,42 +29,23 @@ def write_tokenizer(folder: Path, layout: Layout) -> None:
     else:
         made = Tokenizer.from_file(str(folder / TOKENIZER))
         settings = json.loads((folder / SETTINGS).read_bytes()) if (folder / SETTINGS).is_file() else {}
-    _extend(made, layout)
+    vocab = layout.vocab
+    names = {i: f"<|unused {i}|>" for i in range(vocab.text_size, vocab.rows)}
+    names |= {r.start + k: f"<|{r.name} {k:06d}|>" for r in vocab.ranges.values() if r.shared for k in range(r.size)}
+    names |= {i: marker for marker, i in vocab.special.items()}
+    behind = {i: names[i] for i in range(vocab.text_size, vocab.rows)}
+    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in behind.values()])
+    for i, name in behind.items():
+        if (got := made.token_to_id(name)) != i:
+            raise ConvertError(f"{name} has id {i} in the run, but its tokenizer makes it {got}; a stock tokenizer "
+                               "can't hold this vocabulary")
     named = {"bos_token": layout.config.bos, "eos_token": layout.config.eos, "pad_token": layout.config.pad}
     made.save(str(folder / TOKENIZER))
     (folder / SETTINGS).write_text(json.dumps(settings | named, indent=1, ensure_ascii=False) + "\n")
 
 
-def code_token(book: str, code: int) -> str:
-    return f"<|{book} {code:06d}|>"
-
-
-def names_of_ids(layout: Layout) -> dict[int, str]:
-    """The names of all ids behind the text."""
-    vocab = layout.vocab
-    names = {i: f"<|unused {i}|>" for i in range(vocab.text_size, vocab.rows)}
-    names |= {r.start + k: code_token(r.name, k) for r in vocab.ranges.values() if r.shared for k in range(r.size)}
-    names |= {i: marker for marker, i in vocab.special.items()}
-    return {i: name for i, name in sorted(names.items()) if vocab.text_size <= i < vocab.rows}
-
-
-def _extend(made, layout: Layout) -> None:
-    from tokenizers import AddedToken
-
-    names = names_of_ids(layout)
-    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names.values()])
-    for i, name in names.items():
-        if (got := made.token_to_id(name)) != i:
-            raise ConvertError(f"{name} has id {i} in the run, but its tokenizer makes it {got}; a stock tokenizer "
-                               "can't hold this vocabulary")
-
-
-def from_sentencepiece(text: SentencePieceTokenizer):
+def from_sentencepiece(text: SentencePieceTokenizer) -> Tokenizer:
     """The same byte-pair model as a `tokenizers.Tokenizer`: equal ids for texts without a literal U+2581."""
-    import sentencepiece
-    from tokenizers import Tokenizer, decoders, models, normalizers
-    from transformers.convert_slow_tokenizer import generate_merges
-
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto(text.model)
     pieces = [processor.IdToPiece(i) for i in range(processor.vocab_size())]
@@ -79,9 +61,8 @@ def from_sentencepiece(text: SentencePieceTokenizer):
 
 def chat_template(layout: Layout) -> str:
     """A Jinja template that writes a chat of text as `Layout.prompt` does."""
-    chat = layout.config.chat
-    turns = {role: turn for role, turn in (("system", chat.system), ("user", chat.user),
-                                           ("assistant", chat.assistant)) if turn is not None}
+    turns = {role: turn for role in ("system", "user", "assistant")
+             if (turn := getattr(layout.config.chat, role)) is not None}
     before, after = (json.dumps({role: turn[side] for role, turn in turns.items()}) for side in (0, 1))
     return (f"{{%- set before = {before} -%}}{{%- set after = {after} -%}}"
             + Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8"))

@@ -32,7 +32,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from unimm.config.check import ConfigError
-from unimm.config.model import Backbone, PretrainedBackbone, SharedTable
+from unimm.config.model import PretrainedBackbone, SharedTable
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Contrast, Detokenize, Muon, NextToken, PictureStage, Stage
 from unimm.diffusion.detokenizer import FlowDetokenizer
@@ -50,7 +50,6 @@ from unimm.train.optimizer import block_matrices
 from unimm.train.shares import Shares, shares
 from unimm.train.table import PERSIST, footprint
 from unimm.train.trains import Trained, apply
-from unimm.vocab import Vocab
 
 LIVE = 1_000_000_000
 """DeepSpeed's stage3_max_live_parameters: how many gathered elements a rank may hold at zero 3."""
@@ -158,11 +157,9 @@ def remedy(counts: Counts, stage: Stage, world: int, limit: int, gpu: bool = Tru
     Mildest first: fewer rows at once costs little, recomputing a third of the work, ZeRO traffic, offload most.
     """
     rows = shares(stage, world).rows
-    micros = [rows]
-    while micros[-1] > 1:
-        micros.append(next(n for n in range(micros[-1] // 2, 0, -1) if rows % n == 0))
+    fewer = [n for n in range(rows - 1, 0, -1) if rows % n == 0]
     for offload, zero, again, micro in product(sorted({stage.offload, True}), range(stage.zero, 4),
-                                               sorted({recomputes(stage), True}), [stage.micro, *micros[1:]]):
+                                               sorted({recomputes(stage), True}), [stage.micro, *fewer]):
         recompute = {"recompute": again} if isinstance(stage, NextToken) else {}
         try:
             changed = replace(stage, offload=offload, zero=zero, micro=micro, **recompute)
@@ -184,21 +181,6 @@ class Measured:
     trained: Trained
     counts: Counts
     multiplied: Multiplied
-
-
-def skeleton(config: Backbone, vocab: Vocab) -> nn.Module:
-    """The backbone's modules at `vocab.rows` rows, from its configuration alone. Raises ConfigError for a hub id."""
-    if isinstance(config, PretrainedBackbone) and not (Path(config.path) / "config.json").is_file():
-        raise ConfigError(f"a plan downloads nothing, and there is no {config.path}/config.json; put the model's "
-                          "config.json into a folder and name that folder as backbone.path")
-    backbone = build_backbone(config, vocab, SharedTable(), {}, weights=False)
-    if has_experts(backbone):
-        raise ConfigError(f"{config.path} ({backbone.config.model_type}) is a mixture of experts, whose activations "
-                          "depend on where tokens are sent; a plan counts dense models only: plan one of the same "
-                          "width and layers")
-    if backbone.config.tie_word_embeddings:  # which transformers does not do for tensors without storage
-        backbone.get_output_embeddings().weight = backbone.get_input_embeddings().weight
-    return backbone
 
 
 class _Fused(torch.autograd.Function):
@@ -245,19 +227,29 @@ def measure(recipe: Recipe, layout: Layout | None, stage: NextToken | PictureSta
 
 
 def _language(recipe: Recipe, layout: Layout, stage: NextToken, name: str, device: str) -> Measured:
-    model = new_model(recipe, layout, _tokenizer(recipe), weights=False,
-                      backbone=skeleton(recipe.backbone, layout.vocab))
+    config = recipe.backbone
+    if isinstance(config, PretrainedBackbone) and not (Path(config.path) / "config.json").is_file():
+        raise ConfigError(f"a plan downloads nothing, and there is no {config.path}/config.json; put the model's "
+                          "config.json into a folder and name that folder as backbone.path")
+    backbone = build_backbone(config, layout.vocab, SharedTable(), {}, weights=False)
+    if has_experts(backbone):
+        raise ConfigError(f"{config.path} ({backbone.config.model_type}) is a mixture of experts, whose activations "
+                          "depend on where tokens are sent; a plan counts dense models only: plan one of the same "
+                          "width and layers")
+    if backbone.config.tie_word_embeddings:  # which transformers does not do for tensors without storage
+        backbone.get_output_embeddings().weight = backbone.get_input_embeddings().weight
+    model = new_model(recipe, layout, _tokenizer(recipe), weights=False, backbone=backbone)
     new = new_rows(recipe, layout, model)
     # peft moves its adapters to where they are already; torch can't replace tensors without storage by themselves.
     with mock.patch.object(nn.Module, "_apply", lambda module, change, recurse=True: module):
         trained = apply(model, stage.train, new, model.parts(), f"stages.{name}.train")
     sizes = _settled(model, stage)
     once, plain = _row(model, stage)
-    recompute_layers(model.backbone, reentrant=False)
+    recompute_layers(backbone, reentrant=False)
     _, inputs = _row(model, stage)
-    found = multiplied(model.backbone)
+    found = multiplied(backbone)
     layer = (plain - inputs) // found.layers
-    out = model.backbone.get_output_embeddings()
+    out = backbone.get_output_embeddings()
     head = Head(ids=out.out_features, width=out.in_features, trained=out.weight.requires_grad,
                 capped=model.cap is not None, chunk=chunk_of(out.out_features, device))
     counts = Counts(**sizes, once=once, row=plain, row_recomputed=inputs + layer, head=head,

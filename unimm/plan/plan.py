@@ -6,7 +6,7 @@ from pathlib import Path
 from unimm.config.check import ConfigError, check, config, nearest
 from unimm.config.data import Shapes
 from unimm.config.recipe import Recipe
-from unimm.config.stages import NextToken, PictureStage, Reconstruct, Stage
+from unimm.config.stages import PictureStage, Reconstruct, Stage
 from unimm.config.tokens import SentencePieceText
 from unimm.hardware import Gpu
 from unimm.images.tokenizer import is_released
@@ -138,11 +138,8 @@ def _shares(stage: Stage, world: int) -> tuple[Stage, Shares, str]:
     try:
         return stage, shares(stage, world), ""
     except ConfigError as uneven:
-        match stage:
-            case PictureStage(batch=batch):
-                stage = replace(stage, batch=-(-batch // world) * world)
-            case NextToken(step_tokens=tokens, seq_len=length):
-                stage = replace(stage, step_tokens=-(-tokens // (length * world)) * length * world)
+        field, unit = ("batch", world) if isinstance(stage, PictureStage) else ("step_tokens", world * stage.seq_len)
+        stage = replace(stage, **{field: -(-getattr(stage, field) // unit) * unit})
         return stage, shares(stage, world), str(uneven)
 
 
