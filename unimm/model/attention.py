@@ -274,8 +274,9 @@ def attend(module, query, key, value, attention_mask, scaling=None, documents: D
     The rows are packed `documents`, or go on behind what a cache holds; with None, behind the keys that are more.
     """
     if dropout or s_aux is not None:
-        what = "attention sinks" if s_aux is not None else "dropout; set attention_dropout to 0 in its config.json"
-        raise ConfigError(f"attention over packed rows doesn't apply what {type(module).__name__} asks for: {what}")
+        what = "dropout" if dropout else "attention sinks"
+        raise ConfigError(f"{type(module).__name__} asks for {what}, which attention over packed rows doesn't apply; "
+                          "set attention_dropout to 0 in the backbone's config.json, or take one without sinks")
     device = query.device
     if torch.is_autocast_enabled(device.type):
         # Rotary embeddings leave float32 under autocast, which no flash kernel takes.
