@@ -66,6 +66,10 @@ def test_the_loss_of_words_reaches_every_code_through_the_vectors_that_are_read(
     assert (codebook.grad.abs().sum(1) > 0).all(), "index backpropagation moves all codes"
     assert {name.split(".")[0] for name in reached} == {"encoder", "quantizer"}, "words say nothing to the decoder"
     assert "reconstruction" in found.parts
+    tokenizer.zero_grad()
+    text = sample(Text("what?", role="user"), Text("red", True, "assistant"))
+    model(make_batch([[layout.render(text)]], 160, layout.pad_id, layout.vocab.is_code)).total.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in tokenizer.encoder.parameters()), "as other ranks do"
 
 
 def test_the_tokenizer_changes_in_that_stage_and_in_no_other(run):

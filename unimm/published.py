@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from unimm.config.check import ConfigError
-from unimm.config.model import FreshVision, PretrainedVision, VisionEncoder
+from unimm.config.model import FreshVision, VisionEncoder
 from unimm.errors import UserError
 
 HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz", ".py")
@@ -56,10 +56,14 @@ def published(path: str, weights: bool = True) -> tuple[nn.Module, nn.Module]:
         if kind == "chameleon":
             del whole.model.vqmodel
         else:
-            backbone = _language(whole, whole.model.get_submodule(LANGUAGE[kind]))
+            part = whole.model.get_submodule(LANGUAGE[kind])
+            part.config.tie_word_embeddings = whole.lm_head.weight is part.get_input_embeddings().weight
+            with torch.device("meta"):  # Emu3 has no automatic class
+                backbone = (tf.Emu3ForCausalLM(part.config) if kind == "emu3"
+                            else tf.AutoModelForCausalLM.from_config(part.config))
+            backbone.model, backbone.lm_head = part, whole.lm_head
     elif type(config) not in tf.AutoModelForCausalLM._model_mapping:
-        raise ConfigError(f"{path} is {kind}, of which transformers has no causal language model; take a decoder-only "
-                          "model")
+        raise ConfigError(f"{path}: transformers has no causal language model of {kind}; take a decoder-only model")
     elif config.get_text_config() is not config:
         raise ConfigError(f"{path} is {kind}, whose language model can't be told from its other parts; take the "
                           "text-only model that it was made from")
@@ -73,13 +77,11 @@ def vision(encoder: VisionEncoder, image: int | None = None, weights: bool = Tru
     `image`, where that is said; a fresh one has to be told."""
     import transformers as tf
 
-    match encoder:
-        case FreshVision(patch=patch, width=width, layers=layers, heads=heads):
-            return tf.JanusVisionModel(tf.JanusVisionConfig(
-                hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, image_size=image,
-                patch_size=patch, num_image_tokens=(image // patch) ** 2))
-        case PretrainedVision(path=path):
-            config = _config(path)
+    if isinstance(encoder, FreshVision):
+        return tf.JanusVisionModel(tf.JanusVisionConfig(
+            hidden_size=encoder.width, num_hidden_layers=encoder.layers, num_attention_heads=encoder.heads,
+            image_size=image, patch_size=encoder.patch, num_image_tokens=(image // encoder.patch) ** 2))
+    path, config = encoder.path, _config(encoder.path)
     match config.model_type:
         case "janus":
             made = _model(tf.JanusForConditionalGeneration, path, config, weights).model.vision_model
@@ -111,8 +113,7 @@ def _config(path: str):
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path}: no model that transformers reads: {shorten(str(error), 200)}; give a local "
-                           "folder with its config.json and .safetensors, or a hub id where a hub is reachable"
-                           ) from None
+                           "folder with config.json and .safetensors, or a hub id where one is reachable") from None
 
 
 def _model(kind, path: str, config, weights: bool, names: dict[str, str] | None = None):
@@ -141,15 +142,3 @@ def _model(kind, path: str, config, weights: bool, names: dict[str, str] | None 
         raise WeightsError(f"{path}: {len(wrong)} of its tensors are missing or of another shape, the first "
                            f"{wrong[0]}; download it again, with all of its shards")
     return made.eval()
-
-
-def _language(whole: nn.Module, part: nn.Module):
-    """A causal LM of the part of a composite model that is its language model, and of the composite's head."""
-    import transformers as tf
-
-    part.config.tie_word_embeddings = whole.lm_head.weight is part.get_input_embeddings().weight
-    with torch.device("meta"):
-        causal = (tf.Emu3ForCausalLM(part.config) if whole.config.model_type == "emu3"  # which has no automatic class
-                  else tf.AutoModelForCausalLM.from_config(part.config))
-    causal.model, causal.lm_head = part, whole.lm_head
-    return causal

@@ -21,7 +21,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from unimm.checkpoint.folders import MANIFEST, CheckpointError, verify
 from unimm.config import model as config
@@ -69,49 +69,36 @@ def text_of(recipe: Recipe, folder: Path | None) -> TextTokenizer:
 
     So they do for a release's that is no folder on this machine, under the release's own numbers.
     """
-    match recipe.text:
-        case PretrainedText(path=path, size=size):
-            kept = _kept(folder, BACKBONE_FOLDER)
-            if kept and (kept / "tokenizer.json").is_file():
-                return PretrainedTokenizer(str(kept))
-            if folder is None and not Path(path).exists():
-                return BytesTokenizer(size, _taken(recipe))
-            return PretrainedTokenizer(path)
-        case SentencePieceText():
-            return BytesTokenizer() if folder is None else load_sentencepiece(folder / TEXT_FILE)
-        case _:
-            assert_never(recipe.text)
-
-
-def _taken(recipe: Recipe) -> set[int]:
-    """The ids that a recipe states for markers and codes."""
-    stated = numbered(recipe.special_ids, markers(recipe.layout, recipe.continuous))
-    codes = [range(book.start, book.start + book.ids) for book in recipe.codebooks if book.start is not None]
-    return set(stated.values()).union(*codes)
+    if isinstance(recipe.text, SentencePieceText):
+        return BytesTokenizer() if folder is None else load_sentencepiece(folder / TEXT_FILE)
+    kept = _kept(folder, BACKBONE_FOLDER)
+    if kept and (kept / "tokenizer.json").is_file():
+        return PretrainedTokenizer(str(kept))
+    if folder is None and not Path(recipe.text.path).exists():
+        stated = numbered(recipe.special_ids, markers(recipe.layout, recipe.continuous))
+        codes = [range(book.start, book.start + book.ids) for book in recipe.codebooks if book.start is not None]
+        return BytesTokenizer(recipe.text.size, set(stated.values()).union(*codes))
+    return PretrainedTokenizer(recipe.text.path)
 
 
 def layout_of(recipe: Recipe, text: TextTokenizer) -> Layout:
     """The recipe's layout. Raises ConfigError where an image of it is longer than a stage's rows."""
     layout = Layout(recipe.layout, text, recipe.codebooks, recipe.continuous, recipe.special_ids)
+    longest = max(recipe.layout.sizes, key=layout.tokens)
     for name, stage in recipe.language.items():
-        if stage.too_long == "refuse":
-            longest = max(recipe.layout.sizes, key=layout.tokens)
-            if layout.tokens(longest) > stage.seq_len:
-                raise ConfigError(f"stage {name!r} has rows of {stage.seq_len:,} tokens, but an image of {longest[0]} "
-                                  f"x {longest[1]} codes takes {layout.tokens(longest):,}: raise seq_len, leave that "
-                                  "size out of the layout, or set too_long to 'drop'")
+        if stage.too_long == "refuse" and layout.tokens(longest) > stage.seq_len:
+            raise ConfigError(f"stage {name!r} has rows of {stage.seq_len:,} tokens, but an image of {longest[0]} x "
+                              f"{longest[1]} codes takes {layout.tokens(longest):,}: raise seq_len, leave that size "
+                              "out of the layout, or set too_long to 'drop'")
     return layout
 
 
 def tokenizer_of(recipe: Recipe, folder: Path, stage: str | None = None) -> Path:
     """Where the image tokenizer lies that a stage begins with, or the run as it is: a stage that let it learn has left
     another one behind."""
-    made = [name for name, each in recipe.language.items() if each.reconstruction]
-    if stage is not None:
-        before = list(recipe.stages)[:list(recipe.stages).index(stage)]
-        made = [name for name in made if name in before]
-    there = (folder / f"{TOKENIZER_FOLDER}-{name}" for name in reversed(made))
-    return next((path for path in there if (path / "config.json").is_file()), folder / TOKENIZER_FOLDER)
+    before = list(recipe.stages)[:None if stage is None else list(recipe.stages).index(stage)]
+    made = (folder / f"{TOKENIZER_FOLDER}-{name}" for name in reversed(before))
+    return next((path for path in made if (path / "config.json").is_file()), folder / TOKENIZER_FOLDER)
 
 
 def codes_of(recipe: Recipe, folder: Path, stage: str) -> Path:
@@ -216,10 +203,8 @@ def new_rows(recipe: Recipe, layout: Layout, model: "UnifiedModel") -> dict[str,
     fresh ones that images are read and written with."""
     from unimm.model.axes import released_parts
 
-    parts, found = model.parts(), {}
-    known = model.backbone.rows_known
-    for name in [*parts["embeddings"], *parts["head"]] if known < layout.vocab.rows else ():
-        found[name] = range(known, layout.vocab.rows)
+    parts, lacking = model.parts(), range(model.backbone.rows_known, layout.vocab.rows)
+    found = {name: lacking for name in [*parts["embeddings"], *parts["head"]] if lacking}
     how, published = recipe.image_in, [*released_parts(recipe.image_in, recipe.image_out), "image_input.tokenizer"]
     if isinstance(how, config.VisionFeatures) and not isinstance(how.encoder, config.FreshVision):
         published.append("image_input.vision")
@@ -263,17 +248,14 @@ def load(path: Path, model: "UnifiedModel", recipe: Recipe, layout: Layout, toke
 def drawer_of(recipe: Recipe, folder: Path, tokenizer: "ImageTokenizer") -> "ImageTokenizer | FlowDetokenizer":
     """What draws the run's pictures. Raises StoredError where the recipe has a decoder that isn't there, or is damaged.
     """
-    match recipe.decoder:
-        case config.TokenizerDecoder():
-            return tokenizer
-        case config.FlowDecoder():
-            from unimm.diffusion.detokenizer import FlowDetokenizer
-            from unimm.weights import fetch
+    if isinstance(recipe.decoder, config.TokenizerDecoder):
+        return tokenizer
 
-            what = f"a trained decoder (unimm train {folder} trains it where the recipe has a stage Detokenize)"
-            return fetch(folder / DECODER_FOLDER, what, config.Decoder, lambda made: FlowDetokenizer(made, tokenizer))
-        case _:
-            assert_never(recipe.decoder)
+    from unimm.diffusion.detokenizer import FlowDetokenizer
+    from unimm.weights import fetch
+
+    what = f"a trained decoder (unimm train {folder} trains it where the recipe has a stage Detokenize)"
+    return fetch(folder / DECODER_FOLDER, what, config.Decoder, lambda made: FlowDetokenizer(made, tokenizer))
 
 
 def recipe_of(folder: Path) -> Recipe:

@@ -275,8 +275,8 @@ def attend(module, query, key, value, attention_mask, scaling=None, documents: D
     """
     if dropout or s_aux is not None:
         what = "dropout" if dropout else "attention sinks"
-        raise ConfigError(f"{type(module).__name__} asks for {what}, which attention over packed rows doesn't apply"
-                          + ("; set attention_dropout to 0 in the backbone's config.json" if dropout else ""))
+        raise ConfigError(f"{type(module).__name__} asks for {what}, which attention over packed rows doesn't apply; "
+                          "set attention_dropout to 0 in the backbone's config.json, or take one without sinks")
     device = query.device
     if torch.is_autocast_enabled(device.type):
         # Rotary embeddings leave float32 under autocast, which no flash kernel takes.

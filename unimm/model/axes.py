@@ -62,12 +62,9 @@ def image_output(wanted: config.ImageOut, layout: Layout, width: int) -> ImageHe
     written = [layout.spaces[level.space] for level in layout.config.write.levels]
     match wanted:
         case config.SharedSoftmax():
-            if own := [r.name for r in written if not r.shared]:
-                raise ConfigError(f"codebook {own[0]!r} has shared=False, but image_out is the shared softmax; set "
-                                  "image_out to SeparateHead, or shared to True")
-            if several := [r.name for r in written if r.size < r.codes or r.name in layout.vectors]:
-                raise ConfigError(f"image_out is the shared softmax, which can't write {several[0]!r}: take DepthHead "
-                                  "for several codes a position, FlowHead for latents")
+            if other := [r.name for r in written if not r.shared or r.size < r.codes or r.name in layout.vectors]:
+                raise ConfigError(f"image_out is the shared softmax, which can't write {other[0]!r}: take SeparateHead "
+                                  "for shared=False, DepthHead for several codes a position, FlowHead for latents")
             return None
         case config.DepthHead():
             space = _one([r for r in written if r.depth > 1 and r.name not in layout.vectors],
@@ -108,8 +105,7 @@ def _seen_space(layout: Layout, seen) -> str:
                           f"`continuous` ({', '.join(layout.continuous) or 'none'})")
     space, places = spaces.pop(), (seen.image_size // seen.patch_size) ** 2
     if (channels := layout.continuous[space].channels) != seen.hidden_size:
-        raise ConfigError(f"{space!r} has {channels} channels, but the encoder's features have {seen.hidden_size}; "
-                          "state that")
+        raise ConfigError(f"{space!r} has {channels} channels, but the encoder's have {seen.hidden_size}; state that")
     if wrong := [plan.lengths(0)[1] for plan in layout.read_plans.values() if plan.lengths(0) != (places, places)]:
         raise ConfigError(f"the encoder gives {places} features, but the layout reads an image as "
                           f"{wrong[0]} positions; change image_in.image, its patch or the layout's sizes")

@@ -10,7 +10,6 @@ import importlib.util
 import inspect
 import shutil
 import warnings
-from typing import assert_never
 
 import numpy as np
 import torch
@@ -63,11 +62,16 @@ def _start(table: Tensor, vocab: Vocab, known: int, rows: config.Rows | str, spr
         new.copy_(_moments(old)[0])
     else:
         new.copy_(like(old, len(new), spread))
-    if rows == "codebook":
-        width = float(table[:known].std(0).mean()) if known else usual
-        for r in vocab.ranges.values():
-            if r.shared and r.start >= known:
-                table[r.ids_of(np.arange(r.size))] = _projected(r.name, vectors, table.shape[1], width).to(table)
+    for r in vocab.ranges.values():
+        if rows == "codebook" and r.shared and r.start >= known:
+            if r.name not in vectors:
+                raise ConfigError(f"image_in.rows is 'codebook', but codebook {r.name!r} has no vectors; use "
+                                  "'covariance' or 'normal'")
+            width = float(table[:known].std(0).mean()) if known else usual
+            own = vectors[r.name].float()  # centred, through a random projection with the table's spread
+            own = (own - own.mean(0)) / own.std(0).clamp_min(1e-6)
+            own = own @ torch.randn(own.shape[1], table.shape[1]) * (width / own.shape[1] ** 0.5)
+            table[r.ids_of(np.arange(r.size))] = own.to(table)
 
 
 def like(old: Tensor, count: int, spread: float = 1.0) -> Tensor:
@@ -89,16 +93,6 @@ def _moments(old: Tensor) -> tuple[Tensor, Tensor]:
     mean = sum(part.double().sum(0) for part in old.split(AT_ONCE)) / len(old)
     products = (part.float() - mean.float() for part in old.split(AT_ONCE))
     return mean, sum((part.T @ part).double() for part in products) / len(old)
-
-
-def _projected(name: str, code_vectors: dict[str, Tensor], width: int, spread: float) -> Tensor:
-    """Codes' own vectors, centred, through a random projection to `width` with the table's spread."""
-    if name not in code_vectors:
-        raise ConfigError(f"image_in.rows is 'codebook', but codebook {name!r} has no vectors; use 'covariance' or "
-                          "'normal'")
-    vectors = code_vectors[name].float()
-    vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp_min(1e-6)
-    return vectors @ torch.randn(vectors.shape[1], width) * (spread / vectors.shape[1] ** 0.5)
 
 
 def has_experts(backbone: nn.Module) -> bool:
@@ -141,21 +135,18 @@ def build_backbone(wanted: config.Backbone, vocab: Vocab, image_in: config.Image
     Its `rows_known` says how many rows of its table the published model has trained. Raises ConfigError where it can't
     be trained on packed rows.
     """
-    match wanted:
-        case config.FreshBackbone():
-            backbone, known = fresh_backbone(wanted, vocab.rows), 0
-        case config.PretrainedBackbone(path=path, rows=rows):
-            backbone, whole = found or published(path, weights)
-            old = len(backbone.get_input_embeddings().weight)
-            # Many tables end in rows of no id, which markers then take.
-            known = old if rows == "all" or whole.config.model_type in COMPLETE else min(old, vocab.text_size)
-            if weights and backbone.config.model_type not in KNOWN:
-                try_packed(backbone)
-            if vocab.rows > old:
-                # Our own initialisation follows; the built-in one needs the mean of all old rows twice.
-                backbone.resize_token_embeddings(vocab.rows, mean_resizing=False)
-        case _:
-            assert_never(wanted)
+    if isinstance(wanted, config.FreshBackbone):
+        backbone, known = fresh_backbone(wanted, vocab.rows), 0
+    else:
+        backbone, whole = found or published(wanted.path, weights)
+        old = len(backbone.get_input_embeddings().weight)
+        # Many tables end in rows of no id, which markers then take.
+        known = old if wanted.rows == "all" or whole.config.model_type in COMPLETE else min(old, vocab.text_size)
+        if weights and backbone.config.model_type not in KNOWN:
+            try_packed(backbone)
+        if vocab.rows > old:
+            # Our own initialisation follows; the built-in one needs the mean of all old rows twice.
+            backbone.resize_token_embeddings(vocab.rows, mean_resizing=False)
     use_packed_attention(backbone)
     if weights:
         start_rows(backbone, vocab, known, image_in, image_out or config.SharedSoftmax(), code_vectors)
@@ -209,9 +200,8 @@ def try_packed(backbone) -> None:
     found = soft_cap(head(hidden), getattr(backbone.config, "final_logit_softcapping", None))
     backbone.set_attn_implementation(own)
     if not torch.allclose(found, logits, atol=1e-3 * float(logits.std()), rtol=1e-3):
-        raise ConfigError(f"{kind} can't be trained on packed rows: two documents in one row don't give the logits "
-                          "that each has alone, because of its positions, its layers or what it does to its logits; "
-                          "take another backbone")
+        raise ConfigError(f"{kind} can't be trained on packed rows: its positions, its layers or what it does to its "
+                          "logits give two documents in one row other logits than alone; take another backbone")
 
 
 def recompute_layers(backbone, reentrant: bool) -> None:
@@ -231,11 +221,10 @@ def compile_layers(backbone, recomputed: bool, backend: str = "inductor") -> Non
 
     Raises ConfigError where this machine has no compiler.
     """
-    compiler = importlib.util.find_spec("triton") if torch.cuda.is_available() else shutil.which("g++")
-    if not compiler:
-        missing = "triton" if torch.cuda.is_available() else "a C++ compiler (g++)"
-        raise ConfigError(f"compile is True, but torch.compile needs {missing} here; install it, or set compile to "
-                          "False")
+    compiler, found = (("triton", importlib.util.find_spec("triton")) if torch.cuda.is_available()
+                       else ("a C++ compiler (g++)", shutil.which("g++")))
+    if not found:
+        raise ConfigError(f"torch.compile needs {compiler} here; install it, or set compile to False")
     use_packed_attention(backbone, torch.compiler.disable(attend))
     for layer in backbone.base_model.layers:
         for part in layer.children() if recomputed else (layer,):

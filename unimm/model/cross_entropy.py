@@ -31,8 +31,11 @@ def weighted_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Ten
     if type(head) is not nn.Linear:
         raise ConfigError(f"the head is a {type(head).__name__}; only a plain nn.Linear is trained, for its gradients "
                           "are made from its weight: take another backbone")
-    chunk = chunk or chunk_of(head.out_features, hidden.device.type)
-    return _OnePass.apply(*_cast(hidden, head), targets, weights, z_loss, cap, chunk)
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+    bias = None if head.bias is None else head.bias.to(dtype)
+    return _OnePass.apply(hidden.to(dtype), head.weight.to(dtype), bias, targets, weights, z_loss, cap,
+                          chunk or chunk_of(head.out_features, kind))
 
 
 def chunk_of(ids: int, device: str) -> int:
@@ -53,13 +56,6 @@ class Loss(nn.Module):
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
     """cap * tanh(logits / cap); the logits where a model has no cap."""
     return logits if cap is None else (logits / cap).tanh() * cap
-
-
-def _cast(hidden: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Hidden states, weight and bias in the precision of the products."""
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
-    return hidden.to(dtype), head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
 
 
 class _OnePass(torch.autograd.Function):

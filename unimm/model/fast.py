@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from unimm.model.attention import over_cache
 from unimm.model.cache import RowCache, sent
-from unimm.model.fast_weights import Layer, Norm, layer_of, norm_of, table, unlike, window_of
+from unimm.model.fast_weights import Layer, Norm, layer_of, norm_of, table, unlike
 
 OFTEN = 8
 """Forwards of so many positions, more than one, after which a GPU captures the next."""
@@ -154,7 +154,9 @@ class FastBody:
                          body.layers[0].mlp.act_fn.forward)
         self.layers = [layer_of(layer, config) for layer in body.layers]
         self.norm = norm_of(config, body.norm)
-        self.windows = [window_of(config, n) for n in range(len(self.layers))]
+        # How many keys a position of a layer sees, itself included: Mistral's says so in its configuration alone.
+        self.windows = [getattr(config if config.model_type == "mistral" else layer.self_attn, "sliding_window", None)
+                        for layer in body.layers]
         self.rotary = body.rotary_emb
         compiles = self.layers[0].qkv[0].is_cuda and importlib.util.find_spec("triton")
         self.through = torch.compile(through) if compiles else through

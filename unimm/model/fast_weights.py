@@ -63,12 +63,10 @@ def unlike(body: nn.Module) -> str | None:
     if kind not in KNOWN:
         return f"the fast path knows {', '.join(KNOWN)}"
     types = body.rotary_emb.rope_type
-    moving = {*(types.values() if isinstance(types, dict) else [types])} - {"default", "linear", "yarn", "llama3"}
-    if moving:
+    if moving := {*(types.values() if isinstance(types, dict) else [types])} - {"default", "linear", "yarn", "llama3"}:
         return f"its rotary embedding is {', '.join(sorted(moving))}, whose angles depend on the length"
     names = {name for layer in body.layers for name, _ in layer.named_parameters()}
-    strange = names - {f"{part}.{kind}" for part in PARTS for kind in ("weight", "bias")}
-    if strange:
+    if strange := names - {f"{part}.{kind}" for part in PARTS for kind in ("weight", "bias")}:
         return f"its layers have {', '.join(sorted(strange)[:3])}, which the fast path does not know"
     if len({(p.dtype, p.device) for p in body.parameters()}) > 1:
         return "its weights are of several precisions or on several devices"
@@ -86,9 +84,17 @@ def layer_of(layer: nn.Module, config) -> Layer:
             norms = (None, first, None, second)
         case _:
             norms = (first, None, second, None)
+    heads = None
+    if config.model_type == "chameleon":
+        q, k = attention.q_norm, attention.k_norm
+        # 1e-5 whatever its module says: the number stands in ChameleonLayerNorm.forward.
+        heads = Norm(torch.cat([q.weight.data, k.weight.data]), 1e-5, torch.cat([q.bias.data, k.bias.data]))
+    elif config.model_type in ("qwen3", "gemma3_text"):
+        heads = norm_of(config, attention.q_norm, attention.k_norm,
+                        counts=(config.num_attention_heads, config.num_key_value_heads))
     out, down = ((weight.t(), *rest) for weight, *rest in (fused(attention.o_proj), fused(mlp.down_proj)))
     return Layer(fused(attention.q_proj, attention.k_proj, attention.v_proj), out,
-                 fused(mlp.gate_proj, mlp.up_proj), down, *norms, heads_norm(attention, config))
+                 fused(mlp.gate_proj, mlp.up_proj), down, *norms, heads)
 
 
 def fused(*linear: nn.Linear) -> Linear:
@@ -114,41 +120,14 @@ def norm_of(config, *norms: nn.Module, counts: tuple[int, ...] = (1,)) -> Norm:
     return Norm(weight, eps, None, *((weight * width ** 0.5, torch.tensor((width * eps) ** 0.5)) if on_cpu else ()))
 
 
-def heads_norm(attention: nn.Module, config) -> Norm | None:
-    """The norm of queries and keys."""
-    both = config.num_attention_heads, config.num_key_value_heads
-    match config.model_type:
-        case "chameleon":
-            q, k = attention.q_norm, attention.k_norm
-            # 1e-5 whatever its module says: the number stands in ChameleonLayerNorm.forward.
-            return Norm(torch.cat([q.weight.data, k.weight.data]), 1e-5, torch.cat([q.bias.data, k.bias.data]))
-        case "qwen3" | "gemma3_text":
-            return norm_of(config, attention.q_norm, attention.k_norm, counts=both)
-    return None
-
-
-def window_of(config, layer: int) -> int | None:
-    """How many keys a position of this layer sees, itself included."""
-    match config.model_type:
-        case "llama" | "gemma" | "chameleon" | "emu3_text_model":
-            return None
-        case "mistral":
-            return config.sliding_window
-    return config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
-
-
 def table(rotary: nn.Module, sliding: bool, length: int, like: Tensor) -> Tensor:
     """Cosines beside sines (length + 1, 2 D), those of the first half negative; the last ones turn nothing.
 
     sliding   for windows of Gemma 3
     """
-    match rotary.rope_type:
-        case dict() if sliding:
-            turns, scale = rotary.sliding_attention_inv_freq, rotary.sliding_attention_attention_scaling
-        case dict():
-            turns, scale = rotary.full_attention_inv_freq, rotary.full_attention_attention_scaling
-        case _:
-            turns, scale = rotary.inv_freq, rotary.attention_scaling
+    kind = "sliding_attention_" if sliding else "full_attention_"
+    own = kind if isinstance(rotary.rope_type, dict) else ""
+    turns, scale = getattr(rotary, f"{own}inv_freq"), getattr(rotary, f"{own}attention_scaling")
     angle = torch.arange(length, device=like.device).float()[:, None] * turns.to(like.device, torch.float32)
     cos, sin = angle.cos() * scale, angle.sin() * scale
     none = torch.tensor([1.0, 0.0], device=like.device).repeat_interleave(2 * turns.numel())

@@ -86,8 +86,7 @@ class ImageInput(nn.Module):
     def read(self, table: nn.Module, ids: Tensor, slots: Slots, written: Written | None) -> Tensor:
         """(B, T, width) without places."""
         if slots:
-            raise SampleError(f"a shared table reads codes alone, but a sample holds {slots[0][1].space!r}; set "
-                              "image_in to what reads that")
+            raise SampleError(f"a shared table reads codes alone, but here is {slots[0][1].space!r}; change image_in")
         return table(ids)
 
 
@@ -106,12 +105,12 @@ class Aligner(nn.Module):
         return x
 
 
-def pictures(slots: Slots, size: tuple[int, int], aligner: Aligner) -> Tensor:
+def pictures(slots: Slots, side: int, aligner: Aligner) -> Tensor:
     """The slots' uint8 pixels in [-1, 1], (N, 3, H, W) where the aligner is.
 
     A rank whose rows show no picture looks at a blank one: every rank runs every module.
     """
-    pixels = [slot.payload for _, slot in slots] or [np.zeros((*size, 3), np.uint8)]
+    pixels = [slot.payload for _, slot in slots] or [np.zeros((side, side, 3), np.uint8)]
     return torch.from_numpy(np.stack(pixels)).to(aligner.fc1.weight.device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -155,7 +154,7 @@ class VisionInput(ImageInput):
 
     def features(self, seen: Slots) -> Tensor:
         """What the encoder makes of the slots' pixels, (images, positions, channels)."""
-        return self.vision(pictures(seen, (self.image, self.image), self.aligner)).last_hidden_state
+        return self.vision(pictures(seen, self.image, self.aligner)).last_hidden_state
 
 
 class VectorInput(ImageInput):
@@ -207,8 +206,7 @@ class VectorInput(ImageInput):
         """The slots with pixels as vectors, which the gradient goes through, and the tokenizer's own loss of them, ().
         """
         seen = [each for each in slots if getattr(each[1].payload, "dtype", None) == np.uint8]
-        found = self.tokenizer(pictures(seen, self.tokenizer.image_size, self.aligner))
+        found = self.tokenizer(pictures(seen, self.tokenizer.config.image, self.aligner))
         made = tuple((row, replace(slot, payload=vectors)) for (row, slot), vectors in zip(seen, found.vectors))
         left = tuple(each for each in slots if not any(each is other for other in seen))
-        blank = 0.0 * found.vectors.sum() if not seen else 0.0
-        return left + made, found.loss * bool(seen) + blank
+        return left + made, found.loss if seen else 0.0 * (found.loss + found.vectors.sum())
