@@ -21,7 +21,6 @@ from unimm.config.tokens import Codebook, Continuous
 from unimm.config.tokens import Layout as LayoutConfig
 from unimm.form import Form, Ids, LayoutError
 from unimm.grammar import Automaton, Fixed, Plan
-from unimm.pictures import from_png
 from unimm.sample import Codes, Image, Part, Pixels, Sample, Sequence, Slot, Text, joined
 from unimm.text import TextTokenizer
 from unimm.turns import Atom, Begun, Turns
@@ -160,6 +159,8 @@ class Layout:
         if image.seen is None:
             raise LayoutError("this layout reads an image as features, but the sample holds its codes alone; encode "
                               "the data again with this recipe, or give the picture itself")
+        from unimm.pictures import from_png  # late: Pillow takes a while to import, and few layouts read pixels
+
         return Image(Pixels(from_png(image.seen)), role=image.role)
 
     # ------------------------------------------------------------ the layout's own words
