@@ -9,9 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unimm import system
 from unimm.checkpoint.read import load_weights
@@ -20,7 +19,7 @@ from unimm.config.images import Contrastive
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Contrast, Detokenize, PictureStage, Reconstruct
 from unimm.diffusion.detokenizer import Detokenization, FlowDetokenizer
-from unimm.generate.use import draw
+from unimm.generate.use import draw, image_states
 from unimm.images import tokenizer as codec
 from unimm.images.base import ImageTokenizer
 from unimm.images.losses import Contrast as Contrasting
@@ -32,7 +31,7 @@ from unimm.pictures import fit, grid, resized, write_png
 from unimm.plan.memory import measure as planned
 from unimm.published import vision
 from unimm.recipe import recipe_to_json
-from unimm.sample import Text
+from unimm.sample import Content, Image, Pictures, Text
 from unimm.status import Status
 from unimm.stream.batches import PixelBatches, images_of
 from unimm.stream.sources import open_source
@@ -46,20 +45,21 @@ def _target(folder: Path, step: int) -> Path:
     return folder / "previews" / f"step-{step:08d}.png"
 
 
-def preview_reconstructions(tokenizer: ImageTokenizer, images: np.ndarray, folder: Path, step: int) -> dict[str, float]:
-    """Pictures above what comes back of them, and the measures of all `images` for the metrics."""
-    found = measure(tokenizer, list(images))
-    write_png(_target(folder, step), grid([*images[:8], *found.back[:8]]))
+def preview_reconstructions(module: Reconstructing, shown: Pictures, folder: Path, step: int) -> dict[str, float]:
+    """Pictures above what comes back of them, and the measures of all of them for the metrics."""
+    found = measure(module.tokenizer, list(shown.pixels))
+    write_png(_target(folder, step), grid([*shown.pixels[:8], *found.back[:8]]))
     return {f"preview/{name}": value for name, value in found.values.items()}
 
 
-def preview_detokenized(decoder: FlowDetokenizer, images: np.ndarray, folder: Path, step: int) -> dict[str, float]:
+def preview_detokenized(module: Detokenization, shown: Pictures, folder: Path, step: int) -> dict[str, float]:
     """Pictures, what their tokenizer gives back of them, enlarged, and what the decoder does; how near both come."""
-    tokenizer, kinds = decoder.tokenizer, {}
+    decoder, images, kinds = module.detokenizer, shown.pixels, {}
+    tokenizer = decoder.tokenizer
     codes = to_codes(tokenizer, [fit(image, tokenizer.config.image) for image in images])
     if tokenizer.draws:
         kinds["enlarged"] = [resized(picture, images.shape[1:3]) for picture in to_pixels(tokenizer, codes)]
-    kinds["drawn"] = to_pixels(decoder, codes)
+    kinds["drawn"] = to_pixels(decoder, codes, module.states and module.states(codes, shown.texts))
     write_png(_target(folder, step), grid([*images[:8], *(p for some in kinds.values() for p in some[:8])]))
     return {f"psnr_{kind}": psnr(*(to_tensor(list(some)) / 2 for some in (images, found)))
             for kind, found in kinds.items()}
@@ -88,7 +88,8 @@ def train_pictures(recipe: Recipe, folder: Path, name: str, stage: PictureStage,
     torch.manual_seed(stage.seed)
     module, part = _module(recipe, folder, name, stage)
     wanted = module.wanted if isinstance(module, Reconstructing) else ()
-    captions = isinstance(stage, Contrast) or any(isinstance(each, Contrastive) for each in wanted)
+    captions = isinstance(stage, Contrast) or any(isinstance(each, Contrastive) for each in wanted) or (
+        isinstance(module, Detokenization) and module.states is not None)
     side = recipe.image_tokenizer.image * (recipe.decoder.scale if isinstance(stage, Detokenize) else 1)
     datasets = []
     for use in stage.mix:
@@ -101,7 +102,7 @@ def train_pictures(recipe: Recipe, folder: Path, name: str, stage: PictureStage,
     batches = PixelBatches(datasets, [use.weight for use in stage.mix], stage.batch, stage.seed, ranks.rank(),
                            ranks.world())
     preview = {Contrast: None, Reconstruct: preview_reconstructions, Detokenize: preview_detokenized}[type(stage)]
-    shown = preview and partial(preview, part, datasets[0].pixels[:64], folder / name)
+    shown = preview and partial(preview, module, datasets[0][:64], folder / name)
     work = Work(module.train(), batches, shown, recipe=json.loads(recipe_to_json(recipe)),
                 flops=lambda: planned(recipe, None, stage, name).multiplied.flops)
     trained = run_stage(work, stage, folder / name, name=name, again=f"unimm train {folder}", status=status)
@@ -136,8 +137,22 @@ def _module(recipe: Recipe, folder: Path, name: str, stage: PictureStage,
                 raise ConfigError(f"stage {name!r} trains a decoder for an image tokenizer, and there is none yet; put "
                                   "the stage that trains the tokenizer before it")
             tokenizer = codec.load_tokenizer(system.tokenizer_of(recipe, folder)).to(ranks.device())
-            decoder = FlowDetokenizer(recipe.decoder, tokenizer).to(ranks.device())
-            return Detokenization(decoder), decoder
+            states, width = _states(recipe, folder, tokenizer) if recipe.decoder.condition == "hidden" else (None, None)
+            decoder = FlowDetokenizer(recipe.decoder, tokenizer, width).to(ranks.device())
+            return Detokenization(decoder, states), decoder
+
+
+def _states(recipe: Recipe, folder: Path, tokenizer: ImageTokenizer) -> tuple[Callable, int]:
+    """What a decoder of hidden states asks the trained language model for, and their channels."""
+    layout = system.layout_of(recipe, system.text_of(recipe, folder))
+    model = system.new_model(recipe, layout, tokenizer, folder, weights=False)
+    system.load(system.language_of(recipe, folder), model, recipe, layout, tokenizer)
+    model.eval().to(ranks.device())
+
+    def states(contents: list[Content], texts: tuple[str, ...]) -> list[Tensor]:
+        return image_states(model, layout, [(Text(text), Image(each)) for each, text in zip(contents, texts)])
+
+    return states, model.backbone.config.hidden_size
 
 
 def check_codebook(recipe: Recipe, tokenizer: ImageTokenizer) -> None:

@@ -245,9 +245,10 @@ def load(path: Path, model: "UnifiedModel", recipe: Recipe, layout: Layout, toke
                tokenizer.code_vectors())
 
 
-def drawer_of(recipe: Recipe, folder: Path, tokenizer: "ImageTokenizer") -> "ImageTokenizer | FlowDetokenizer":
-    """What draws the run's pictures. Raises StoredError where the recipe has a decoder that isn't there, or is damaged.
-    """
+def drawer_of(recipe: Recipe, folder: Path, tokenizer: "ImageTokenizer",
+              model: "UnifiedModel | None" = None) -> "ImageTokenizer | FlowDetokenizer":
+    """What draws the run's pictures, from hidden states of `model` where it does. Raises StoredError where the recipe
+    has a decoder that isn't there, or is damaged."""
     if isinstance(recipe.decoder, config.TokenizerDecoder):
         return tokenizer
 
@@ -255,7 +256,8 @@ def drawer_of(recipe: Recipe, folder: Path, tokenizer: "ImageTokenizer") -> "Ima
     from unimm.weights import fetch
 
     what = f"a trained decoder (unimm train {folder} trains it where the recipe has a stage Detokenize)"
-    return fetch(folder / DECODER_FOLDER, what, config.Decoder, lambda made: FlowDetokenizer(made, tokenizer))
+    width = model.backbone.config.hidden_size if recipe.decoder.condition == "hidden" else None
+    return fetch(folder / DECODER_FOLDER, what, config.Decoder, lambda made: FlowDetokenizer(made, tokenizer, width))
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -291,5 +293,5 @@ def open_run(folder: str | Path, device: "torch.device | None" = None, early: bo
     if device is not None and device.type == "cuda" and stage and stage.precision == "bf16":
         model.bfloat16()
     model.eval().to(device)
-    drawer = drawer_of(recipe, folder, tokenizer.eval().to(device)).to(device)
+    drawer = drawer_of(recipe, folder, tokenizer.eval().to(device), model).to(device)
     return System(recipe, folder, layout, tokenizer, drawer, model, found, model.hasten())

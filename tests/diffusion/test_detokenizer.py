@@ -20,11 +20,14 @@ from unimm.config.model import Decoder, FlowDecoder, TokenizerDecoder
 from unimm.config.stages import AdamW, Detokenize
 from unimm.diffusion.detokenizer import Detokenization, FlowDetokenizer
 from unimm.export import export_run
+from unimm.generate.use import image_states
 from unimm.images.tokenizer import TokenizerError, build_tokenizer, to_codes, to_pixels
+from unimm.model.cache import RowCache
 from unimm.pipeline import train_run
 from unimm.plan.memory import measure
-from unimm.sample import Codes, Pictures
+from unimm.sample import Codes, Image, Level, Pictures, Sample, Text
 from unimm.serve.files import Order, draw_to_files
+from unimm.system import open_run
 from unimm.train.shares import shares
 from unimm.weights import StoredError, fetch, keep
 
@@ -208,3 +211,65 @@ def test_a_plan_measures_the_decoder_as_it_is():
     real = FlowDetokenizer(SMALL, build_tokenizer(DRAWN_LARGER.image_tokenizer))
     assert found.counts.parameters == sum(p.numel() for p in real.parameters())
     assert found.multiplied.body > 0 and shares(stage, 2).total == 4
+
+
+HIDDEN = replace(
+    TINY, name="hidden", decoder=replace(SMALL, condition="hidden"), data=DRAWN_LARGER.data,
+    stages={"tokenizer": TINY.stages["tokenizer"], "pretrain": TINY.stages["pretrain"],
+            "decoder": DRAWN_LARGER.stages["decoder"]})
+
+
+@pytest.fixture(scope="module")
+def hidden_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "hidden"
+    train_run(HIDDEN, folder)
+    return open_run(folder)
+
+
+def test_hidden_states_are_those_that_the_codes_were_written_from(hidden_run):
+    """Against reading id by id: the state behind position t - 1 is what the code at t is chosen by."""
+    model, layout = hidden_run.model, hidden_run.layout
+    codes = Codes((Level(np.arange(16).reshape(16, 1), (4, 4)),))
+    parts = Text("a red circle"), Image(codes, learn=True)
+    found, = image_states(model, layout, [parts])
+    ids = layout.render(Sample(parts)).ids
+    cache, read, before = RowCache(1, len(ids), model.device), [], torch.zeros(1, dtype=torch.long)
+    with torch.no_grad():
+        for at, i in enumerate(ids):
+            table = model.backbone.get_input_embeddings()
+            embedded, before = model.image_input(table, torch.tensor([[int(i)]]), before)
+            read.append(model.read(embedded, np.array([at]), cache)[0, 0])
+    where = np.flatnonzero(layout.vocab.is_code[ids]) - 1
+    expected = torch.stack([read[at] for at in where]).mT.unflatten(1, (4, 4))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_decoder_of_hidden_states_sees_the_words_that_its_codes_do_not_say(hidden_run):
+    codes = Codes((Level(np.arange(16).reshape(16, 1), (4, 4)),))
+    said = [(Text(text), Image(codes, learn=True)) for text in ("a red circle", "two blue squares")]
+    both = image_states(hidden_run.model, hidden_run.layout, said)
+    network = hidden_run.drawer.network.conv_out
+    assert hidden_run.drawer.read[0].in_channels == HIDDEN.backbone.width and network.weight.abs().sum() > 0
+    red, blue = to_pixels(hidden_run.drawer, [codes, codes], both)
+    assert red.shape == (64, 64, 3) and not np.array_equal(red, blue)
+    alone, = to_pixels(hidden_run.drawer, [codes], both[:1])
+    assert np.abs(alone.astype(int) - red).max() <= 1
+
+
+def test_a_run_whose_decoder_reads_hidden_states_draws_edits_and_goes_on(hidden_run):
+    model = Model(hidden_run)
+    picture, _ = model.draw("a red circle", n=2)
+    assert picture.shape == (64, 64, 3) and model.edit(picture, "a red circle", n=1)[0].shape == (64, 64, 3)
+    written = model.go_on({"parts": [{"type": "text", "text": "a red circle"}]}, images=1)
+    assert all(part["image"].shape == (64, 64, 3) for part in written["parts"] if part["type"] == "image")
+    lines = [json.loads(line) for line in (hidden_run.folder / "decoder" / "metrics.jsonl").read_text().splitlines()]
+    assert any("preview/psnr_drawn" in line for line in lines)
+
+
+def test_a_decoder_of_hidden_states_is_trained_last():
+    stages = HIDDEN.stages
+    with pytest.raises(ConfigError, match="reads the language model's hidden states, .* must be the last"):
+        replace(HIDDEN, stages={name: stages[name] for name in ("tokenizer", "decoder", "pretrain")})
+    counts = measure(HIDDEN, None, stages["decoder"], "decoder").counts
+    real = FlowDetokenizer(HIDDEN.decoder, build_tokenizer(HIDDEN.image_tokenizer), HIDDEN.backbone.width)
+    assert counts.parameters == sum(p.numel() for p in real.parameters())

@@ -188,9 +188,12 @@ class TokenizerDecoder:
 
 @config(kind="flow", positive="scale patch width layers steps foreground_weight")
 class FlowDecoder:
-    """A diffusion (rectified-flow) decoder that draws from the codes' vectors, `scale` times as large as the image
-    tokenizer's picture (ILLUME+, arXiv:2504.01934, 3.4). Trained by a stage `Detokenize`."""
+    """A diffusion (rectified-flow) decoder that draws `scale` times as large as the image tokenizer's picture (ILLUME+,
+    arXiv:2504.01934, 3.4). Trained by a stage `Detokenize`."""
 
+    condition: Literal["codes", "hidden"] = "codes"
+    """What it draws from: the codes' vectors, or the language model's last hidden states that the codes were written
+    from (Emu, arXiv:2307.05222, 2.1, whose decoder reads what the language model gives); then its stage is the last."""
     scale: int = 2
     patch: int = 8
     """Pixels, each way, that are one position of its network."""

@@ -83,6 +83,10 @@ class Recipe:
         if isinstance(self.decoder, FlowDecoder) != any(isinstance(stage, Detokenize) for stage in stages):
             raise ConfigError("a stage Detokenize trains a FlowDecoder, but the recipe has one of the two alone; add "
                               "the stage, or set decoder to that")
+        hidden = isinstance(self.decoder, FlowDecoder) and self.decoder.condition == "hidden"
+        if hidden and not (self.language and isinstance(stages[-1], Detokenize)):
+            raise ConfigError("the decoder reads the language model's hidden states, so its stage Detokenize must be "
+                              "the last; put it there, or set decoder.condition to 'codes'")
         if isinstance(self.image_out, model.DepthHead) and all(book.depth == 1 for book in self.codebooks):
             raise ConfigError("image_out is a depth head, but every codebook has one code a position; give one a depth "
                               "above 1, or set image_out to SeparateHead")

@@ -9,6 +9,7 @@ few channels, noise doesn't (Li and He 2025, arXiv:2511.13720, 3).
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -32,7 +33,7 @@ class FlowDetokenizer(nn.Module):
     large; with `check` and `pictures` as of `unimm.images.base.ImageTokenizer`.
 
     `tokenizer` is that one, frozen and no part of this module's weights. `channels` are those of the conditions, where
-    they aren't its own: hidden states of a language model on the grid of the codes would do as well.
+    they aren't its own but hidden states of a language model on the grid of the codes.
 
     Raises ConfigError where a code's pixels are no whole positions of the network.
     """
@@ -82,26 +83,33 @@ class FlowDetokenizer(nn.Module):
         height, width = self.tokenizer.check(number, content)
         return height * self.config.scale, width * self.config.scale
 
-    def pictures(self, contents: list[Content]) -> Tensor:
-        """All of one grid. Every picture begins with the same noise, so that none depends on what is drawn with it."""
-        conditions = self.tokenizer.conditions(contents)
+    def pictures(self, contents: list[Content], states: Tensor | None = None) -> Tensor:
+        """All of one grid; from hidden `states` (B, W, h, w) where it draws from these. Every picture begins with the
+        same noise, so that none depends on what is drawn with it."""
+        conditions = self.tokenizer.conditions(contents) if states is None else states
         noise = torch.randn(3, *self.check(0, contents[0]), generator=torch.Generator().manual_seed(0))
         return self.sample(noise.to(conditions.device).expand(len(contents), -1, -1, -1), conditions)
 
 
 class Detokenization(OfPictures):
-    """The detokenizer's own loss: how far the picture that it says lies from the one that noise was put on."""
+    """The detokenizer's own loss: how far the picture that it says lies from the one that noise was put on.
 
-    def __init__(self, detokenizer: FlowDetokenizer):
+    `states` gives the hidden states (W, h, w) that each content is written from behind its text, where it draws from
+    these.
+    """
+
+    def __init__(self, detokenizer: FlowDetokenizer,
+                 states: Callable[[list[Content], tuple[str, ...]], list[Tensor]] | None = None):
         super().__init__()
-        self.detokenizer = detokenizer
+        self.detokenizer, self.states = detokenizer, states
 
     def losses(self, images, texts):
         """Of images `scale` times as large as the tokenizer's, which encodes them shrunk, in eval mode."""
         drawer, tokenizer = self.detokenizer, self.detokenizer.tokenizer
         small = F.interpolate(images, scale_factor=1 / drawer.config.scale, mode="bicubic", antialias=True)
         with torch.no_grad():
-            conditions = tokenizer.conditions(tokenizer.contents(small.clamp(-1, 1)))
+            contents = tokenizer.contents(small.clamp(-1, 1))
+            conditions = torch.stack(self.states(contents, texts)) if self.states else tokenizer.conditions(contents)
         sigma = torch.sigmoid(MEAN + SPREAD * torch.randn(len(images), device=images.device))
         noisy = torch.lerp(images, torch.randn_like(images), sigma[:, None, None, None])
         again = drawer(noisy, sigma, conditions)

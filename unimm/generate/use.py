@@ -7,17 +7,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from unimm.config.model import VisionFeatures
 from unimm.config.recipe import Recipe
 from unimm.config.sampling import Sampling
+from unimm.diffusion.detokenizer import FlowDetokenizer
 from unimm.errors import UserError
 from unimm.generate.decode import decode, decoded
 from unimm.generate.request import Request, drawing, warn, written
 from unimm.images.prepare import as_seen, prepare
 from unimm.images.tokenizer import to_codes, to_pixels
 from unimm.layout import Layout
-from unimm.sample import Image, Part, Pixels, Text
+from unimm.model.cache import sent
+from unimm.model.unified import UnifiedModel
+from unimm.sample import Codes, Image, Part, Pixels, Sample, Text
+from unimm.stream.batches import make_batch
 from unimm.system import System
 
 
@@ -75,9 +81,35 @@ def drawn(system: System, wishes: Iterable[Request], rows: int = 256) -> Iterato
             yield wish
 
     for done in decoded(system.model, system.layout, requests(), rows):
-        codes = [written(system.layout, request)[-1].content for request in done]
-        for request, picture in zip(done, to_pixels(system.drawer, codes)):
+        pictures = _pictures(system, [(*request.parts, written(system.layout, request)[-1]) for request in done])
+        for request, picture in zip(done, pictures):
             yield numbers.pop(request), picture, request.steps
+
+
+def _pictures(system: System, written_so_far: list[tuple[Part, ...]]) -> list[np.ndarray]:
+    """The pictures that parts end in, as codes, drawn from these or from the model's states behind what precedes."""
+    hidden = isinstance(system.drawer, FlowDetokenizer) and system.drawer.config.condition == "hidden"
+    states = image_states(system.model, system.layout, written_so_far) if hidden and written_so_far else None
+    return to_pixels(system.drawer, [parts[-1].content for parts in written_so_far], states)
+
+
+@torch.no_grad()
+def image_states(model: UnifiedModel, layout: Layout, samples: Sequence[tuple[Part, ...]]) -> list[Tensor]:
+    """The last hidden states that the codes of the image at each sample's end are written from, float32 (width, h, w);
+    of several levels those of the last one. Raises LayoutError where the layout can't write a sample."""
+    def made(parts: tuple[Part, ...]) -> Sample:
+        return Sample((*(replace(part, learn=False) for part in parts[:-1]), replace(parts[-1], learn=True)))
+
+    documents = [[layout.render(made(parts))] for parts in samples]
+    batch = make_batch(documents, max(len(one) for one, in documents), layout.pad_id, layout.vocab.is_code)
+    ids, position, document = (sent(x, model.device) for x in (batch.ids, batch.position, batch.document))
+    hidden, found = model.hidden(ids, position, document, batch.lengths, batch.slots).float(), []
+    for parts, states, which in zip(samples, hidden, batch.image & batch.learn):
+        content = parts[-1].content
+        last = content.levels[-1] if isinstance(content, Codes) else content
+        h, w = last.grid or (1, len(last))  # without a grid they are one row
+        found.append(states[sent(which.nonzero()[0][-h * w:], model.device)].mT.unflatten(1, (h, w)))
+    return found
 
 
 def draw(system: System, contexts: Iterable[Sequence[Part]], seeds: Iterable[int], sampling: Sampling | None = None,
@@ -124,7 +156,8 @@ def go_on(system: System, parts: Sequence[Part], sampling: Sampling | None = Non
     request = Request(context, sampling, seed, images=min(images, max(1, room)), text=text)
     decode(system.model, layout, [request])
     found = written(layout, request)
-    pictures = iter(to_pixels(system.drawer, [part.content for part in found if isinstance(part, Image)]))
+    ends = [n for n, part in enumerate(found) if isinstance(part, Image)]
+    pictures = iter(_pictures(system, [(*context, *found[:n + 1]) for n in ends]))
     return [replace(p, content=Pixels(next(pictures)), learn=False) if isinstance(p, Image) else p for p in found]
 
 

@@ -90,14 +90,15 @@ def to_codes(tokenizer: ImageTokenizer, images: list[np.ndarray]) -> list[Conten
 
 
 @torch.no_grad()
-def to_pixels(drawer: nn.Module, contents: list[Content]) -> list[np.ndarray]:
-    """The uint8 (H, W, 3) images of contents, drawn by an image tokenizer or what has `check` and `pictures` as it has.
-    Raises TokenizerError for those of another grid or codebook."""
-    def drawn(some: list[Content]) -> np.ndarray:
-        pixels = (drawer.pictures(some).clamp(-1, 1) + 1) * 127.5
+def to_pixels(drawer: nn.Module, contents: list[Content], states: list[Tensor] | None = None) -> list[np.ndarray]:
+    """The uint8 (H, W, 3) images of contents, drawn by an image tokenizer or what has `check` and `pictures` as it has;
+    by a decoder of hidden states from those of each, (W, h, w). Raises TokenizerError for another grid or codebook."""
+    def drawn(some: list[int]) -> np.ndarray:
+        seen = () if states is None else (torch.stack([states[i] for i in some]),)
+        pixels = (drawer.pictures([contents[i] for i in some], *seen).clamp(-1, 1) + 1) * 127.5
         return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
-    return _by_size(contents, [drawer.check(i, content) for i, content in enumerate(contents)], drawn)
+    return _by_size(range(len(contents)), [drawer.check(i, content) for i, content in enumerate(contents)], drawn)
 
 
 def _by_size(given: list, sizes: list[tuple[int, int]], made_of: Callable[[list], Iterable]) -> list:

@@ -32,7 +32,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from unimm.config.check import ConfigError
-from unimm.config.model import PretrainedBackbone, SharedTable
+from unimm.config.model import FreshBackbone, PretrainedBackbone, SharedTable
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Contrast, Detokenize, Muon, NextToken, PictureStage, Stage
 from unimm.diffusion.detokenizer import FlowDetokenizer
@@ -302,6 +302,8 @@ def _pictures(recipe: Recipe, stage: PictureStage, name: str) -> Measured:
         raise ConfigError(f"stage {name!r} trains the recipe's features, and there are none; set features")
     if isinstance(stage, Detokenize):
         grid, dim, side = module.grid, module.dim, side * recipe.decoder.scale
+        if recipe.decoder.condition == "hidden" and isinstance(recipe.backbone, FreshBackbone):
+            dim = recipe.backbone.width  # of a published one the codes' channels stand in: a plan downloads nothing
         module = FlowDetokenizer(recipe.decoder, module, dim)
     trained = apply(module.train(), stage.train, {}, {}, f"stages.{name}.train")
     sizes = _settled(module, stage)
