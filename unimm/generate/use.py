@@ -17,6 +17,7 @@ from unimm.diffusion.detokenizer import FlowDetokenizer
 from unimm.errors import UserError
 from unimm.generate.decode import decode, decoded
 from unimm.generate.request import Request, drawing, warn, written
+from unimm.images.base import arrays
 from unimm.images.prepare import as_seen, prepare
 from unimm.images.tokenizer import to_codes, to_pixels
 from unimm.layout import Layout
@@ -107,7 +108,7 @@ def image_states(model: UnifiedModel, layout: Layout, samples: Sequence[tuple[Pa
     for parts, states, which in zip(samples, hidden, batch.image & batch.learn):
         content = parts[-1].content
         last = content.levels[-1] if isinstance(content, Codes) else content
-        h, w = last.grid or (1, len(last))  # without a grid they are one row
+        h, w = last.grid or (1, len(arrays(content)[-1]))  # without a grid they are one row
         found.append(states[sent(which.nonzero()[0][-h * w:], model.device)].mT.unflatten(1, (h, w)))
     return found
 
