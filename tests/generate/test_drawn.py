@@ -60,7 +60,7 @@ def test_a_guided_image_equals_full_recomputation_of_every_branch(name):
         values = np.concatenate([values, made.numpy()])
     decode(model, layout, [request])
     assert np.allclose(np.stack(request.drawn), values, atol=1e-3)
-    found = written(layout, layout.automaton(), request)[-1].content
+    found = written(layout, layout.automaton, request)[-1].content
     assert isinstance(found, Latents if name == "ming_univision" else Codes)
     found = found.levels[0].ids if isinstance(found, Codes) else found.array
     assert np.array_equal(found, np.stack(request.drawn))

@@ -42,7 +42,7 @@ def test_sixteen_mixed_requests_at_once_write_what_each_writes_alone(world):
     requests = mixed(name, LAYOUTS[name])
     decode(MODELS[name], LAYOUTS[name], requests)
     assert ids_of(requests) == expected
-    automaton, kinds = LAYOUTS[name].automaton(), []
+    automaton, kinds = LAYOUTS[name].automaton, []
     for request in requests:
         parts = written(LAYOUTS[name], automaton, request)
         kinds.append("".join("i" if isinstance(part, Image) else "t" for part in parts))
@@ -105,15 +105,15 @@ def test_no_image_begins_where_none_is_asked_for(name):
     decode(model, layout, free + none + behind)
     assert any(images & set(request.ids) for request in free)
     assert not any(images & set(request.ids) for request in none)
-    assert all(len(request.ids) == 60 or request.ids[-1] in layout.automaton().sets[0] for request in none)
+    assert all(len(request.ids) == 60 or request.ids[-1] in layout.automaton.sets[0] for request in none)
     for request in behind:
-        parts = written(layout, layout.automaton(), request)
+        parts = written(layout, layout.automaton, request)
         assert [isinstance(part, Image) for part in parts].count(True) == 1 and isinstance(parts[0], Image)
 
 
 def replayed(name: str, request: Request) -> list[int]:
     """The ids of an interleaved request by full recomputation: no cache, no loop, every branch a forward of its own."""
-    layout, model, automaton = LAYOUTS[name], MODELS[name], LAYOUTS[name].automaton()
+    layout, model, automaton = LAYOUTS[name], MODELS[name], LAYOUTS[name].automaton
     how, branches, weights, images, left = request.sampling, [], (1.0,), request.images, request.sampling.text_length
     state, ids = Automaton.TEXT, []
     branches = [layout.prompt(request.parts).ids.tolist()]
@@ -188,7 +188,7 @@ def test_an_image_takes_a_step_for_each_code_and_none_for_ids_without_a_choice(n
         request = drawing((Text("x"),), FREE, size)
         decode(MODELS[name], layout, [request])
         assert request.steps == np.count_nonzero(layout.vocab.is_code[request.ids]) <= len(request.ids)
-        image = written(layout, layout.automaton(), request)[0].content
+        image = written(layout, layout.automaton, request)[0].content
         assert image.levels[0].grid == size
 
 

@@ -80,7 +80,7 @@ def drawn(system: System, wishes: Iterable[Request], rows: int = 256) -> Iterato
             numbers[request] = number
             yield request
 
-    automaton = system.layout.automaton()
+    automaton = system.layout.automaton
     for done in decoded(system.model, system.layout, requests(), rows):
         codes = [written(system.layout, automaton, request)[-1].content for request in done]
         for request, picture in zip(done, to_pixels(system.drawer, codes)):
@@ -147,7 +147,7 @@ def go_on(system: System, parts: Many[Part], sampling: Sampling | None = None, s
     room = (longest(system.recipe) - read - sampling.text_length) // max(map(layout.tokens, layout.config.sizes))
     request = Request(context, sampling, seed, images=min(images, max(1, room)), text=text)
     decode(system.model, layout, [request])
-    found = written(layout, layout.automaton(), request)
+    found = written(layout, layout.automaton, request)
     pictures = iter(to_pixels(system.drawer, [part.content for part in found if isinstance(part, Image)]))
     return [replace(part, content=Pixels(next(pictures)), learn=False) if isinstance(part, Image) else part
             for part in found]
