@@ -126,7 +126,7 @@ def test_parsing_a_rendered_sample_gives_the_sample_back(small, name, data):
 @given(seed=st.integers(0, 2**32))
 def test_random_allowed_ids_end_as_a_whole_image_of_the_size_that_was_asked_for(small, name, seed):
     layout, rng = small[name], np.random.default_rng(seed)
-    automaton = layout.automaton()
+    automaton = layout.automaton
     for size in layout.config.sizes:
         row = list(layout.prompt((Text("x", role="user"),), "image", size).ids)
         state = np.array([automaton.after(layout.write_plans[size].header)])

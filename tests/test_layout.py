@@ -45,7 +45,7 @@ def test_parsing_a_rendered_sample_gives_the_sample_back(name, data):
 @given(seed=st.integers(0, 2**32))
 def test_random_allowed_ids_end_as_whole_images_at_every_row_of_a_batch(name, seed):
     layout, rng = LAYOUTS[name], np.random.default_rng(seed)
-    automaton = layout.automaton()
+    automaton = layout.automaton
     sizes = [layout.config.sizes[rng.integers(len(layout.config.sizes))] for _ in range(5)]
     rows = [list(layout.prompt((Text("x"),), "image", size).ids) for size in sizes]
     states = np.array([automaton.after(layout.write_plans[size].header) for size in sizes])
@@ -105,7 +105,7 @@ def test_the_published_shapes_of_emu3_and_illume_are_written_token_for_token():
 def test_a_row_end_comes_after_every_row_even_at_width_one():
     """Defect 14: a row-end rule that fires before the end marker at width <= 2."""
     layout = LAYOUTS["emu3"]
-    automaton, row_end = layout.automaton(), layout.vocab.special["<|extra_200|>"]
+    automaton, row_end = layout.automaton, layout.vocab.special["<|extra_200|>"]
     state = np.array([automaton.after(layout.write_plans[12, 1].header)])
     for _ in range(12):
         assert automaton.kinds[automaton.set_of[state[0]]] == "visual"
@@ -117,7 +117,7 @@ def test_a_row_end_comes_after_every_row_even_at_width_one():
 
 def test_text_may_go_on_end_or_begin_an_image_and_nothing_else():
     layout = LAYOUTS["liquid"]
-    automaton, special = layout.automaton(), layout.vocab.special
+    automaton, special = layout.automaton, layout.vocab.special
     free = set(automaton.sets[automaton.set_of[Automaton.TEXT]].tolist())
     assert free == set(range(256)) | {special["</s>"], special["<end>"], special["<unused0>"]}
     with pytest.raises(ValueError, match="may not stand there"):
@@ -160,7 +160,7 @@ def test_a_layout_whose_images_could_not_be_told_apart_is_refused():
     bare = LayoutConfig(write=ImageLayout(begin="<boi>", levels=(LevelLayout(space="visual"),), end="", stop="count"),
                         sizes=((1, 2), (2, 2)))
     with pytest.raises(ConfigError, match="beginning of another"):
-        Layout(bare, BytesTokenizer(), books).automaton()
+        assert Layout(bare, BytesTokenizer(), books).automaton
     with pytest.raises(ConfigError, match="writes 'visual'"):
         Layout(config, BytesTokenizer(), ())
 

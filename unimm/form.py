@@ -9,7 +9,7 @@ from unimm.config.check import ConfigError
 from unimm.config.tokens import ImageLayout
 from unimm.config.tokens import Layout as LayoutConfig
 from unimm.errors import UserError
-from unimm.grammar import Fixed, Plan, Run, make_plan
+from unimm.grammar import Fixed, Plan, make_plan
 from unimm.sample import Codes, Content, Image, Latents, Level, Pixels, Sequence, Slot
 from unimm.vocab import Range
 
@@ -99,29 +99,19 @@ class Form:
                     plan = self.plan((a.shape[0] // pixels, a.shape[1] // pixels), self.config.any_size)
                 return plan, [np.zeros((plan.lengths(0)[1], 1), np.int32)]
             case Latents(array=a, grid=grid):
-                shapes, arrays, spaces = [(len(a), grid, a.shape[1])], [a], self.vectors
+                arrays, grids, spaces = [a], (grid,), self.vectors
             case Codes(levels=levels):
-                arrays, spaces = [level.ids for level in levels], self.codes
-                shapes = [(len(level.ids), level.grid, level.ids.shape[1]) for level in levels]
-        grid = shapes[0][1]
-        other = [self.plan(grid, True)] if self.config.any_size and grid is not None else []
-        for plan in [*self.plans.values(), *other]:
-            if self._fits(plan, shapes, spaces):
+                arrays, grids, spaces = [lv.ids for lv in levels], tuple(lv.grid for lv in levels), self.codes
+        other = [self.plan(grids[0], True)] if self.config.any_size and grids[0] is not None else []
+        depths = [spaces[level.space].depth if level.space in spaces else 0 for level in self.image.levels]
+        for plan in [*self.plans.values(), *other] if depths == [a.shape[1] for a in arrays] else ():
+            limits = map(plan.lengths, range(len(depths)))
+            if plan.grids == grids and all(least <= len(a) <= most for a, (least, most) in zip(arrays, limits)):
                 return plan, arrays
-        got = ", ".join(f"{n} positions of {d}" + (f" in a {g[0]} x {g[1]} grid" if g else "") for n, g, d in shapes)
+        got = ", ".join(f"{len(a)} positions of {a.shape[1]}" + (f" in a {g[0]} x {g[1]} grid" if g else "")
+                        for a, g in zip(arrays, grids))
         raise LayoutError(f"an image of {got} is none that this layout writes; its sizes are {self._sizes()}, "
                           f"its spaces {', '.join(level.space for level in self.config.write.levels)}")
-
-    def _fits(self, plan: Plan, shapes: list[tuple], spaces: dict[str, Range]) -> bool:
-        """Whether levels of (positions, grid, depth) in some of the spaces are what the plan has places for."""
-        if len(shapes) != len(self.image.levels):
-            return False
-        for number, (level, grid, (n, found, depth)) in enumerate(zip(self.image.levels, plan.grids, shapes)):
-            least, most = plan.lengths(number)
-            right = level.space in spaces and spaces[level.space].depth == depth
-            if not (right and found == grid and least <= n <= most):
-                return False
-        return True
 
     # ------------------------------------------------------------ reading
 
@@ -143,8 +133,7 @@ class Form:
                     return None
                 continue
             first, space = at if first is None else first, self.spaces[piece.space]
-            inside = self._inside(ids[at:at + piece.length], piece)
-            length = int(np.argmin(np.append(inside, False)))
+            length = int(np.argmin(np.append(space.has(ids[at:at + piece.length]), False)))
             if length < piece.shortest:
                 return None
             if at in slots:
@@ -154,20 +143,18 @@ class Form:
             else:
                 values[piece.level].append(space.codes_of(ids[at:at + length, None]).astype(np.int32))
             at += length
-        return at, first, _content(plan, values)
-
-    def _inside(self, ids: np.ndarray, run: Run) -> np.ndarray:
-        """bool: which ids are of the run's space."""
-        space = self.spaces[run.space]
-        return (ids >= space.start) & (ids < space.stop)
+        if values[0][0].dtype == np.uint8:
+            return at, first, Pixels(values[0][0])
+        joined = [np.concatenate(level) for level in values]
+        vectors = joined[0].dtype != np.int32
+        return at, first, Latents(joined[0], plan.grids[0]) if vectors else Codes(tuple(map(Level, joined, plan.grids)))
 
     def _other_size(self, ids: np.ndarray, at: int) -> list[Plan]:
         """The plan of the image that begins at `at`, by its rows, where it may be of a size that isn't listed."""
         plan = next(iter(self.plans.values()))
         if not self.config.any_size or ids[at] != plan.header[0]:
             return []
-        run = next(piece for piece in plan.pieces if isinstance(piece, Run))
-        inside = self._inside(ids[at:], run)
+        inside = self.spaces[self.image.levels[0].space].has(ids[at:])
         edges = np.flatnonzero(np.diff(inside, prepend=False, append=False)).reshape(-1, 2)  # rows' starts and stops
         if not len(edges):
             return []
@@ -175,12 +162,3 @@ class Form:
         follows = (np.diff(edges)[1:, 0] == width) & (edges[1:, 0] - edges[:-1, 1] == gap)
         size = (1 + int(np.argmin(np.append(follows, False))), int(width))
         return [] if size in self.plans else [self._make(size)]
-
-
-def _content(plan: Plan, values: list[list[np.ndarray]]) -> Content:
-    first = values[0][0]
-    if first.dtype == np.uint8:
-        return Pixels(first)
-    if first.dtype != np.int32:
-        return Latents(np.concatenate(values[0]), plan.grids[0])
-    return Codes(tuple(Level(np.concatenate(v), grid) for v, grid in zip(values, plan.grids)))

@@ -7,7 +7,7 @@ its own place, advance in one indexing operation.
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import groupby
 
 import numpy as np
 
@@ -66,7 +66,11 @@ def make_plan(image: ImageLayout, size: tuple[int, int], pixels_per_code: int,
         pieces += [Fixed(spelled(level.before)), *runs, Fixed(spelled(level.after))]
         grids.append(grid)
     pieces.append(Fixed(spelled(image.end)))
-    return Plan(size, _joined(pieces), tuple(grids))
+    joined: list[Fixed | Run] = []  # neighbouring fixed pieces as one, empty ones left out
+    for fixed, some in groupby((p for p in pieces if p != Fixed(())), lambda piece: isinstance(piece, Fixed)):
+        same = list(some)
+        joined += [Fixed(tuple(i for piece in same for i in piece.ids))] if fixed else same
+    return Plan(size, tuple(joined), tuple(grids))
 
 
 def _level(number: int, level: LevelLayout, size, row_end: tuple[int, ...]):
@@ -81,15 +85,6 @@ def _level(number: int, level: LevelLayout, size, row_end: tuple[int, ...]):
         return (h, w), [Run(number, level.space, 0, h * w, h * w)]
     rows = [piece for y in range(h) for piece in (Run(number, level.space, y * w, w, w), Fixed(row_end))]
     return (h, w), rows if level.row_ends == "after" else rows[:-1]
-
-
-def _joined(pieces: list[Fixed | Run]) -> tuple[Fixed | Run, ...]:
-    """Neighbouring fixed pieces as one, empty ones left out."""
-    joined: list[Fixed | Run] = []
-    for fixed, some in groupby((p for p in pieces if p != Fixed(())), lambda piece: isinstance(piece, Fixed)):
-        same = list(some)
-        joined += [Fixed(tuple(chain.from_iterable(piece.ids for piece in same)))] if fixed else same
-    return tuple(joined)
 
 
 class Automaton:
@@ -157,33 +152,28 @@ class Automaton:
         self.kinds.append("text")
         self.is_text = np.array(self.kinds) == "text"
 
-    def _edge(self, state: int, label: int, last: bool, is_code: bool) -> int:
-        """Follow or make the edge; the last one of an image leads back to TEXT."""
-        edges = self._edges[state]
-        if label not in edges:
-            edges[label] = self.TEXT if last else len(self._edges)
-            if not last:
-                self._edges.append({})
-                self._codes.append(self._codes[state] + is_code)
-        elif (edges[label] == self.TEXT) != last:
-            raise ConfigError("one size's image is the beginning of another's; add row ends or a size to the layout")
-        return edges[label]
-
     def _insert(self, plan: Plan, by_count: bool) -> None:
+        """Follow or make the edges of an image; the last one leads back to TEXT."""
         pieces = plan.pieces[:-1] if by_count and isinstance(plan.pieces[-1], Fixed) else plan.pieces
         steps = [(p, k) for p in pieces for k in range(len(p.ids) if isinstance(p, Fixed) else p.length)]
         state, early = self.TEXT, []
         for n, (piece, k) in enumerate(steps):
-            is_code = isinstance(piece, Run)
+            is_code, last, edges = isinstance(piece, Run), n == len(steps) - 1, self._edges[state]
             label = self._labels[piece.space if is_code else piece.ids[k]]
-            behind = self._edge(state, label, n == len(steps) - 1, is_code)
+            if label not in edges:
+                edges[label] = self.TEXT if last else len(self._edges)
+                if not last:
+                    self._edges.append({})
+                    self._codes.append(self._codes[state] + is_code)
+            elif (edges[label] == self.TEXT) != last:
+                raise ConfigError("one size's image is the beginning of another's; add row ends or a size")
             if not is_code:
                 for shorter in early:
-                    self._edges[shorter][label] = behind
+                    self._edges[shorter][label] = edges[label]
                 early = []
             elif k >= piece.shortest:
                 early.append(state)
-            state = behind
+            state = edges[label]
 
     def _tabulate(self) -> None:
         self.table = np.full((len(self._edges), len(self._keys)), -1, np.int32)

@@ -24,7 +24,7 @@ from unimm.grammar import Automaton, Fixed, Plan
 from unimm.sample import Codes, Image, Part, Pixels, Sample, Sequence, Slot, Text, joined
 from unimm.text import TextTokenizer
 from unimm.turns import Atom, Begun, Turns
-from unimm.vocab import MARKER, Range, Vocab, build_vocab, fill, markers
+from unimm.vocab import MARKER, Range, build_vocab, fill, markers
 
 
 class Layout:
@@ -39,7 +39,7 @@ class Layout:
         self.text = text
         self.continuous = {c.name: c for c in continuous}
         names = markers(config, continuous)
-        self.vocab: Vocab = build_vocab(text.size, names, special_ids or {}, codebooks, text.id_of, text.controls)
+        self.vocab = build_vocab(text.size, names, special_ids or {}, codebooks, text.id_of, text.controls)
         text.keep_apart(np.flatnonzero(~self.vocab.is_text).tolist())
         self.placeholders = {c.name: self.vocab.special[c.placeholder] for c in continuous}
         self.bos, self.eos, self.pad_id = (self.vocab.special[m] for m in (config.bos, config.eos, config.pad))
@@ -54,7 +54,6 @@ class Layout:
             raise ConfigError("two of the layout's sizes are written alike; add row ends or a size header")
         self._reads_vectors = config.read is not None and config.read.levels[0].space in self.continuous
         self._turns = Turns(config, self._pieces, self.eos)
-        self._turning = self._turns.markers
 
     def _pieces(self, template: str) -> list[str | int]:
         """A filled template as texts and the ids of markers."""
@@ -168,29 +167,24 @@ class Layout:
     def _worded(self, parts: tuple[Part | Begun, ...]) -> tuple[Part | Begun, ...]:
         """The parts with the layout's own words around a caption to draw, or after an image to caption."""
         match parts:
-            case (Text() as text, Begun(plan=Plan() as plan)):
-                return self._asked(text, plan), parts[1]
-            case (Text(learn=False) as text, Image(learn=True) as image):
-                return self._asked(text, self._written.fit(image)[0]), image
+            case (Text() as text, Begun(plan=Plan() as plan)) | (Text(learn=False) as text, Image(learn=True) as plan):
+                before, after = self._around(plan)
+                return Text(before + text.text + after, text.learn, text.role), parts[1]
             case (Image(learn=False, role=None) as image, Begun(plan=None) | Text(learn=True), *rest) \
                     if self.config.caption_words and all(isinstance(part, Begun) for part in rest):
                 return image, Text(self.config.caption_words), *parts[1:]
         return parts
 
-    def _asked(self, text: Text, plan: Plan) -> Text:
-        before, after = self._around(plan)
-        return Text(before + text.text + after, text.learn, text.role)
-
-    def _around(self, plan: Plan) -> tuple[str, str]:
-        """What stands before and after a caption to draw in the plan's size."""
-        before, after = self.config.draw_words.split("{text}")
-        return tuple(fill(words, plan.size, self.config.pixels_per_code) for words in (before, after))
+    def _around(self, drawn: Plan | Image) -> list[str]:
+        """What stands before and after a caption to draw in the size of a plan, or of an image."""
+        size = (drawn if isinstance(drawn, Plan) else self._form_of(drawn).fit(drawn)[0]).size
+        return [fill(words, size, self.config.pixels_per_code) for words in self.config.draw_words.split("{text}")]
 
     def _unworded(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
         """The inverse of `_worded`."""
         match parts:
             case (Text(learn=False) as text, Image() as image):
-                before, after = self._around(self._form_of(image).fit(image)[0])
+                before, after = self._around(image)
                 if len(before + after) < len(text.text) and text.text.startswith(before) and text.text.endswith(after):
                     return Text(text.text[len(before):len(text.text) - len(after)], False, text.role), image
             case (Image(role=None) as image, Text(learn=False) as words, *rest) \
@@ -216,7 +210,7 @@ class Layout:
         at, is_text = 0, self.vocab.is_text
         while at < len(ids):
             end, i = at + 1, int(ids[at])
-            if i in self._turning:
+            if i in self._turns.markers:
                 atoms.append(Atom(i, bool(learn[at])))
             elif i not in (self.bos, self.pad_id):
                 found = next((read for form in self._forms if (read := form.read(ids, at, slots)) is not None), None)
@@ -259,12 +253,9 @@ class Layout:
         """The ids that end rows of codes."""
         return set().union(*(form.row_ends for form in self._forms))
 
+    @cached_property
     def automaton(self) -> Automaton:
         """Which ids may come next, over all sizes this layout writes."""
-        return self._automaton
-
-    @cached_property
-    def _automaton(self) -> Automaton:
         ends = [self.eos] + [piece for piece in self._turns.closes["assistant"][:1] if isinstance(piece, int)]
         drawn = {r.name for r in self.vocab.ranges.values() if r.depth > 1} | self.vectors.keys()
         return Automaton(self.vocab, list(self.write_plans.values()), ends, self.pad_id,

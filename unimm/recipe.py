@@ -26,17 +26,10 @@ def load_recipe(path: str | Path) -> Recipe:
         return recipe_from_json(path.read_bytes(), str(path))
     if path.suffix != ".py":
         raise ConfigError(f"{path}: a recipe is a .py file or a resolved .json")
-    found = _execute(path).get("recipe")
-    if not isinstance(found, Recipe):
-        raise ConfigError(f"{path}: defines no `recipe = Recipe(...)`")
-    return found
-
-
-def _execute(path: Path) -> dict:
     beside = str(Path.cwd())
     sys.path.insert(0, beside)  # recipes name each other as recipes.x, from the project's root
     try:
-        return runpy.run_path(str(path))
+        found = runpy.run_path(str(path)).get("recipe")
     except TypeError as error:
         raise ConfigError(f"{path}: {_explained(str(error))}") from None
     except SyntaxError as error:
@@ -45,6 +38,9 @@ def _execute(path: Path) -> dict:
         raise ConfigError(f"{path}: {error}") from None
     finally:
         sys.path.remove(beside)
+    if not isinstance(found, Recipe):
+        raise ConfigError(f"{path}: defines no `recipe = Recipe(...)`")
+    return found
 
 
 def _explained(message: str) -> str:

@@ -50,16 +50,14 @@ class Turns:
         spoken = {"system": chat.system, "user": chat.user, "assistant": chat.assistant}
         self.opens = {role: pieces(turn[0]) for role, turn in spoken.items() if turn is not None}
         self.closes = {role: pieces(turn[1]) for role, turn in spoken.items() if turn is not None}
+        templates = [*self.opens.values(), *self.closes.values()]
+        # The ids that begin or end turns.
+        self.markers = {eos, *(piece for template in templates for piece in template if isinstance(piece, int))}
         self._before = {role: _characters(template) for role, template in self.opens.items()}
+        self._begins = [(before, role) for role, before in self._before.items() if before]
         self._changes = {role: self._ends(role) for role in self.opens}
-        unmarked = [role for role in ROLES if role in self._before and not self._before[role]]
-        self._first: Role | None = unmarked[0] if unmarked and unmarked[0] != "assistant" else None
-
-    @property
-    def markers(self) -> set[int]:
-        """The ids that begin or end turns."""
-        pieces = [piece for side in (self.opens, self.closes) for template in side.values() for piece in template]
-        return {self.eos, *(piece for piece in pieces if isinstance(piece, int))}
+        unmarked: list[Role] = [role for role in ROLES[:2] if self._before.get(role) == []]
+        self._first = unmarked[0] if unmarked else None
 
     # ------------------------------------------------------------ writing
 
@@ -78,8 +76,8 @@ class Turns:
             if role != before:
                 if before is not None:
                     atoms += [Atom(piece, learned) for piece in self.closes[before]]
-                elif role not in (None, "system") and not alone:
-                    atoms += self._preface(drawing)
+                elif role not in (None, "system") and not alone and (words := self._prefaces[drawing]):
+                    atoms += map(Atom, (*self.opens["system"], *words, *self.closes["system"]))
                 if role is not None:
                     if not alone:
                         self._check(before, role)
@@ -98,11 +96,6 @@ class Turns:
     def learns_end(self, last: Part | Begun) -> bool:
         """Whether the end of a turn that ends in `last` is learned."""
         return last.learn and (self._learns_marks or not isinstance(last, Image))
-
-    def _preface(self, drawing: bool) -> list[Atom]:
-        """What begins a chat that has no system turn."""
-        words = self._prefaces[drawing]
-        return [Atom(piece) for piece in (*self.opens["system"], *words, *self.closes["system"])] if words else []
 
     def _spoken(self, role: Role | None, said: list[Part | Begun]) -> list[Atom]:
         beside, lead = (self.chat.beside_image, self.chat.lead) if role is not None else ("", "")
@@ -142,24 +135,11 @@ class Turns:
     def _ends(self, role: Role) -> list[tuple[list, Role | None]]:
         """What shows that a turn of `role` is over, and who speaks behind it; None where that is still to be seen."""
         after = _characters(self.closes[role])
-        found = [(after + before, other) for other, before in self._before.items() if before]
+        found = [(after + before, other) for before, other in self._begins]
         following: Role = "assistant" if role == "user" else "user"
         told = following if not self._before[following] else None
         # A text that closes may be somebody's word; only a marker says so alone, or a text at the very end.
         return found + ([(after, told)] if after and isinstance(after[0], int) else [(after + [None], told)])
-
-    def _change(self, role: Role | None, said: list, at: int) -> tuple[Role | None, int] | None:
-        """(next speaker, where the turn begins) if the turn of `role` ends at `at`."""
-        for what, following in self._changes[role] if role else ():
-            if said[at:at + len(what)] == what:
-                return following, at + len(what)
-        return None
-
-    def _opened(self, said: list, at: int) -> tuple[Role, int] | None:
-        for role, opening in self._before.items():
-            if opening and said[at:at + len(opening)] == opening:
-                return role, at + len(opening)
-        return None
 
     def _spans(self, said: list) -> list[tuple[Role | None, int, int]]:
         """(speaker, first, last) of every turn in order."""
@@ -168,11 +148,12 @@ class Turns:
         guess = self._first  # a document until a turn's end shows that it was the first turn of this one
         said, end = [*said, None], len(said)
         while at < end:
-            change = self._opened(said, at) if role is None and at == begin else None
-            change = change or self._change(role or guess, said, at)
-            if change is not None and (role is not None or change[0] is not None):
+            begins = self._begins if role is None and at == begin else []
+            signs = begins + self._changes.get(role or guess, [])
+            sign, following = next((s for s in signs if said[at:at + len(s[0])] == s[0]), (None, None))
+            if sign is not None and (role is not None or following is not None):
                 spans.append((role or guess, begin, at))
-                role, begin = change
+                role, begin = following, at + len(sign)
                 at, guess = begin, None
             elif said[at] == self.eos:
                 break

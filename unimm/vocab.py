@@ -43,6 +43,10 @@ class Range:
     def _back(self) -> np.ndarray:
         return np.argsort(self.order)
 
+    def has(self, ids: np.ndarray) -> np.ndarray:
+        """bool: which ids are of this range."""
+        return (ids >= self.start) & (ids < self.stop)
+
     @property
     def size(self) -> int:
         return self.codes if self.depth == 1 else 1
@@ -117,20 +121,6 @@ def numbered(special_ids: dict[str, int], names: list[str]) -> dict[str, int]:
     return found | {name: i for name, i in special_ids.items() if "{n}" not in name}
 
 
-def known_markers(names: list[str], special_ids: dict[str, int], id_of: Callable[[str], int | None]) -> dict[str, int]:
-    """The stated ids, and those that the text tokenizer at hand has for a marker's name.
-
-    Raises ConfigError where the two differ.
-    """
-    stated = numbered(special_ids, names)
-    found = {name: i for name in names if (i := id_of(name)) is not None}
-    if wrong := [name for name in found if stated.get(name, found[name]) != found[name]]:
-        name = wrong[0]
-        raise ConfigError(f"special_ids says {name} is {stated[name]}, but in the text tokenizer it is {found[name]}: "
-                          "correct it, drop it, or give the tokenizer of the release that is meant")
-    return stated | found
-
-
 def order_of_codes(book: Codebook, id_of: Callable[[str], int | None]) -> tuple[int, np.ndarray] | None:
     """(first id, order) of a codebook whose codes the text tokenizer at hand has names for, else None.
 
@@ -160,11 +150,17 @@ def build_vocab(text_size: int, names: list[str], special_ids: dict[str, int], c
     """Give every marker and codebook its ids: those of the text tokenizer (`id_of`) and the stated ones first, the
     others in order behind the text. `controls`, ids of the text tokenizer that no text has, are no text either.
 
-    Raises ConfigError where two things claim one id or one name, or an id is stated for what the layout never writes.
+    Raises ConfigError where two things claim one id or one name, where a stated id is not that of the text tokenizer,
+    or where one is stated for what the layout never writes.
     """
     orders = {book.name: order_of_codes(book, id_of) for book in codebooks}
     codebooks = tuple(b if orders[b.name] is None else replace(b, start=orders[b.name][0]) for b in codebooks)
-    special_ids = known_markers(names, special_ids, id_of)
+    stated, found = numbered(special_ids, names), {name: i for name in names if (i := id_of(name)) is not None}
+    for name, i in found.items():
+        if stated.get(name, i) != i:
+            raise ConfigError(f"special_ids says {name} is {stated[name]}, but in the text tokenizer it is {i}: "
+                              "correct it, drop it, or give the tokenizer of the release that is meant")
+    special_ids = stated | found
     if unknown := sorted(special_ids.keys() - set(names)):
         raise ConfigError(f"special_ids states an id for {unknown[0]!r}, which the layout never writes; it writes: "
                           f"{', '.join(names)}")
@@ -180,15 +176,14 @@ def build_vocab(text_size: int, names: list[str], special_ids: dict[str, int], c
         raise ConfigError("special_ids and the codebooks' starts claim some id twice; give each its own")
     free = (i for i in count(text_size) if i not in taken)
     special = {name: special_ids[name] if name in special_ids else next(free) for name in names}
-    following = max([text_size, *(i + 1 for i in special.values())])
+    behind = following = max([text_size, *(i + 1 for i in special.values())])
     ranges = {}
     for book in sorted(codebooks, key=lambda b: (not b.shared, b.start is None)):
         start = book.start if book.start is not None else following
         order = orders[book.name] and orders[book.name][1]
         ranges[book.name] = Range(book.name, start, book.size, book.depth, book.shared, order)
         following = max(following, ranges[book.name].stop)
-    shared = [r.stop for r in ranges.values() if r.shared]
-    rows = max([text_size, *(i + 1 for i in special.values()), *shared])
+    rows = max([behind, *(r.stop for r in ranges.values() if r.shared)])
     if any(not r.shared and r.start < rows for r in ranges.values()):
         raise ConfigError("a codebook of its own table must start behind the language model's rows")
     size = max([rows, *(r.stop for r in ranges.values())])

@@ -20,7 +20,7 @@ from unimm.model.unified import UnifiedModel
 from unimm.sample import Image, Text
 
 LAYOUT = TEN["emu3"].build()
-AUTOMATON = LAYOUT.automaton()
+AUTOMATON = LAYOUT.automaton
 FREE = Sampling(image=Choice(), guidance=2.0)
 GREEDY = Sampling(image=Choice(temperature=0.0), guidance=1.0)
 

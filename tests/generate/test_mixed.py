@@ -104,7 +104,7 @@ def test_no_image_begins_where_none_is_asked_for(name):
     decode(model, layout, free + none + behind)
     assert any(images & set(request.ids) for request in free)
     assert not any(images & set(request.ids) for request in none)
-    assert all(len(request.ids) == 60 or request.ids[-1] in layout.automaton().sets[0] for request in none)
+    assert all(len(request.ids) == 60 or request.ids[-1] in layout.automaton.sets[0] for request in none)
     for request in behind:
         parts = written(layout, request)
         assert [isinstance(part, Image) for part in parts].count(True) == 1 and isinstance(parts[0], Image)
@@ -112,7 +112,7 @@ def test_no_image_begins_where_none_is_asked_for(name):
 
 def replayed(name: str, request: Request) -> list[int]:
     """The ids of an interleaved request by full recomputation: no cache, no loop, every branch a forward of its own."""
-    layout, model, automaton = LAYOUTS[name], MODELS[name], LAYOUTS[name].automaton()
+    layout, model, automaton = LAYOUTS[name], MODELS[name], LAYOUTS[name].automaton
     how, branches, weights, images, left = request.sampling, [], (1.0,), request.images, request.sampling.text_length
     state, ids = Automaton.TEXT, []
     branches = [layout.prompt(request.parts).ids.tolist()]

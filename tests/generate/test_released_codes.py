@@ -44,7 +44,7 @@ def prompt_of(layout, request: Request):
 
 def allowed_after(layout, request: Request):
     """transformers' prefix constraint: the ids that the layout allows behind what was written so far."""
-    automaton = layout.automaton()
+    automaton = layout.automaton
 
     def allowed(_, ids):
         state = np.array([automaton.after(layout.write_plans[request.size].header)])
@@ -105,7 +105,7 @@ def test_janus_answers_about_its_pictures_as_its_own_class_does(pairs):
     unread = Codes.of_grid(np.zeros((4, 4), int))
     requests = [Request((Image(unread, seen=to_png(p)), Text(t)), Sampling(text_length=5))
                 for p, t in zip(pictures, TEXTS)]
-    automaton = layout.automaton()
+    automaton = layout.automaton
     decode(ours, layout, requests)
     allowed = torch.from_numpy(automaton.sets[automaton.no_image])
     for request, picture in zip(requests, pictures):

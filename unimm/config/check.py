@@ -17,8 +17,8 @@ def check(owner, holds: bool, name: str, want: str) -> None:
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
-def config(*, positive: str = "", zero_or_more: str = "", fraction: str = "", whole: str = "",
-           **tag: str) -> Callable[[type], type]:
+def config(*, positive: str = "", zero_or_more: str = "", fraction: str = "", share: str = "", decay: str = "",
+           whole: str = "", **tag: str) -> Callable[[type], type]:
     """Makes a class one of frozen values, given by their names.
 
     positive, ...  names of fields, with spaces between, that are refused beyond that; before what else the class checks
@@ -37,6 +37,10 @@ def config(*, positive: str = "", zero_or_more: str = "", fraction: str = "", wh
                 check(self, getattr(self, name) >= 0, name, "0 or more")
             for name in fraction.split():
                 check(self, 0 <= getattr(self, name) <= 1, name, "between 0 and 1")
+            for name in share.split():
+                check(self, 0 < getattr(self, name) <= 1, name, "above 0 and at most 1")
+            for name in decay.split():
+                check(self, 0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
             for over, under in (pair.split("/") for pair in whole.split()):
                 by = getattr(self, under)
                 check(self, getattr(self, over) % by == 0, over, f"a multiple of {under} ({by})")

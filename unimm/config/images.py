@@ -87,7 +87,7 @@ class ConvTokenizer(OwnTokenizer):
 
 
 @config(kind="vit", positive="layers heads decoder_layers", zero_or_more="queries expander keep_weight locality",
-        fraction="drop_tail", whole="width/heads")
+        fraction="drop_tail", share="keep", whole="width/heads")
 class ViTTokenizer(OwnTokenizer):
     """Patches through a vision transformer to tokens that are no grid, and back (see `unimm.images.vit`).
 
@@ -116,7 +116,6 @@ class ViTTokenizer(OwnTokenizer):
     quantizer: Quantizer = VQ()
 
     def __post_init__(self):
-        check(self, 0 < self.keep <= 1, "keep", "above 0 and at most 1")
         rest = self.queries or self.expander or self.drop_tail
         check(self, self.keep == 1 or not rest, "keep", "1 where there are queries, an expander or drop_tail")
         check(self, self.queries or not self.causal, "causal", "False without queries")

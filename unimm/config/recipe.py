@@ -11,18 +11,6 @@ from unimm.config import model
 from unimm.config.check import ConfigError, config
 from unimm.config.data import Source
 from unimm.config.images import ConvTokenizer, DualTokenizer, ImageTokenizer, OfFeatures, OwnTokenizer
-from unimm.config.model import (
-    Backbone,
-    Decoder,
-    FlowDecoder,
-    FreshBackbone,
-    ImageIn,
-    ImageOut,
-    SharedSoftmax,
-    SharedTable,
-    TokenizerDecoder,
-    VisionEncoder,
-)
 from unimm.config.sampling import Sampling
 from unimm.config.stages import AnyStage, Contrast, Detokenize, NextToken
 from unimm.config.tokens import Codebook, Continuous, Layout, SentencePieceText, TextTokenizer
@@ -37,10 +25,10 @@ class Recipe:
     """One sentence: what this is, and where its numbers come from."""
     text: TextTokenizer = SentencePieceText()
     image_tokenizer: ImageTokenizer = ConvTokenizer()
-    features: VisionEncoder | None = None
+    features: model.VisionEncoder | None = None
     """A vision encoder that sees meaning: what a tokenizer is measured by, learns from or builds on. A fresh one is
     trained by a stage `Contrast`; it sees the tokenizer's size of image."""
-    decoder: Decoder = TokenizerDecoder()
+    decoder: model.Decoder = model.TokenizerDecoder()
     """What draws the pixels of codes."""
     codebooks: tuple[Codebook, ...] = ()
     continuous: tuple[Continuous, ...] = ()
@@ -48,9 +36,9 @@ class Recipe:
     special_ids: dict[str, int] = field(default_factory=dict)
     """Ids of markers where a release fixes them and its text tokenizer is not at hand or has no such name; other
     markers follow the text. "<reserved{n}>": 4 is every such marker, its id being its number plus 4."""
-    backbone: Backbone = FreshBackbone()
-    image_in: ImageIn = SharedTable()
-    image_out: ImageOut = SharedSoftmax()
+    backbone: model.Backbone = model.FreshBackbone()
+    image_in: model.ImageIn = model.SharedTable()
+    image_out: model.ImageOut = model.SharedSoftmax()
     data: dict[str, Source]
     stages: dict[str, AnyStage]
     sampling: Sampling = Sampling()
@@ -80,10 +68,9 @@ class Recipe:
         if looking and self.features is None:
             raise ConfigError(f"{type(looking[0]).__name__} works with the recipe's features, but it has none; set "
                               "features to FreshVision, which a stage Contrast trains, or to PretrainedVision")
-        if isinstance(self.decoder, FlowDecoder) != any(isinstance(stage, Detokenize) for stage in stages):
-            raise ConfigError("a stage Detokenize trains a FlowDecoder, but the recipe has one of the two alone; add "
-                              "the stage, or set decoder to that")
-        hidden = isinstance(self.decoder, FlowDecoder) and self.decoder.condition == "hidden"
+        if isinstance(self.decoder, model.FlowDecoder) != any(isinstance(stage, Detokenize) for stage in stages):
+            raise ConfigError("Detokenize trains a FlowDecoder, but the recipe has one of the two alone; add the other")
+        hidden = isinstance(self.decoder, model.FlowDecoder) and self.decoder.condition == "hidden"
         if hidden and not (self.language and isinstance(stages[-1], Detokenize)):
             raise ConfigError("the decoder reads the language model's hidden states, so its stage Detokenize must be "
                               "the last; put it there, or set decoder.condition to 'codes'")

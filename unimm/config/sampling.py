@@ -2,10 +2,10 @@
 
 from dataclasses import fields, replace
 
-from unimm.config.check import ConfigError, check, config
+from unimm.config.check import ConfigError, config
 
 
-@config(zero_or_more="temperature top_k adaptive_k", fraction="min_p")
+@config(zero_or_more="temperature top_k adaptive_k", fraction="min_p", share="top_p")
 class Choice:
     """How one id is chosen. Each filter keeps at least the likeliest id; all of them hold at once."""
 
@@ -19,9 +19,6 @@ class Choice:
     """The least share of the likeliest id's probability that another one may have."""
     adaptive_k: int = 0
     """The most ids where top-k follows the logits' entropy (PURE, arXiv:2503.11073); 0: off."""
-
-    def __post_init__(self):
-        check(self, 0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
 
 
 @config(positive="text_length window", zero_or_more="guidance image_guidance")

@@ -76,7 +76,7 @@ class Schedule:
         check(self, self.warmup + self.anneal <= 1, "anneal", f"at most 1 - warmup ({1 - self.warmup:g})")
 
 
-@config(positive="steps log_every preview_every save_every keep", zero_or_more="keep_every micro")
+@config(positive="steps log_every preview_every save_every keep", zero_or_more="keep_every micro", decay="ema")
 class Stage:
     """One stage of training. Subclasses say what is learned; everything here is common to all."""
 
@@ -110,9 +110,7 @@ class Stage:
 
     def __post_init__(self):
         check(self, len(self.mix) > 0, "mix", "at least one Use of a dataset")
-        check(self, 0 <= self.ema < 1, "ema", "0 (no average) or a decay below 1, 0.999 say")
-        check(self, self.zero > 0 or not self.offload, "offload", "False at zero 0: set zero to 1, 2 or 3, or offload "
-              "to False")
+        check(self, self.zero > 0 or not self.offload, "offload", "False at zero 0, or zero be 1, 2 or 3")
 
 
 @config(positive="batch")
@@ -175,8 +173,8 @@ class NextToken(Stage):
               "codes would be those of the tokenizer before it learned")
         check(self, self.step_tokens % self.seq_len == 0, "step_tokens",
               f"a multiple of seq_len ({self.seq_len:,}): {nearest(self.step_tokens, self.seq_len)}")
-        check(self, not (self.compile and self.zero == 3), "compile", "False at zero 3, whose layers are whole only "
-              "while they run: set zero to 2 or less, or compile to False")
+        # At zero 3 layers are whole only while they run.
+        check(self, not (self.compile and self.zero == 3), "compile", "False at zero 3, or zero be 2 or less")
 
     @property
     def rows(self) -> int:

@@ -12,15 +12,15 @@ Parts are named by the words of the field or by dotted names:
                    whatever has this in its name: whole pieces between dots, with the wildcards of a shell
 """
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from unimm.config.check import ConfigError, check, config
 
 
-@config(positive="rank alpha")
+@config(positive="rank alpha", decay="dropout")
 class Lora:
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): W x + alpha / rank * B A x, with A and B learned, W not.
 
@@ -35,7 +35,6 @@ class Lora:
     """The layers that are adapted, by dotted names such as q_proj; all-linear: every linear layer of the blocks."""
 
     def __post_init__(self):
-        check(self, 0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
         check(self, len(self.targets) > 0, "targets", "at least one name, such as 'all-linear'")
 
 
@@ -74,13 +73,10 @@ def chosen(patterns: Iterable[str], names: Collection[str], words: Mapping[str, 
     for pattern in patterns:
         some = set(words[pattern]) if pattern in words else {n for n in names if matches(pattern, n)}
         if not some:
-            raise ConfigError(f"{where} has {pattern!r}, which is no {kind}; {_meant(pattern, names, words)}")
+            full = [word for word, meant in words.items() if meant]
+            pieces = {piece for name in names for piece in (name, *name.split(".")) if not piece.isdigit()}
+            close = get_close_matches(pattern, full, n=1) or get_close_matches(pattern, sorted(pieces), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(full)}"
+            raise ConfigError(f"{where} has {pattern!r}, which is no {kind}; {hint}")
         found.append(some)
     return found
-
-
-def _meant(pattern: str, names: Iterable[str], words: Mapping[str, Collection[str]]) -> str:
-    full = [word for word, some in words.items() if some]
-    pieces = {piece for name in names for piece in (name, *name.split(".")) if not piece.isdigit()}
-    close = difflib.get_close_matches(pattern, full, n=1) or difflib.get_close_matches(pattern, sorted(pieces), n=1)
-    return f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(full)}"

@@ -79,7 +79,7 @@ class Decoder:
 
     def __init__(self, model: UnifiedModel, layout: Layout, rows: int = 256):
         self.model, self.layout, self.rows = model.eval() if model.training else model, layout, rows
-        self.automaton = layout.automaton()
+        self.automaton = layout.automaton
         self.waiting: deque[tuple[_Live, np.ndarray]] = deque()
         self.live: list[_Live] = []
         self.now = np.zeros(0, ROW)

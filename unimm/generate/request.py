@@ -131,7 +131,7 @@ def written(layout: Layout, request: Request) -> tuple[Part, ...]:
     role = "assistant" if request.parts and request.parts[-1].role is not None else None
     beside, parts, said = layout.config.chat.beside_image if role else "", [], []
     image = list(layout.write_plans[request.size].header) if request.size else []
-    automaton, values = layout.automaton(), iter(request.drawn)
+    automaton, values = layout.automaton, iter(request.drawn)
     state = automaton.after(image)
 
     def speak() -> None:
