@@ -55,7 +55,7 @@ class Vectors(torch.nn.Module):
 
     def __init__(self, codes: int, depth: int, continuous: bool):
         super().__init__()
-        self.vector_dim = depth if continuous else 6
+        self.dim = depth if continuous else 6
         self.table = torch.nn.Embedding(codes * depth, 6)
         self.offset = codes * torch.arange(depth)
 
