@@ -25,7 +25,6 @@ from recipes.toys import (
 from unimm.config.model import TokenizerDecoder
 from unimm.config.recipe import Recipe
 from unimm.config.stages import Contrast, Reconstruct
-from unimm.config.tokens import Codebook
 
 Row = dict[str, tuple[float, int]]
 """Measure -> (value, count)."""
@@ -68,8 +67,8 @@ JOINT = replace(ett.recipe, name="ett_joint",
 FROZEN = replace(JOINT, name="ett_frozen", stages={
     name: replace(stage, reconstruction=0.0, train=type(stage.train)()) if name == "semantic" else stage
     for name, stage in JOINT.stages.items()})
-PIXELS = replace(tokenflow.recipe, name="tokenflow_pixels", features=None, image_tokenizer=base.IMAGES,
-                 codebooks=(Codebook(name="visual", size=512),),
+PIXELS = replace(tokenflow.recipe, name="tokenflow_pixels", features=None,
+                 image_tokenizer=replace(base.IMAGES, quantizer=tokenflow.recipe.image_tokenizer.pixel),
                  stages={name: stage for name, stage in tokenflow.recipe.stages.items() if name != "features"})
 
 def budgeted(recipe: Recipe) -> Recipe:

@@ -30,12 +30,12 @@ IMAGES = ConvTokenizer(
     image=32, downsample=8, width=96, encoder_kernel=1, quantizer=VQ(size=512, dim=16), foreground_weight=4.0)
 FEATURES = FreshVision(patch=8, width=64, layers=2, heads=4)
 
-SEEN = Contrast(mix=(Use(data="pairs"),), steps=300, batch=64, optimizer=AdamW(lr=2e-3))
+SEEN = Contrast(mix=(Use(data="pairs"),), steps=600, batch=64, optimizer=AdamW(lr=2e-3))
 TOKENIZER = Reconstruct(mix=(Use(data="pairs"),), steps=1000, batch=32, optimizer=AdamW(lr=3e-3))
 MIX = (Use(data="pairs", task="t2i", weight=0.45), Use(data="pairs", task="draw", weight=0.05),
        Use(data="pairs", task="caption", weight=0.05), Use(data="chats", weight=0.45))
 LANGUAGE = NextToken(
-    mix=MIX, steps=1400, step_tokens=4 * 256, seq_len=256, optimizer=Muon(lr=0.02, adamw_lr=4e-3),
-    schedule=Schedule(warmup=0.02, anneal=0.5), preview_every=1400, save_every=700)
+    mix=MIX, steps=2000, step_tokens=4 * 256, seq_len=256, optimizer=Muon(lr=0.02, adamw_lr=4e-3),
+    schedule=Schedule(warmup=0.02, anneal=0.5), preview_every=2000, save_every=1000)
 
 SAMPLING = Sampling(image=Choice(temperature=0.3), guidance=1.5)

@@ -17,6 +17,6 @@ recipe = replace(
     layout=replace(emu3_gen.recipe.layout, sizes=((4, 4), (4, 6), (6, 4)), pixels_per_code=base.PIXELS_PER_CODE,
                    learn="all", chat=base.CHAT),
     special_ids={}, backbone=base.BACKBONE, image_in=base.TABLE,
-    data={"pairs": replace(base.PAIRS, wide=0.3), "chats": replace(base.CHATS, wide=0.3)},
+    data={"pairs": replace(base.PAIRS, wide=0.15), "chats": replace(base.CHATS, wide=0.15)},
     stages={"tokenizer": base.TOKENIZER, "pretrain": base.LANGUAGE},
     sampling=base.SAMPLING, judge="shapes")

@@ -31,6 +31,6 @@ recipe = replace(
         "alignment": replace(READ, steps=300, schedule=Schedule(warmup=0.02, anneal=0.0)),
         "semantic": replace(READ, steps=300, reconstruction=0.25, schedule=Schedule(warmup=0.02, anneal=0.0),
                             train=Trains(rates={"tokenizer": 0.1})),
-        "sft": replace(base.LANGUAGE, steps=1100),
+        "sft": replace(base.LANGUAGE, steps=1500),
     },
     sampling=base.SAMPLING, judge="shapes")

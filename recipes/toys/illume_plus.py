@@ -24,9 +24,9 @@ recipe = replace(
     illume_plus_3b.recipe, name="illume_plus", about="ILLUME+ at toy scale: 16 semantic and 16 pixel codes.",
     text=base.TEXT, features=base.FEATURES, decoder=FlowDecoder(scale=2, foreground_weight=4.0),
     image_tokenizer=DualTokenizer(
-        image=32, downsample=8, width=96, index="separate", semantic=VQ(size=256, dim=16), pixel=VQ(size=512, dim=16),
+        image=32, downsample=8, width=96, index="separate", semantic=VQ(size=32, dim=16), pixel=VQ(size=512, dim=16),
         encoder_kernel=1, foreground_weight=4.0),
-    codebooks=(Codebook(name="semantic", size=256), Codebook(name="visual", size=512)),
+    codebooks=(Codebook(name="semantic", size=32), Codebook(name="visual", size=512)),
     continuous=(Continuous(name="vision", channels=64, placeholder="<vision>"),),
     layout=replace(
         LAYOUT, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE, replacement="<unconditional>",
@@ -39,6 +39,6 @@ recipe = replace(
     stages={
         "features": base.SEEN, "tokenizer": base.TOKENIZER,
         "detokenizer": Detokenize(mix=(Use(data="large"),), steps=600, batch=32, optimizer=AdamW(lr=4e-3)),
-        "pretrain": replace(base.LANGUAGE, train=Trains(frozen=("vision",))),
+        "pretrain": replace(base.LANGUAGE, train=Trains(rates={"vision": 0.05})),
     },
     sampling=base.SAMPLING, judge="shapes")

@@ -10,6 +10,7 @@ from recipes.systems import janus_pro_1b
 from recipes.toys import base
 from unimm.config.model import RecipeVision, SeparateHead, VisionFeatures
 from unimm.config.tokens import Codebook, Continuous
+from unimm.config.trains import Trains
 
 recipe = replace(
     janus_pro_1b.recipe, name="janus", about="Janus at toy scale: features in, codes of an own head out.",
@@ -20,5 +21,6 @@ recipe = replace(
                    chat=base.CHAT), special_ids={},
     backbone=base.BACKBONE, image_in=VisionFeatures(encoder=RecipeVision(), image=32, dim=16),
     image_out=SeparateHead(), data=base.DATA,
-    stages={"features": base.SEEN, "tokenizer": base.TOKENIZER, "pretrain": base.LANGUAGE},
+    stages={"features": base.SEEN, "tokenizer": base.TOKENIZER,
+            "pretrain": replace(base.LANGUAGE, train=Trains(rates={"vision": 0.05}))},
     sampling=base.SAMPLING, judge="shapes")

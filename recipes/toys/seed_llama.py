@@ -33,6 +33,6 @@ recipe = replace(
         "tokenizer": replace(base.TOKENIZER, steps=1600),
         "words": replace(base.LANGUAGE, mix=(Use(data="text"),), steps=150, drop_context=0.0),
         "pretrain": replace(base.LANGUAGE, mix=base.MIX[:3], steps=300, train=LORA),
-        "sft": replace(base.LANGUAGE, steps=900, train=LORA),
+        "sft": replace(base.LANGUAGE, steps=1550, train=LORA),
     },
     sampling=base.SAMPLING, judge="shapes")

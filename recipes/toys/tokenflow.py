@@ -16,11 +16,11 @@ from unimm.config.quantizers import VQ
 from unimm.config.tokens import Codebook
 
 recipe = replace(
-    tokenflow_t2i_7b.recipe, name="tokenflow", about="TokenFlow at toy scale: 512 indices of two codebooks.",
+    tokenflow_t2i_7b.recipe, name="tokenflow", about="TokenFlow at toy scale: 64 indices of two codebooks.",
     text=base.TEXT, features=base.FEATURES, image_tokenizer=DualTokenizer(
-        image=32, downsample=8, width=96, index="shared", semantic=VQ(size=512, dim=8), pixel=VQ(size=512, dim=16),
-        semantic_weight=0.2, tune=True, encoder_kernel=1, foreground_weight=4.0),
-    codebooks=(Codebook(name="visual", size=512),),
+        image=32, downsample=8, width=96, index="shared", semantic=VQ(size=64, dim=8), pixel=VQ(size=64, dim=16),
+        semantic_weight=0.05, tune=True, encoder_kernel=1, foreground_weight=4.0),
+    codebooks=(Codebook(name="visual", size=64),),
     layout=replace(tokenflow_t2i_7b.recipe.layout, sizes=base.SIZES, pixels_per_code=base.PIXELS_PER_CODE,
                    chat=base.CHAT),
     special_ids={}, backbone=base.BACKBONE, image_in=CodeVectors(depth=2, places=24),
