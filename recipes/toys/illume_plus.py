@@ -1,8 +1,9 @@
 """ILLUME+ at toy scale: semantic codes before pixel codes, features in, a diffusion decoder that doubles the size.
 
 Differs from the paper: one shape of picture; the semantic encoder is trained here, by contrast; one stage of the
-language model, its encoder frozen. Its semantic codes see the whole picture, so that the same patch has many
-(perplexity 163 of 256, where the pixel codes have 24), and they come first: drawing is learned late.
+language model, in which the encoder goes on learning at a twentieth of the rate. Its semantic codes see the whole
+picture and come first, so that drawing is learned late. Tried: 256 of them (perplexity 163, where the pixel codes have
+24) in 1,400 steps, which drew 20 % of single objects right.
 """
 
 from dataclasses import replace

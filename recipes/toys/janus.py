@@ -1,7 +1,8 @@
 """Janus at toy scale: pictures are read as features of an encoder, written as codes of a table and head of their own.
 
 Differs from the paper: the encoder is small, trained here by contrast, as SigLIP was elsewhere; one stage stands for
-the paper's three.
+the paper's three, in which the encoder goes on learning at a twentieth of the rate. Tried: at the full rate questions
+of colour were answered as by chance (29 %), and 55 % of all.
 """
 
 from dataclasses import replace

@@ -1,7 +1,8 @@
 """Ming-UniVision at toy scale: continuous latents in and out, a flow head, edits over several rounds.
 
 Differs from the paper: 16 latents of 16 channels; the encoder, the expander and the pixel decoder learn in one stage.
-Tried: without places it drew 52 % of single objects right and answered 67 %.
+Drawn latents differ from encoded ones, so that edits of what it drew go wrong. Tried: 1,400 steps, not 2,000, drew 40 %
+of single objects right.
 """
 
 from dataclasses import replace

@@ -1,7 +1,8 @@
 """SEED-LLaMA at toy scale: 1-D causal tokens, a backbone taught by low-rank adapters and new rows.
 
 Differs from the paper: 16 tokens, not 32, which the tokenizer's own decoder draws; the backbone is fresh, so that a
-stage on sentences alone stands for its language model.
+stage on sentences alone stands for its language model. What it draws wrong is mostly where things are, and one picture
+in ten comes back wrong from its tokens. Tried: 900 steps of the last stage, not 1,550, drew 40 % of single objects right.
 """
 
 from dataclasses import replace

@@ -1,9 +1,9 @@
 """TokenFlow at toy scale: one index addresses a semantic and a pixel codebook, chosen by their joint distance.
 
 Differs from the paper: one model draws and answers; one scale of codes; the semantic encoder is trained here, by
-contrast, and goes on learning with the tokenizer. Its features see the whole picture, so that the same patch has many
-indices (perplexity 300, where a patch alone gives 24): they are read well and hard to write. Tried: without places it
-drew 10 % of single objects right.
+contrast, and goes on learning with the tokenizer. Its features see the whole picture, so that of 512 indices the same
+patch has many (perplexity 300, where a patch alone gives 24), which are hard to write: 34 % of single objects were
+drawn right, whatever the weight of the features' distance. Of 64 most are left to the pixels.
 """
 
 from dataclasses import replace
