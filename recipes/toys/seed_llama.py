@@ -2,7 +2,8 @@
 
 Differs from the paper: 16 tokens, not 32, which the tokenizer's own decoder draws; the backbone is fresh, so that a
 stage on sentences alone stands for its language model. What it draws wrong is mostly where things are, and one picture
-in ten comes back wrong from its tokens. Tried: 900 steps of the last stage, not 1,550, drew 40 % of single objects right.
+in ten comes back wrong from its tokens. Tried: 900 steps of the last stage, not 1,550, drew 40 % of single objects
+right.
 """
 
 from dataclasses import replace
