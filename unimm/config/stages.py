@@ -110,7 +110,7 @@ class Stage:
 
     def __post_init__(self):
         check(self, len(self.mix) > 0, "mix", "at least one Use of a dataset")
-        check(self, self.zero > 0 or not self.offload, "offload", "False at zero 0, or zero be 1, 2 or 3")
+        check(self, self.zero > 0 or not self.offload, "offload", "False at zero 0: set zero to 1, 2 or 3")
 
 
 @config(positive="batch")
@@ -174,7 +174,7 @@ class NextToken(Stage):
         check(self, self.step_tokens % self.seq_len == 0, "step_tokens",
               f"a multiple of seq_len ({self.seq_len:,}): {nearest(self.step_tokens, self.seq_len)}")
         # At zero 3 layers are whole only while they run.
-        check(self, not (self.compile and self.zero == 3), "compile", "False at zero 3, or zero be 2 or less")
+        check(self, not (self.compile and self.zero == 3), "compile", "False at zero 3: set zero to 2 or less")
 
     @property
     def rows(self) -> int:
