@@ -1,8 +1,8 @@
 """ETT at toy scale: a tokenizer that goes on learning from answers about its pictures, through its codes' vectors.
 
 Differs from the paper: questions stand for captions; the stages behind the joint one read and draw in one model.
-The joint stage took reconstruction from 36.7 to 37.4 dB; whether it helps answers was not measured against a frozen
-one.
+The joint stage took reconstruction from 36.7 to 37.4 dB, and answers after it from 53.2 % with a frozen tokenizer to
+54.1 %, which is within chance.
 """
 
 from dataclasses import replace

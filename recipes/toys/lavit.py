@@ -2,7 +2,7 @@
 
 Differs from the paper: pixels are given back, not features alone; the decoder is the tokenizer's own; a code is what a
 patch shows times where it is, since kept patches have no grid. Tried: places learned before a codebook of 2,048, which
-gave 2 % of pictures back.
+gave 2 % of pictures back. What is told below was reached in 1,400 steps of the language model; now they are 2,000.
 """
 
 from dataclasses import replace
