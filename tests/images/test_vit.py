@@ -222,7 +222,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_line():
     assert "below 216" in refused(SEED, Codes((Level(np.full((6, 1), 216)),)))
     assert "one of (1 to 16, 1)" in refused(LAVIT, Codes((Level(np.zeros((3, 2))),)))
     assert "0 level(s) of nothing" in refused(LAVIT, Latents(np.zeros((3, 8), np.float32)))
-    assert "one of (16, 6) below inf" in refused(MING, Latents(np.zeros((15, 6), np.float32)))
+    assert "16 latents of 6 channels" in refused(MING, Latents(np.zeros((15, 6), np.float32)))
     assert "latents" in refused(MING, Codes((Level(np.zeros((16, 1))),)))
     assert "latents" in refused(MING, Latents(np.full((16, 6), np.nan, np.float32)))
 

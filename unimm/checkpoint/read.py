@@ -153,5 +153,5 @@ def load_buffers(path: Path, module: nn.Module) -> None:
     """
     here, parameters = module.state_dict(), dict(module.named_parameters(remove_duplicate=False))
     for name, stored in open_weights(path).items():
-        if name not in parameters:
+        if name in here and name not in parameters:
             here[name].copy_(stored.read())

@@ -130,8 +130,10 @@ class ImageTokenizer(nn.Module):
                 for rows, (low, high, columns, least, most) in zip(found, wanted)]
         if len(found) != len(wanted) or not all(fits):
             given = " and ".join(f"{rows.shape}, {rows.min()} to {rows.max()}" for rows in found) or "nothing"
-            ours = " and ".join(f"one of ({least}{f' to {most}' if least < most else ''}, {columns}) below {high}"
-                                for _, high, columns, least, most in wanted)
+            counts = [f"{least} to {most}" if least < most else f"{least}" for *_, least, most in wanted]
+            ours = " and ".join(f"one of ({count}, {columns}) below {high}" if depth else
+                                f"{count} latents of {columns} channels"
+                                for count, (_, high, columns, *_) in zip(counts, wanted))
             raise TokenizerError(f"{'codes' if depth else 'latents'} {number} are {len(found)} level(s) of {given}; "
                                  f"this image tokenizer has {ours}")
         return grids[-1][0] * self.patch, grids[-1][1] * self.patch
